@@ -1,0 +1,146 @@
+"""Read a teacher's reply with regular expressions: two summaries, their scores, the better one.
+
+The parser meets what models really write (labels in bold or as headings, scores as 17/18 or
+5 + 5 + 3 + 4 = 17, code fences, <think> blocks). Where there is no honest reading it says why.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+LOWEST, HIGHEST = 4, 18
+CRITERIA = ("coherence", "consistency", "fluency", "relevance")
+
+# What may stand before and behind a label: markup, never words.
+_OPEN = r"^[ \t]*(?:(?:[#>*_<\[(`]|[-•](?=[ \t]))[ \t]*)*"
+_CLOSE = r"[ \t]*[*_>\])`]*"
+# A note in parentheses, then a colon or the end of the line; `**Label:**` and `**Label** text` too.
+_END = rf"{_CLOSE}(?:[ \t]*\([^()\n]*\))?{_CLOSE}[ \t]*(?:[:：][ \t]*[*_`]*|[-–—=](?=[ \t])|$)"
+_SUMMARY = re.compile(
+    rf"{_OPEN}summary[ \t]*(?:number|no\.?|#)?[ \t]*(?P<n>[12]|one|two){_END}[ \t]*"
+    rf"|{_OPEN}(?:the[ \t]+)?(?P<nth>first|second)[ \t]+summary{_END}[ \t]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FIELD = re.compile(
+    rf"{_OPEN}(?P<name>coherence|consistency|fluency|relevance"
+    r"|(?:total|overall|final)(?:[ \t]+(?:score|rating))?|score|rating|ratings|scores|evaluation"
+    r"|explanation|justification|reasoning|rationale)"
+    rf"(?:[ \t]+score)?(?:[ \t]+(?:for|of)[ \t]+summary[ \t]*[12])?{_END}(?P<rest>.*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BEST = re.compile(
+    rf"{_OPEN}(?:the[ \t]+)?(?:best|better|preferred|winner|winning)(?:[ \t]+(?:summary|one))?"
+    rf"(?:{_END}|[ \t]+(?:is|=)[ \t]*[:]?)\s*(?P<rest>.*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_WHICH = re.compile(
+    r"^[\W_]*(?:the[ \t]+)?(?:summary[ \t]*(?:number|no\.?|#)?[ \t]*)?[\W_]*"
+    r"(?P<n>[12]|one|two|first|second)\b(?![/.]\d)(?P<rest>.*)$",
+    re.IGNORECASE,
+)
+_NUMBER = r"\d+(?:\.\d+)?"
+_SCORE = re.compile(
+    rf"^[\s*_<(\[`]*(?:[\d.+\s]*=[\s*_<(\[`]*)?(?P<score>{_NUMBER})[\s*_>)\]`]*"
+    rf"(?:(?:/|out[ \t]+of)[\s*_]*(?P<of>{_NUMBER})|points?)?[\s*_>)\]`.,;]*(?P<after>.*)$",
+    re.IGNORECASE,
+)
+_ORDINAL = {"1": 1, "one": 1, "first": 1, "2": 2, "two": 2, "second": 2}
+_THINKING = re.compile(
+    r"<(think|thinking|reasoning)>.*?</\1>|^.*</(?:think|thinking|reasoning)>",
+    re.DOTALL | re.IGNORECASE,
+)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$\n?", re.MULTILINE)
+
+
+class ParseError(ValueError):
+    """A reply without an honest reading; the message is the reason, in a few words."""
+
+
+@dataclass(frozen=True)
+class ParsedReply:
+    """Two summaries in the order given, with totals of 4 to 18; `best` is 0 or 1."""
+
+    summaries: tuple[str, str]
+    scores: tuple[float, float]
+    best: int
+    criteria: tuple[dict[str, float], dict[str, float]] = field(default=({}, {}))
+
+
+def parse_reply(reply: str) -> ParsedReply:
+    """Read a reply. Raises ParseError with the reason where it cannot be read honestly."""
+    text = _FENCE.sub("", _THINKING.sub("", reply.replace("\r\n", "\n"))).strip()
+    if re.search(r"<(think|thinking|reasoning)>", text, re.IGNORECASE):
+        raise ParseError("cut off while thinking")
+    first, second, best_text = _sections(text)
+    parsed = [_read_section(section) for section in (first, second)]
+    summaries, scores, criteria = zip(*parsed, strict=True)
+    best = _read_best(best_text)
+    if scores[0] != scores[1] and best != (scores[1] > scores[0]):
+        raise ParseError("the best summary contradicts the scores")
+    return ParsedReply(summaries, scores, best, criteria)
+
+
+def _sections(text: str) -> tuple[str, str, str]:
+    """The parts under "Summary 1", "Summary 2" and "Best summary"."""
+    labels = {1: [], 2: []}
+    for match in _SUMMARY.finditer(text):
+        labels[_ORDINAL[(match["n"] or match["nth"]).lower()]].append(match)
+    if not labels[1] or not labels[2]:
+        raise ParseError("no two summaries")
+    if len(labels[1]) > 1 or len(labels[2]) > 1 or labels[1][0].start() > labels[2][0].start():
+        raise ParseError("the summaries are labelled more than once or out of order")
+    bests = [m for m in _BEST.finditer(text, labels[2][0].end())]
+    if not bests:
+        raise ParseError("no best summary")
+    best = bests[-1]
+    return (
+        text[labels[1][0].end() : labels[2][0].start()],
+        text[labels[2][0].end() : best.start()],
+        best["rest"],
+    )
+
+
+def _read_section(section: str) -> tuple[str, float, dict[str, float]]:
+    """The summary's text, its total and its criteria, from the part under its label."""
+    fields = list(_FIELD.finditer(section))
+    summary = _clean(section[: fields[0].start()] if fields else section)
+    if not summary or re.fullmatch(
+        r"[<(\[].{0,60}summary[^\n]{0,60}[>)\]]", summary, re.IGNORECASE
+    ):
+        raise ParseError("an empty summary")
+    totals, criteria = [], {}
+    for match in fields:
+        name = match["name"].lower()
+        if name in CRITERIA:
+            if (value := _read_number(match["rest"])) is not None:
+                criteria[name] = value
+        elif name.startswith(("total", "overall", "final")) or name in ("score", "rating"):
+            totals.append(_read_number(match["rest"]))
+    if not totals or totals[-1] is None:
+        raise ParseError("a score is missing or not a number")
+    if not LOWEST <= totals[-1] <= HIGHEST:
+        raise ParseError(f"a score outside {LOWEST} to {HIGHEST}")
+    return summary, totals[-1], criteria
+
+
+def _read_number(rest: str) -> float | None:
+    match = _SCORE.match(rest)
+    if not match or re.match(r"(?:to|or|-|–)\s*\d", match["after"]):
+        return None
+    return float(match["score"])
+
+
+def _read_best(rest: str) -> int:
+    match = _WHICH.match(rest.strip())
+    if not match or re.match(r"\s*(?:or|and|/)\s", match["rest"]):
+        raise ParseError("the best summary is not named")
+    return _ORDINAL[match["n"].lower()] - 1
+
+
+def _clean(text: str) -> str:
+    """A summary without rules, quotes and emphasis around the whole of it."""
+    text = re.sub(r"(?:^|\n)[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*(?=\n|$)", "\n", text).strip()
+    for mark in ("**", "__", "*", '"'):
+        inner = text[len(mark) : -len(mark)]
+        if len(text) > 2 * len(mark) and text == f"{mark}{inner}{mark}" and mark not in inner:
+            text = inner.strip()
+    return re.sub(r"\n{3,}", "\n\n", text)

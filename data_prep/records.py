@@ -1,0 +1,166 @@
+"""JSON Lines files that survive a crash, settings that tell what made them, one-line errors.
+
+Every stage reads and writes through these functions: whole files appear under their name only
+when finished, appended files are flushed record by record and repaired after a kill.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+class UserError(Exception):
+    """What the user can mend; printed as one line: what, where, what to do."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main`; what a user can cause ends in one line and exit code 1, or 130."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; what is done is saved, the same command goes on from here", file=sys.stderr
+        )
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EACCES,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EDQUOT,
+            errno.EPERM,
+            errno.EEXIST,
+        ):
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(
+            f"error: {error.strerror}{where}; what was finished is kept, mend this and run again"
+        )
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def parse_line(line: bytes, where: str, fields: Iterable[str] = ()) -> dict | None:
+    """One record, or None with a warning that names `where` if the line is not usable."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        warn(f"{where}: not valid JSON, line skipped")
+        return None
+    missing = fields if not isinstance(record, dict) else [f for f in fields if f not in record]
+    if not isinstance(record, dict) or missing:
+        warn(f"{where}: lacks {', '.join(missing) or 'an object'}, line skipped")
+        return None
+    return record
+
+
+def read_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> Iterator[dict]:
+    """Yield the records of a JSON Lines file; broken lines are named and skipped.
+
+    Raises UserError if the file is missing or unreadable; `made_by` is the command to suggest.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        hint = f"; make it with `{made_by}`" if made_by else ""
+        raise UserError(f"cannot read {path}: {error.strerror}{hint}") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            if line.strip() and (record := parse_line(line, f"{path}:{number}", fields)):
+                yield record
+
+
+def load_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> list[dict]:
+    """All records of a file that must not be empty. Raises UserError."""
+    records = list(read_records(path, fields, made_by))
+    if not records:
+        hint = f"; make it with `{made_by}`" if made_by else ""
+        raise UserError(f"{path} holds no usable record{hint}")
+    return records
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_records(path: Path, records: Iterable[dict]) -> None:
+    """Write a JSON Lines file that appears whole or not at all."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """Open an append-only file for one writer, cutting off the torn last line of a kill.
+
+    Raises UserError if another process is writing to it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path} is being written by another run; wait for it") from None
+        file.truncate(_end_of_last_line(file))
+        yield file
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    position = file.seek(0, os.SEEK_END)
+    while position > 0:
+        start = max(0, position - 65536)
+        file.seek(start)
+        newline = file.read(position - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        position = start
+    return 0
+
+
+def append_record(file: BinaryIO, record: dict) -> None:
+    """Append one line; on return it is on disk."""
+    file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def file_sha(path: Path) -> str:
+    """First 12 hex digits of the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def is_made(folder: Path, settings: dict) -> bool:
+    """Whether `folder` was finished with exactly these settings (see `mark_made`)."""
+    try:
+        return json.loads((folder / "made.json").read_bytes()) == json.loads(json.dumps(settings))
+    except (OSError, ValueError):
+        return False
+
+
+def mark_made(folder: Path, settings: dict) -> None:
+    """Record in `folder`/made.json the settings that made its files, once they are finished."""
+    with replacing(folder / "made.json") as temporary:
+        temporary.write_text(json.dumps(settings) + "\n")

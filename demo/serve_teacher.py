@@ -1,0 +1,180 @@
+"""An extractive teacher behind an OpenAI-compatible endpoint on loopback, for the demo.
+
+LexRank writes the first summary and Luhn's method the shorter second one (both by sumy); each is
+rated by measures of the summary against the text. The answer has the format that
+prompts/summarize/teacher.jinja asks for. With a command after `--`, serves only while the command
+runs, which finds the endpoint in TOGETHER_BASE_URL and a placeholder key; keys and endpoints of
+the surrounding environment are not passed on.
+
+    python -m demo.serve_teacher -- python -m data_prep.generate_replies --help
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pysbd
+from sumy.evaluation import cosine_similarity, unit_overlap
+from sumy.models import TfDocumentModel
+from sumy.nlp.stemmers import Stemmer
+from sumy.parsers.plaintext import PlaintextParser
+from sumy.summarizers.lex_rank import LexRankSummarizer
+from sumy.summarizers.luhn import LuhnSummarizer
+from sumy.utils import get_stop_words
+
+from data_prep.records import run
+
+MODEL = "extractive-lexrank"
+STOP_WORDS = get_stop_words("english")
+LONG, SHORT = 60, 45  # words a summary aims at
+
+
+class Tokenizer:
+    """What sumy needs of a tokenizer, without the data that its own would download."""
+
+    def to_sentences(self, text: str) -> list[str]:
+        return [s.strip() for s in pysbd.Segmenter(language="en").segment(text) if s.strip()]
+
+    def to_words(self, text: str) -> list[str]:
+        return [w for w in map(_bare, text.split()) if w]
+
+
+def _bare(word: str) -> str:
+    return word.strip(".,;:!?()[]\"'").lower()
+
+
+def pick_sentences(document, summarizer, words: int) -> str:
+    """The best sentences in the order of the text, as many as bring it nearest to `words`."""
+    summarizer.stop_words = STOP_WORDS
+    sentences = [str(s) for s in document.sentences]
+    best = sentences
+    for count in range(1, len(sentences)):
+        chosen = [str(s) for s in summarizer(document, count)]
+        if abs(_n_words(chosen) - words) < abs(_n_words(best) - words):
+            best = chosen
+    return " ".join(best)
+
+
+def _n_words(sentences: list[str]) -> int:
+    return sum(len(s.split()) for s in sentences)
+
+
+def rate(summary: str, text: str) -> dict[str, int]:
+    """The four criteria, each a measure of the summary's words or sentences against the text's."""
+    tokenizer = Tokenizer()
+
+    def content(part: str) -> TfDocumentModel:
+        words = [w for w in tokenizer.to_words(part) if w not in STOP_WORDS]
+        return TfDocumentModel(words or ["-"])
+
+    sentences = tokenizer.to_sentences(summary)
+    joins = [unit_overlap(content(a), content(b)) for a, b in zip(sentences, sentences[1:])]
+    return {
+        # Neighbouring sentences that share a tenth of their content words hang together.
+        "Coherence": 1 + round(4 * min(1, 10 * sum(joins) / len(joins))) if joins else 3,
+        "Consistency": 1 + round(4 * sum(s in text for s in sentences) / len(sentences)),
+        "Fluency": 1
+        + round(2 * sum(s[0].isupper() and s[-1] in ".!?" for s in sentences) / len(sentences)),
+        "Relevance": 1 + round(4 * cosine_similarity(content(summary), content(text))),
+    }
+
+
+def answer(prompt: str) -> str:
+    """Two summaries with ratings of the text that the teacher's prompt encloses."""
+    text = prompt.partition("<text>\n")[2].rpartition("\n</text>")[0].strip()
+    flat = " ".join(text.split())
+    document = PlaintextParser.from_string(flat, Tokenizer()).document
+    summaries = [
+        pick_sentences(document, LexRankSummarizer(Stemmer("english")), LONG),
+        pick_sentences(document, LuhnSummarizer(Stemmer("english")), SHORT),
+    ]
+    summaries.sort(key=len, reverse=True)
+    parts, totals = [], []
+    for number, summary in enumerate(summaries, 1):
+        scores = rate(summary, flat)
+        totals.append(sum(scores.values()))
+        lines = [f"{label}: {score}" for label, score in scores.items()]
+        parts.append(
+            "\n".join(
+                [
+                    f"Summary {number}:",
+                    summary,
+                    *lines,
+                    f"Total score: {totals[-1]}",
+                    "Explanation: computed from the words and sentences it shares with the text.",
+                ]
+            )
+        )
+    parts.append(f"Best summary: {1 if totals[0] >= totals[1] else 2}")
+    return "\n\n".join(parts)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.path.endswith("/v1/chat/completions"):
+            return self.send(404, {"error": {"message": f"no such path: {self.path}"}})
+        if request["model"] != MODEL:
+            return self.send(404, {"error": {"message": f"no such model: {request['model']}"}})
+        prompt = request["messages"][-1]["content"]
+        text = answer(prompt)
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
+        usage["total_tokens"] = sum(usage.values())
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        self.send(
+            200,
+            {
+                "id": "local",
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": MODEL,
+                "choices": [choice],
+                "usage": usage,
+            },
+        )
+
+    def send(self, status: int, body: dict) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("command", nargs="*", help="what to run against the endpoint, after --")
+    args = parser.parse_args()
+    server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
+    url = f"http://127.0.0.1:{server.server_port}"
+    if not args.command:
+        print(f"serving {MODEL}; TOGETHER_BASE_URL={url} TOGETHER_API_KEY=local", flush=True)
+        server.serve_forever()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TOGETHER_")}
+    environment |= {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": "local"}
+    process = subprocess.Popen(args.command, env=environment)
+    while True:
+        try:
+            sys.exit(process.wait())
+        except KeyboardInterrupt:
+            continue  # the command gets the same signal and ends in its own way
+
+
+if __name__ == "__main__":
+    run(main)
