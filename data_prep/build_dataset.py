@@ -6,13 +6,12 @@ data/hub/README.md. Loads with `datasets.load_dataset("data/hub")`.
     python -m data_prep.build_dataset
 """
 
-import argparse
 from pathlib import Path
 
 from datasets import Dataset
 
 from data_prep.generate_replies import TEMPLATE
-from data_prep.records import load_records, read_records, replacing, run
+from data_prep.records import load_records, read_records, replacing, run, script_parser
 from prompts import FOLDER, answer_message, render, student_messages, template_sha
 
 CARD = "summarize/dataset_card.md.jinja"
@@ -66,9 +65,7 @@ def mean_words(pairs: list[dict], side: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--pairs", type=Path, default=Path("data/pairs"), help="folder")
     parser.add_argument("--replies", type=Path, default=Path("data/replies"), help="folder")
     parser.add_argument("--output", type=Path, default=Path("data/hub"), help="folder")

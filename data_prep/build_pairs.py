@@ -15,7 +15,7 @@ from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from data_prep.parse_reply import ParseError, parse_reply
-from data_prep.records import UserError, load_records, mark_made, run, write_records
+from data_prep.records import UserError, load_records, mark_made, run, script_parser, write_records
 
 
 def to_pair(extract: dict, reply: dict) -> dict:
@@ -129,9 +129,7 @@ def report(split: str, pairs: list[dict], dropped: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--extracts", type=Path, default=Path("data/extracts"), help="folder")
     parser.add_argument("--replies", type=Path, default=Path("data/replies"), help="folder")
     parser.add_argument("--output", type=Path, default=Path("data/pairs"), help="folder")

@@ -28,6 +28,7 @@ from data_prep.records import (
     load_records,
     read_records,
     run,
+    script_parser,
     warn,
 )
 from prompts import render, template_sha
@@ -188,9 +189,7 @@ async def generate_split(split: str, args: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--extracts", type=Path, default=Path("data/extracts"), help="folder")
     parser.add_argument("--output", type=Path, default=Path("data/replies"), help="folder")
     parser.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])

@@ -14,7 +14,9 @@ CRITERIA = ("coherence", "consistency", "fluency", "relevance")
 _OPEN = r"^[ \t]*(?:(?:[#>*_<\[(`]|[-•](?=[ \t]))[ \t]*)*"
 _CLOSE = r"[ \t]*[*_>\])`]*"
 # A note in parentheses, then a colon or the end of the line; `**Label:**` and `**Label** text` too.
-_END = rf"{_CLOSE}(?:[ \t]*\([^()\n]*\))?{_CLOSE}[ \t]*(?:[:：][ \t]*[*_`]*|[-–—=](?=[ \t])|$)"
+_END = (
+    rf"{_CLOSE}(?:[ \t]*\([^()\n]*\))?{_CLOSE}[ \t]*(?::[ \t]*[*_`]*|[-\u2013\u2014=](?=[ \t])|$)"
+)
 _SUMMARY = re.compile(
     rf"{_OPEN}summary[ \t]*(?:number|no\.?|#)?[ \t]*(?P<n>[12]|one|two){_END}[ \t]*"
     rf"|{_OPEN}(?:the[ \t]+)?(?P<nth>first|second)[ \t]+summary{_END}[ \t]*",
@@ -88,7 +90,7 @@ def _sections(text: str) -> tuple[str, str, str]:
         raise ParseError("no two summaries")
     if len(labels[1]) > 1 or len(labels[2]) > 1 or labels[1][0].start() > labels[2][0].start():
         raise ParseError("the summaries are labelled more than once or out of order")
-    bests = [m for m in _BEST.finditer(text, labels[2][0].end())]
+    bests = list(_BEST.finditer(text, labels[2][0].end()))
     if not bests:
         raise ParseError("no best summary")
     best = bests[-1]
@@ -124,7 +126,7 @@ def _read_section(section: str) -> tuple[str, float, dict[str, float]]:
 
 def _read_number(rest: str) -> float | None:
     match = _SCORE.match(rest)
-    if not match or re.match(r"(?:to|or|-|–)\s*\d", match["after"]):
+    if not match or re.match(r"(?:to|or|-|\u2013)\s*\d", match["after"]):
         return None
     return float(match["score"])
 

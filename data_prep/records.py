@@ -4,10 +4,12 @@ Every stage reads and writes through these functions: whole files appear under t
 when finished, appended files are flushed record by record and repaired after a kill.
 """
 
+import argparse
 import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +22,17 @@ class UserError(Exception):
     """What the user can mend; printed as one line: what, where, what to do."""
 
 
+def script_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose --help shows the first line of the script's docstring and all defaults."""
+    return argparse.ArgumentParser(
+        description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; what a user can cause ends in one line and exit code 1, or 130."""
+    for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         main()
     except UserError as error:
@@ -99,7 +110,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -20,7 +20,15 @@ import fsspec
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from data_prep.records import UserError, is_made, mark_made, parse_line, run, write_records
+from data_prep.records import (
+    UserError,
+    is_made,
+    mark_made,
+    parse_line,
+    run,
+    script_parser,
+    write_records,
+)
 
 SAMPLE = "hf://datasets/togethercomputer/RedPajama-Data-1T-Sample/{}_sample.jsonl"
 SOURCES = ("arxiv", "wikipedia", "stackexchange")
@@ -184,9 +192,7 @@ def sample(args: argparse.Namespace) -> tuple[dict[str, list[dict]], Counter]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument(
         "--input",
         nargs="+",

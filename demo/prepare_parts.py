@@ -7,14 +7,13 @@ RedPajama's shape, models/smollm2-135m-instruct and a link models/minilm to the 
     python -m demo.prepare_parts
 """
 
-import argparse
 import bz2
 import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_prep.records import UserError, run, write_records
+from data_prep.records import UserError, run, script_parser, write_records
 
 ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,9 +69,7 @@ def write_student(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="folder for the text")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder for the models")
     args = parser.parse_args()

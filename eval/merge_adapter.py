@@ -1,0 +1,54 @@
+"""Merge a trained adapter into its base model, in the precision the base was published in.
+
+Reads outputs/<config>/ (the adapter axolotl wrote), writes outputs/<config>/merged. The adapter is
+added to the unquantized base: axolotl's default merge would round every matrix, the embeddings
+included, to 4 bits and back.
+
+    python -m eval.merge_adapter axolotl_configs/smollm2-135m-dpo-sft-lora.yaml
+"""
+
+import shutil
+from pathlib import Path
+
+from axolotl_configs.run_config import check_model_folder, load_run_config
+from data_prep.records import UserError, file_sha, is_made, mark_made, run, script_parser
+
+ADAPTER = "adapter_model.safetensors"
+
+
+def merge(base_model: str, adapter: Path, merged: Path) -> None:
+    """Write base + adapter as an ordinary model folder, with the tokenizer of the trained run."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(base_model, dtype="auto")
+    model = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
+    model.save_pretrained(merged)
+    AutoTokenizer.from_pretrained(adapter).save_pretrained(merged)
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    parser.add_argument("config", type=Path, help="the axolotl YAML that trained the adapter")
+    args = parser.parse_args()
+    config = load_run_config(args.config)
+    check_model_folder(config.base_model)
+    if not (config.output_dir / ADAPTER).is_file():
+        raise UserError(
+            f"no adapter in {config.output_dir}; train it with `just train {args.config.stem}`"
+        )
+    settings = {"base_model": config.base_model, "adapter": file_sha(config.output_dir / ADAPTER)}
+    if is_made(config.merged, settings):
+        print(f"{config.merged} is up to date")
+        return
+    partial = config.merged.with_name("merged.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    merge(config.base_model, config.output_dir, partial)
+    mark_made(partial, settings)
+    shutil.rmtree(config.merged, ignore_errors=True)
+    partial.rename(config.merged)
+    print(f"merged model in {config.merged}")
+
+
+if __name__ == "__main__":
+    run(main)

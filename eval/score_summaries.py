@@ -1,0 +1,231 @@
+"""Score the systems' summaries against the teacher's references, side by side on the same texts.
+
+Reads outputs/<config>/eval/summaries/*.jsonl and the references of the config's dataset, writes
+outputs/<config>/eval/scores.json and scores.md and prints the table. BERTScore (Zhang et al. 2020)
+by the bert-score package, ROUGE-L (Lin 2004) by rouge-score; differences with a paired bootstrap
+95% interval (Efron & Tibshirani 1993, percentile).
+
+    python -m eval.score_summaries axolotl_configs/smollm2-135m-dpo-sft-lora.yaml
+"""
+
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
+from data_prep.records import UserError, read_records, replacing, run, script_parser
+from eval.generate_summaries import load_test_rows, systems_of
+
+METRICS = ("bertscore_p", "bertscore_r", "bertscore_f1", "rouge_l")
+COMPARED = ("bertscore_f1", "rouge_l")
+TITLES = {
+    "bertscore_p": "BERTScore P",
+    "bertscore_r": "R",
+    "bertscore_f1": "F1",
+    "rouge_l": "ROUGE-L",
+    "words": "mean words",
+}
+NAMES = {
+    "base": "base, bare text",
+    "base_told": "base, told to summarize",
+    "tuned": "tuned adapter",
+}
+
+
+def paired_bootstrap(
+    a: list[float], b: list[float], resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of a - b and its 95% percentile interval, resampling texts with replacement."""
+    differences = np.asarray(a) - np.asarray(b)
+    picks = np.random.default_rng(seed).integers(
+        len(differences), size=(resamples, len(differences))
+    )
+    low, high = np.percentile(differences[picks].mean(axis=1), [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
+
+
+def rouge_l(candidates: list[str], references: list[str]) -> list[float]:
+    """ROUGE-L F1 of each pair, stemmed; 0 for an empty candidate."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return [
+        scorer.score(reference, candidate)["rougeL"].fmeasure
+        for candidate, reference in zip(candidates, references, strict=True)
+    ]
+
+
+class BertScore:
+    """The official BERTScorer, made to work with transformers 5 and encoders without a limit."""
+
+    def __init__(self, encoder: str, layers: int | None, batch_size: int):
+        from bert_score import BERTScorer
+
+        try:
+            self.scorer = BERTScorer(
+                model_type=encoder, num_layers=layers, batch_size=batch_size, lang="en"
+            )
+        except KeyError:
+            raise UserError(
+                f"bert-score knows no layer for {encoder}; pass --encoder-layers"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot load the encoder {encoder}: {' '.join(str(error).split())[:200]}"
+            ) from None
+        self.scorer._tokenizer.model_max_length = 512
+        self.scorer._model.float()
+
+    def __call__(self, candidates: list[str], references: list[str]) -> np.ndarray:
+        """Precision, recall and F1 of each pair, raw: shape (3, n); 0 for an empty candidate."""
+        scores = np.zeros((3, len(candidates)))
+        if full := [i for i, candidate in enumerate(candidates) if candidate.strip()]:
+            result = self.scorer.score([candidates[i] for i in full], [references[i] for i in full])
+            scores[:, full] = [part.numpy() for part in result]
+        return scores
+
+    def n_cut(self, texts: list[str]) -> int:
+        """How many texts are longer than the encoder reads (512 tokens)."""
+        return sum(len(self.scorer._tokenizer(t, verbose=False).input_ids) > 512 for t in texts)
+
+
+def load_summaries(config: RunConfig, references: dict[str, str]) -> dict[str, dict[str, dict]]:
+    """system -> id -> the latest record. Raises UserError if a system lacks a text."""
+    summaries = {}
+    for system in systems_of(config):
+        path = config.eval_dir / "summaries" / f"{system}.jsonl"
+        records = {r["id"]: r for r in read_records(path, ("id", "text"), "just summaries")}
+        if missing := references.keys() - records.keys():
+            raise UserError(
+                f"{path} lacks {len(missing)} of {len(references)} test texts; "
+                "complete it with `just summaries`, or pass the same --n"
+            )
+        summaries[system] = records
+    return summaries
+
+
+def score_systems(
+    summaries: dict[str, dict[str, dict]], references: dict[str, str], bert_score: BertScore
+) -> dict:
+    """Scores per system and text, means, and the tuned system's differences with intervals."""
+    ids = list(references)
+    golds = [references[i] for i in ids]
+    per_text, systems = {}, {}
+    for system in tqdm(summaries, desc="scoring", unit="system"):
+        records = [summaries[system][i] for i in ids]
+        texts = [record["text"] for record in records]
+        p, r, f1 = bert_score(texts, golds)
+        scores = dict(zip(METRICS, (p, r, f1, rouge_l(texts, golds)), strict=True))
+        per_text[system] = {metric: list(map(float, values)) for metric, values in scores.items()}
+        systems[system] = {
+            **{metric: float(np.mean(values)) for metric, values in scores.items()},
+            "words": float(np.mean([len(text.split()) for text in texts])),
+            "empty": sum(not text for text in texts),
+            "stopped_at_limit": sum(record["finish_reason"] == "length" for record in records),
+            "over_512_tokens": bert_score.n_cut(texts),
+        }
+    differences = {
+        f"tuned - {base}": {
+            metric: paired_bootstrap(per_text["tuned"][metric], per_text[base][metric])
+            for metric in COMPARED
+        }
+        for base in summaries
+        if base != "tuned"
+    }
+    return {
+        "n": len(ids),
+        "systems": systems,
+        "differences": differences,
+        "ids": ids,
+        "per_text": per_text,
+    }
+
+
+def table(result: dict) -> str:
+    """The scores and the differences as Markdown."""
+    columns = [*METRICS, "words"]
+    lines = [
+        "| system | " + " | ".join(TITLES[c] for c in columns) + " | n |",
+        "|---|" + "---|" * (len(columns) + 1),
+    ]
+    for system, scores in result["systems"].items():
+        cells = [f"{scores[c]:.1f}" if c == "words" else f"{scores[c]:.3f}" for c in columns]
+        lines.append(f"| {NAMES[system]} | {' | '.join(cells)} | {result['n']} |")
+    lines += [
+        "",
+        "| difference, 95% interval (paired bootstrap) | BERTScore F1 | ROUGE-L |",
+        "|---|---|---|",
+    ]
+    for name, metrics in result["differences"].items():
+        cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*metrics[m]) for m in COMPARED]
+        base = NAMES[name.removeprefix("tuned - ")]
+        lines.append(f"| tuned minus {base} | {' | '.join(cells)} |")
+    if result["n"] < 30:
+        lines += ["", f"n is {result['n']}: under 30, read the intervals with care."]
+    return "\n".join(lines)
+
+
+def example(result: dict, rows: list[dict], summaries: dict[str, dict[str, dict]]) -> str:
+    """The text whose gain over the told base is the median one, with every summary under it."""
+    gains = np.subtract(
+        result["per_text"]["tuned"]["bertscore_f1"], result["per_text"]["base_told"]["bertscore_f1"]
+    )
+    row = rows[int(np.argsort(gains)[len(gains) // 2])]
+    parts = [
+        f"The text of median gain ({row['id']}):",
+        row["text"],
+        "-- reference (teacher)",
+        row["reference"],
+    ]
+    for system, records in summaries.items():
+        parts += [f"-- {NAMES[system]}", records[row["id"]]["text"]]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    parser.add_argument("config", type=Path, help="the axolotl YAML of the run")
+    parser.add_argument("--n", type=int, help="only the first N test documents")
+    parser.add_argument(
+        "--encoder", default="microsoft/deberta-xlarge-mnli", help="Hub id or folder"
+    )
+    parser.add_argument(
+        "--encoder-layers", type=int, help="layer to compare, if not a known encoder"
+    )
+    parser.add_argument("--batch-size", type=int, default=16)
+    args = parser.parse_args()
+    config = load_run_config(args.config)
+    check_model_folder(args.encoder)
+    rows = load_test_rows(config.dataset, args.n)
+    references = {row["id"]: row["reference"] for row in rows}
+    summaries = load_summaries(config, references)
+    bert_score = BertScore(args.encoder, args.encoder_layers, args.batch_size)
+    result = score_systems(summaries, references, bert_score)
+    result["settings"] = {
+        "config": config.path.name,
+        "encoder": args.encoder,
+        "hash": bert_score.scorer.hash,
+        "rescaled": False,
+        "resamples": 10_000,
+        "seed": 0,
+        "rouge_score": version("rouge-score"),
+        "torch": version("torch"),
+        "generation": summaries["tuned"][rows[0]["id"]]["settings"],
+    }
+    text = table(result)
+    with replacing(config.eval_dir / "scores.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1))
+    note = f"BERTScore raw, {bert_score.scorer.hash}; ROUGE-L stemmed."
+    full = f"{text}\n\n{note}\n\n{example(result, rows, summaries)}\n"
+    with replacing(config.eval_dir / "scores.md") as temporary:
+        temporary.write_text(full)
+    print(f"\n{full}")
+
+
+if __name__ == "__main__":
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    run(main)
