@@ -22,8 +22,8 @@ demo: setup _demo_models
     {{ python }} -m demo.prepare_parts
     step "2/9 extracts"
     {{ python }} -m data_prep.sample_extracts --input $data/wikipedia.jsonl --output $data/extracts \
-        --tokenizer models/smollm2-135m-instruct --passages --min-tokens 120 --max-tokens 300 \
-        --min-chars 500 --max-chars 1300 --train 220 --test 32
+        --tokenizer models/smollm2-135m-instruct --passages --min-tokens 100 --max-tokens 220 \
+        --min-chars 450 --max-chars 950 --train 260 --test 40
     step "3/9 replies of the extractive teacher"
     {{ python }} -m demo.serve_teacher -- {{ python }} -m data_prep.generate_replies \
         --extracts $data/extracts --output $data/replies --model extractive-lexrank --concurrency 2

@@ -8,7 +8,6 @@ moves the old folder aside.
     python -m axolotl_configs.train_adapter axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --cpu
 """
 
-import argparse
 import os
 import re
 import shlex
@@ -25,9 +24,9 @@ from axolotl_configs.run_config import (
     fingerprint,
     load_run_config,
 )
-from data_prep.records import UserError, file_sha, is_made, mark_made, run
+from data_prep.records import UserError, file_sha, is_made, mark_made, run, script_parser
 
-PROGRESS = re.compile(r"\d+%\|.*\| *\d+/\d+ \[")
+PROGRESS = re.compile(r"(?:[\w ()=]+: +)?\d+%\|[^|]*\| *\d+/\d+ \[[^\]]*\]")
 STEP = re.compile(
     r"'loss': '?(?P<loss>[-\d.e+]+)'?(?:.*'rewards/margins': '?(?P<margin>[-\d.e+]+))?"
 )
@@ -70,8 +69,8 @@ def follow(process: subprocess.Popen, log: IO[bytes]) -> str:
         if match := STEP.search(piece):
             margin = f", margin {match['margin']}" if match["margin"] else ""
             detail = f"  loss {match['loss']}{margin}"
-        elif PROGRESS.search(piece):
-            print(f"\r{piece.strip()}{detail}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif match := PROGRESS.search(piece):
+            print(f"\r{match[0].strip()}{detail}\x1b[K", end="", file=sys.stderr, flush=True)
         elif match := ERROR.match(piece.strip()):
             error = match[0]
     print(file=sys.stderr)
@@ -112,10 +111,8 @@ def train(config: RunConfig, accelerate_options: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        epilog="All other options go to accelerate launch, e.g. --cpu --num_cpu_threads_per_process 2",
-    )
+    parser = script_parser(__doc__)
+    parser.epilog = "All other options go to `accelerate launch`, for example --cpu."
     parser.add_argument("config", type=Path, help="the axolotl YAML")
     args, accelerate_options = parser.parse_known_args()
     config = load_run_config(args.config)

@@ -1,14 +1,16 @@
 """Stage the dataset repo as it will stand on the Hub: Parquet per split and a card.
 
-Reads data/pairs and data/replies, writes data/hub/data/{train,test}-00000-of-00001.parquet and
+Reads data/pairs and data/replies, writes data/hub/data/{train,test}-*.parquet and
 data/hub/README.md. Loads with `datasets.load_dataset("data/hub")`.
 
     python -m data_prep.build_dataset
 """
 
+import hashlib
+import io
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 
 from data_prep.generate_replies import TEMPLATE
 from data_prep.records import load_records, read_records, replacing, run, script_parser
@@ -64,25 +66,42 @@ def mean_words(pairs: list[dict], side: str) -> str:
     return f"{sum(len(pair[side].split()) for pair in pairs) / len(pairs):.0f}"
 
 
+def write_parquet(folder: Path, split: str, pairs: list[dict]) -> str:
+    """Write one split and return its file name, which holds a hash of the content.
+
+    `load_dataset` caches a folder by the file names in its card: a file that changed under the
+    same name would go on being served as it was.
+    """
+    buffer = io.BytesIO()
+    Dataset.from_list([to_row(pair) for pair in pairs]).to_parquet(buffer)
+    content = buffer.getvalue()
+    name = f"{split}-00000-of-00001-{hashlib.sha256(content).hexdigest()[:12]}.parquet"
+    with replacing(folder / name) as temporary:
+        temporary.write_bytes(content)
+    print(f"{folder / name}: {len(pairs):,} rows")
+    return name
+
+
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--pairs", type=Path, default=Path("data/pairs"), help="folder")
     parser.add_argument("--replies", type=Path, default=Path("data/replies"), help="folder")
     parser.add_argument("--output", type=Path, default=Path("data/hub"), help="folder")
     args = parser.parse_args()
+    disable_progress_bars()
     splits, replies = {}, []
     for split in ("train", "test"):
         splits[split] = load_records(args.pairs / f"{split}.jsonl", ("id", "chosen"), "just pairs")
         replies += read_records(args.replies / f"{split}.jsonl", ("id", "cost_usd"), "just replies")
     made = next(read_records(args.pairs / "made.json", made_by="just pairs"))
-    for split, pairs in splits.items():
-        path = args.output / "data" / f"{split}-00000-of-00001.parquet"
-        with replacing(path) as temporary:
-            Dataset.from_list([to_row(pair) for pair in pairs]).to_parquet(temporary)
-        print(f"{path}: {len(pairs):,} rows")
-    card = render(CARD, **card_facts(splits["train"], splits["test"], replies, made))
+    data = args.output / "data"
+    names = {split: write_parquet(data, split, pairs) for split, pairs in splits.items()}
+    facts = card_facts(splits["train"], splits["test"], replies, made)
     with replacing(args.output / "README.md") as temporary:
-        temporary.write_text(card + "\n")
+        temporary.write_text(render(CARD, **facts, file_names=names) + "\n")
+    for file in data.iterdir():
+        if file.name not in names.values():
+            file.unlink()
     print(
         f"staged in {args.output}; load_dataset({str(args.output)!r}) reads it, "
         "`just publish-dataset NAME` pushes it"

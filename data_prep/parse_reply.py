@@ -11,7 +11,7 @@ LOWEST, HIGHEST = 4, 18
 CRITERIA = ("coherence", "consistency", "fluency", "relevance")
 
 # What may stand before and behind a label: markup, never words.
-_OPEN = r"^[ \t]*(?:(?:[#>*_<\[(`]|[-•](?=[ \t]))[ \t]*)*"
+_OPEN = r"^[ \t]*(?:(?:[#>*_<\[`]|[-•](?=[ \t]))[ \t]*)*"
 _CLOSE = r"[ \t]*[*_>\])`]*"
 # A note in parentheses, then a colon or the end of the line; `**Label:**` and `**Label** text` too.
 _END = (
@@ -72,33 +72,29 @@ def parse_reply(reply: str) -> ParsedReply:
     text = _FENCE.sub("", _THINKING.sub("", reply.replace("\r\n", "\n"))).strip()
     if re.search(r"<(think|thinking|reasoning)>", text, re.IGNORECASE):
         raise ParseError("cut off while thinking")
-    first, second, best_text = _sections(text)
+    first, second, best = _sections(text)
     parsed = [_read_section(section) for section in (first, second)]
     summaries, scores, criteria = zip(*parsed, strict=True)
-    best = _read_best(best_text)
     if scores[0] != scores[1] and best != (scores[1] > scores[0]):
         raise ParseError("the best summary contradicts the scores")
     return ParsedReply(summaries, scores, best, criteria)
 
 
-def _sections(text: str) -> tuple[str, str, str]:
-    """The parts under "Summary 1", "Summary 2" and "Best summary"."""
-    labels = {1: [], 2: []}
-    for match in _SUMMARY.finditer(text):
-        labels[_ORDINAL[(match["n"] or match["nth"]).lower()]].append(match)
-    if not labels[1] or not labels[2]:
+def _sections(text: str) -> tuple[str, str, int]:
+    """The parts under "Summary 1" and "Summary 2", and which is named best (0 or 1)."""
+    verdicts = [(m, _read_best(m["rest"])) for m in _BEST.finditer(text)]
+    named = [(m, best) for m, best in verdicts if best is not None]
+    end = named[-1][0].start() if named else len(text)
+    labels = [(_ORDINAL[(m["n"] or m["nth"]).lower()], m) for m in _SUMMARY.finditer(text, 0, end)]
+    numbers = [number for number, _ in labels]
+    if not {1, 2} <= set(numbers):
         raise ParseError("no two summaries")
-    if len(labels[1]) > 1 or len(labels[2]) > 1 or labels[1][0].start() > labels[2][0].start():
+    if numbers != [1, 2]:
         raise ParseError("the summaries are labelled more than once or out of order")
-    bests = list(_BEST.finditer(text, labels[2][0].end()))
-    if not bests:
-        raise ParseError("no best summary")
-    best = bests[-1]
-    return (
-        text[labels[1][0].end() : labels[2][0].start()],
-        text[labels[2][0].end() : best.start()],
-        best["rest"],
-    )
+    (_, first), (_, second) = labels
+    if not named:
+        raise ParseError("the best summary is not named" if verdicts else "no best summary")
+    return text[first.end() : second.start()], text[second.end() : end], named[-1][1]
 
 
 def _read_section(section: str) -> tuple[str, float, dict[str, float]]:
@@ -113,28 +109,33 @@ def _read_section(section: str) -> tuple[str, float, dict[str, float]]:
     for match in fields:
         name = match["name"].lower()
         if name in CRITERIA:
-            if (value := _read_number(match["rest"])) is not None:
-                criteria[name] = value
+            criteria[name] = _read_number(match["rest"])
         elif name.startswith(("total", "overall", "final")) or name in ("score", "rating"):
-            totals.append(_read_number(match["rest"]))
+            totals.append(_read_number(match["rest"], scale=HIGHEST))
     if not totals or totals[-1] is None:
         raise ParseError("a score is missing or not a number")
     if not LOWEST <= totals[-1] <= HIGHEST:
         raise ParseError(f"a score outside {LOWEST} to {HIGHEST}")
+    criteria = {name: value for name, value in criteria.items() if value is not None}
+    if len(criteria) == len(CRITERIA) and sum(criteria.values()) != totals[-1]:
+        raise ParseError("a total that is not the sum of its criteria")
     return summary, totals[-1], criteria
 
 
-def _read_number(rest: str) -> float | None:
+def _read_number(rest: str, scale: int | None = None) -> float | None:
+    """The number a field gives, unless it is a range or out of another scale."""
     match = _SCORE.match(rest)
     if not match or re.match(r"(?:to|or|-|\u2013)\s*\d", match["after"]):
+        return None
+    if scale and match["of"] and float(match["of"]) != scale:
         return None
     return float(match["score"])
 
 
-def _read_best(rest: str) -> int:
+def _read_best(rest: str) -> int | None:
     match = _WHICH.match(rest.strip())
     if not match or re.match(r"\s*(?:or|and|/)\s", match["rest"]):
-        raise ParseError("the best summary is not named")
+        return None
     return _ORDINAL[match["n"].lower()] - 1
 
 

@@ -46,6 +46,7 @@ def publish(api: HfApi, repo: str, args: argparse.Namespace) -> str:
         repo_type="dataset",
         folder_path=args.folder,
         ignore_patterns=".*",
+        delete_patterns="data/*.parquet",  # the names of earlier content
         commit_message="Update the dataset" if args.update else "Add the dataset",
     ).commit_url
 

@@ -27,7 +27,7 @@ from sumy.summarizers.lex_rank import LexRankSummarizer
 from sumy.summarizers.luhn import LuhnSummarizer
 from sumy.utils import get_stop_words
 
-from data_prep.records import run
+from data_prep.records import run, script_parser
 
 MODEL = "extractive-lexrank"
 STOP_WORDS = get_stop_words("english")
@@ -55,7 +55,7 @@ def pick_sentences(document, summarizer, words: int) -> str:
     best = sentences
     for count in range(1, len(sentences)):
         chosen = [str(s) for s in summarizer(document, count)]
-        if abs(_n_words(chosen) - words) < abs(_n_words(best) - words):
+        if chosen and abs(_n_words(chosen) - words) < abs(_n_words(best) - words):
             best = chosen
     return " ".join(best)
 

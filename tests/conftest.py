@@ -1,0 +1,219 @@
+"""Shared tools: run a stage as a user does, an OpenAI-compatible endpoint, a tiny Qwen2."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QWEN2_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment without keys and endpoints, offline; what `extra` gives on top."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TOGETHER_", "HF_"))}
+    return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **extra}
+
+
+def start_stage(module: str, *args: object, cwd: Path = ROOT, **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, args)],
+        cwd=cwd,
+        text=True,
+        env=clean_environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run_stage(
+    module: str, *args: object, cwd: Path = ROOT, code: int | None = 0, **env: str
+) -> subprocess.CompletedProcess:
+    """Run a stage's command line; assert its exit code and that no traceback is shown."""
+    process = start_stage(module, *args, cwd=cwd, **env)
+    out, err = process.communicate(timeout=600)
+    assert "Traceback" not in out + err, out + err
+    assert code is None or process.returncode == code, out + err
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def one_error_line(result: subprocess.CompletedProcess) -> str:
+    """The single line a failed stage ends with; nothing but progress may stand before it."""
+    lines = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert lines[-1].startswith("error: "), result.stderr
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    return lines[-1]
+
+
+def write_jsonl(path: Path, records: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def criteria_for(total: int) -> dict[str, int]:
+    """Scores on the four criteria that add up to `total`."""
+    criteria, left = {}, total - 4
+    for name, highest in (("Coherence", 5), ("Consistency", 5), ("Fluency", 3), ("Relevance", 5)):
+        criteria[name] = 1 + min(left, highest - 1)
+        left -= criteria[name] - 1
+    return criteria
+
+
+def teacher_reply(
+    one: str = "A first summary of it all.",
+    two: str = "Another one.",
+    scores: tuple[int, int] = (16, 12),
+    best: int | None = None,
+) -> str:
+    """A reply in exactly the format the teacher's prompt asks for."""
+    parts = []
+    for number, text, score in zip((1, 2), (one, two), scores, strict=True):
+        lines = [f"{name}: {value}" for name, value in criteria_for(score).items()]
+        parts += [
+            f"Summary {number}:",
+            text,
+            *lines,
+            f"Total score: {score}",
+            "Explanation: it reads well.",
+            "",
+        ]
+    best = best or (1 if scores[0] >= scores[1] else 2)
+    return "\n".join([*parts, f"Best summary: {best}"])
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint on loopback with a ledger of what it answered."""
+
+    def __init__(self, delay: float = 0.0, status: int = 200, message: str = "no"):
+        self.ledger: Counter = Counter()
+        self.headers: list[dict] = []
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                endpoint.headers.append(dict(self.headers))
+                time.sleep(delay)
+                if status == 200:
+                    prompt = request["messages"][-1]["content"]
+                    endpoint.ledger[prompt] += 1
+                    message = {"role": "assistant", "content": teacher_reply()}
+                    body = {
+                        "id": "x",
+                        "object": "chat.completion",
+                        "created": 1,
+                        "model": request["model"],
+                        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                        "usage": {
+                            "prompt_tokens": 1000,
+                            "completion_tokens": 100,
+                            "total_tokens": 1100,
+                        },
+                    }
+                else:
+                    body = {"error": {"message": endpoint.message}}
+                data = json.dumps(body).encode()
+                try:
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.send_header("Content-Type", "application/json")
+                    self.end_headers()
+                    self.wfile.write(data)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass  # the client was killed
+
+        self.message = message
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def endpoint():
+    started = []
+
+    def start(**options) -> Endpoint:
+        started.append(Endpoint(**options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.server.shutdown()
+        one.server.server_close()
+
+
+def make_tokenizer(folder: Path, template: str = QWEN2_TEMPLATE, bos: str | None = None):
+    """A byte-level BPE with the chatml special tokens, trained on this repo's own prose."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([(ROOT / "prompts/summarize/teacher.jinja").read_text()], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token=bos,
+        model_max_length=4096,
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory) -> Path:
+    """A random two-layer Qwen2 with a chatml tokenizer, as a model folder."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2"
+    tokenizer = make_tokenizer(folder)
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    )
+    model.save_pretrained(folder)
+    return folder

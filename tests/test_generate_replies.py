@@ -1,0 +1,148 @@
+import random
+import signal
+import time
+
+import pytest
+from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
+
+STAGE = "data_prep.generate_replies"
+KEY = "sk-secret-0123456789"
+
+
+@pytest.fixture
+def extracts(tmp_path):
+    for split, n in (("train", 60), ("test", 4)):
+        write_jsonl(
+            tmp_path / f"extracts/{split}.jsonl",
+            [{"id": f"{split}{i}", "text": f"text {split} {i}"} for i in range(n)],
+        )
+    return tmp_path
+
+
+def options(folder, *more):
+    return ["--extracts", folder / "extracts", "--output", folder / "replies", *more]
+
+
+def ask(folder, url, *more, code=0):
+    return run_stage(
+        STAGE, *options(folder, *more), code=code, TOGETHER_BASE_URL=url, TOGETHER_API_KEY=KEY
+    )
+
+
+def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
+    server = endpoint()
+    result = ask(extracts, server.url)
+    replies = read_jsonl(extracts / "replies/train.jsonl")
+    assert sorted(r["id"] for r in replies) == sorted(f"train{i}" for i in range(60))
+    assert replies[0]["usage"] == {"prompt_tokens": 1000, "completion_tokens": 100}
+    assert replies[0]["cost_usd"] == pytest.approx((1000 * 0.15 + 100 * 0.60) / 1e6)
+    assert set(replies[0]) == {
+        "id",
+        "model",
+        "prompt_sha",
+        "text",
+        "finish_reason",
+        "usage",
+        "cost_usd",
+        "created",
+    }
+    assert "$0.0126" in result.stderr  # 60 replies
+    assert len(server.ledger) == 64 and set(server.ledger.values()) == {1}
+
+    ask(extracts, server.url)  # nothing is missing, so nothing is asked
+    assert set(server.ledger.values()) == {1}
+    ask(extracts, server.url, "--model", "another/model", "--splits", "test")
+    assert len(read_jsonl(extracts / "replies/test.jsonl")) == 8
+
+
+def test_the_key_goes_to_the_endpoint_and_nowhere_else(extracts, endpoint):
+    server = endpoint()
+    result = ask(extracts, server.url)
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    refused = ask(extracts, endpoint(status=401, message="bad key").url, "--model", "m", code=1)
+    written = "".join(p.read_text() for p in extracts.rglob("*.jsonl"))
+    for text in (result.stdout, result.stderr, refused.stdout, refused.stderr, written):
+        assert KEY not in text
+
+
+def test_killed_at_random_moments_nothing_is_lost_or_doubled(extracts, endpoint):
+    server = endpoint(delay=0.05)
+    concurrency, kills = 4, 4
+    path = extracts / "replies/train.jsonl"
+    rng = random.Random(0)
+    for _ in range(kills):
+        process = start_stage(
+            STAGE,
+            *options(extracts, "--concurrency", concurrency),
+            TOGETHER_BASE_URL=server.url,
+            TOGETHER_API_KEY=KEY,
+        )
+        before = len(server.ledger)
+        while len(server.ledger) <= before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    with path.open("ab") as file:
+        file.write(b'{"id": "train59", "mod')  # a line torn by a kill
+    ask(extracts, server.url)
+    assert sorted(r["id"] for r in read_jsonl(path)) == sorted(f"train{i}" for i in range(60))
+    assert sum(server.ledger.values()) - len(server.ledger) <= concurrency * kills
+
+
+def test_ctrl_c_says_how_to_go_on(extracts, endpoint):
+    server = endpoint(delay=0.2)
+    process = start_stage(
+        STAGE,
+        *options(extracts, "--concurrency", 2),
+        TOGETHER_BASE_URL=server.url,
+        TOGETHER_API_KEY=KEY,
+    )
+    while not server.ledger:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err and "the same command goes on" in err
+    assert read_jsonl(extracts / "replies/train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "said"),
+    [
+        (401, "Invalid API key", "refuses the key (Invalid API key); check TOGETHER_API_KEY"),
+        (403, "forbidden", "refuses the key"),
+        (404, "no such model", "does not know openai/gpt-oss-120b (no such model)"),
+        (402, "credit limit", "wants payment (credit limit)"),
+        (400, "context too long", "10 requests in a row failed, the last with: context too long"),
+    ],
+)
+def test_what_asking_again_cannot_mend_stops_the_run(extracts, endpoint, status, message, said):
+    server = endpoint(status=status, message=message)
+    result = ask(extracts, server.url, code=1)
+    assert said in one_error_line(result)
+    assert len(server.headers) <= 16 + 10  # at most what was in flight, no storm
+
+
+def test_without_key_and_endpoint(extracts):
+    result = run_stage(STAGE, *options(extracts), code=1)
+    line = one_error_line(result)
+    assert "TOGETHER_API_KEY" in line and "TOGETHER_BASE_URL" in line
+
+
+def test_a_base_url_with_v1_is_refused(extracts):
+    result = run_stage(STAGE, *options(extracts), code=1, TOGETHER_BASE_URL="http://127.0.0.1:9/v1")
+    assert "leave out /v1" in one_error_line(result)
+
+
+def test_no_extracts_says_how_to_make_them(tmp_path):
+    result = ask(tmp_path, "http://127.0.0.1:9", code=1)
+    assert "just extracts" in one_error_line(result)
+
+
+def test_an_unknown_price_is_said(extracts, endpoint):
+    result = ask(extracts, endpoint().url, "--model", "some/model", "--limit", 2)
+    assert "no price for some/model" in result.stderr
+    assert read_jsonl(extracts / "replies/train.jsonl")[0]["cost_usd"] is None
+    assert len(read_jsonl(extracts / "replies/train.jsonl")) == 2

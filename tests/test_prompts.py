@@ -1,0 +1,26 @@
+import jinja2
+import pytest
+
+from prompts import FOLDER, render, student_messages, template_sha
+
+
+def test_a_missing_variable_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="text"):
+        render("summarize/teacher.jinja")
+
+
+@pytest.mark.parametrize("text", ["plain", "{{ 7 * 7 }} {% raw %}", "<b>&amp;</b>\n\nÉ 文"])
+def test_a_text_is_data_in_every_prompt(text):
+    assert text in render("summarize/teacher.jinja", text=text)
+    assert text in render("summarize/told.jinja", text=text)
+
+
+def test_the_student_gets_the_bare_text_or_the_text_in_a_template():
+    assert student_messages("a text") == [{"role": "user", "content": "a text"}]
+    told = student_messages("a text", "summarize/told.jinja")[0]["content"]
+    assert told.endswith("a text") and told != "a text"
+
+
+def test_the_hash_tells_templates_apart():
+    shas = {template_sha(p.relative_to(FOLDER).as_posix()) for p in FOLDER.rglob("*.jinja")}
+    assert len(shas) == len(list(FOLDER.rglob("*.jinja"))) >= 3
