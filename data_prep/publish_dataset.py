@@ -15,6 +15,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from data_prep.records import UserError, run, script_parser
 
+# The client wraps a failed upload in a RuntimeError.
+HUB_ERRORS = (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    httpx.HTTPError,
+    RuntimeError,
+)
+
 
 def files_of(folder: Path) -> dict[str, int]:
     """Path in the repo -> bytes. Raises UserError if the folder is not a staged dataset."""
@@ -64,7 +73,8 @@ def explain(error: Exception, repo: str) -> str:
         if status == 403:
             return f"this token may not write to {repo}; check the name and the token's rights"
         return f"the Hub answered {status} for {repo}; run again to finish"
-    return f"the connection to the Hub failed ({type(error).__name__}); run again to finish"
+    cause = type(error.__cause__ or error).__name__
+    return f"the connection to the Hub failed ({cause}); run again to finish"
 
 
 def main() -> None:
@@ -95,7 +105,7 @@ def main() -> None:
             )
             return
         print(f"pushed: {publish(api, args.repo, args)}")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, httpx.HTTPError) as error:
+    except HUB_ERRORS as error:
         raise UserError(explain(error, args.repo)) from None
 
 

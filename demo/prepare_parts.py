@@ -30,7 +30,8 @@ def clean_markup(text: str) -> str:
     """Drop what gensim's filter leaves: quotes for bold and italics, headings, lists, tables."""
     lines = re.sub(r"'{2,}", "", text).splitlines()
     kept = (line for line in lines if not re.match(r"\s*(?:=+.*=+\s*$|[*#:;|!{}])", line))
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"\( *[,;]? *\)|(?<= ) +", "", "\n".join(kept))).strip()
+    text = re.sub(r" {2,}", " ", re.sub(r"\( *[,;]? *\)", "", "\n".join(kept)))
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def write_articles(path: Path) -> None:

@@ -21,8 +21,8 @@ from itertools import pairwise
 import pysbd
 from sumy.evaluation import cosine_similarity, unit_overlap
 from sumy.models import TfDocumentModel
+from sumy.models.dom import ObjectDocumentModel, Paragraph, Sentence
 from sumy.nlp.stemmers import Stemmer
-from sumy.parsers.plaintext import PlaintextParser
 from sumy.summarizers.lex_rank import LexRankSummarizer
 from sumy.summarizers.luhn import LuhnSummarizer
 from sumy.utils import get_stop_words
@@ -72,14 +72,18 @@ def rate(summary: str, text: str) -> dict[str, int]:
         words = [w for w in tokenizer.to_words(part) if w not in STOP_WORDS]
         return TfDocumentModel(words or ["-"])
 
-    sentences = tokenizer.to_sentences(summary)
+    sentences = tokenizer.to_sentences(summary) or [summary]
     joins = [unit_overlap(content(a), content(b)) for a, b in pairwise(sentences)]
     return {
         # Neighbouring sentences that share a tenth of their content words hang together.
         "Coherence": 1 + round(4 * min(1, 10 * sum(joins) / len(joins))) if joins else 3,
         "Consistency": 1 + round(4 * sum(s in text for s in sentences) / len(sentences)),
         "Fluency": 1
-        + round(2 * sum(s[0].isupper() and s[-1] in ".!?" for s in sentences) / len(sentences)),
+        + round(
+            2
+            * sum(s[:1].isupper() and s.endswith((".", "!", "?")) for s in sentences)
+            / len(sentences)
+        ),
         "Relevance": 1 + round(4 * cosine_similarity(content(summary), content(text))),
     }
 
@@ -88,7 +92,9 @@ def answer(prompt: str) -> str:
     """Two summaries with ratings of the text that the teacher's prompt encloses."""
     text = prompt.partition("<text>\n")[2].rpartition("\n</text>")[0].strip()
     flat = " ".join(text.split())
-    document = PlaintextParser.from_string(flat, Tokenizer()).document
+    tokenizer = Tokenizer()
+    sentences = [Sentence(s, tokenizer) for s in tokenizer.to_sentences(flat) or [flat]]
+    document = ObjectDocumentModel([Paragraph(sentences)])
     summaries = [
         pick_sentences(document, LexRankSummarizer(Stemmer("english")), LONG),
         pick_sentences(document, LuhnSummarizer(Stemmer("english")), SHORT),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -50,11 +51,9 @@ def run_stage(
 
 
 def one_error_line(result: subprocess.CompletedProcess) -> str:
-    """The single line a failed stage ends with; nothing but progress may stand before it."""
-    lines = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert lines[-1].startswith("error: "), result.stderr
-    assert sum(line.startswith("error: ") for line in lines) == 1
-    return lines[-1]
+    """The only line in which a failed stage says what is wrong."""
+    (line,) = re.findall(r"error: .*", result.stderr)
+    return line
 
 
 def write_jsonl(path: Path, records: list) -> Path:

@@ -1,0 +1,170 @@
+"""A Hub on loopback: what huggingface_hub needs to create, commit to and read dataset repos.
+
+Content lies in memory, one commit after another per repo; LFS uploads are checked by their hash.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+TOKEN = "hf_good"
+
+
+class Hub:
+    """`repos`: "datasets/me/name" -> {path: bytes}; `commits`: every commit's summary."""
+
+    def __init__(self):
+        self.repos: dict[str, dict[str, bytes]] = {}
+        self.private: dict[str, bool] = {}
+        self.commits: list[str] = []
+        self.blobs: dict[str, bytes] = {}
+        self.uploads = 0
+        self.drop_uploads = 0
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                hub.route(self, "GET")
+
+            do_POST = do_PUT = do_HEAD = lambda self: hub.route(self, self.command)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def route(self, request: BaseHTTPRequestHandler, method: str) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        path = unquote(request.path.partition("?")[0])
+        if method == "PUT":
+            return self.put_blob(request, path, body)
+        if not path.startswith("/api/validate") and (
+            request.headers.get("Authorization") != f"Bearer {TOKEN}"
+        ):
+            return self.send(request, 401, {"error": "Invalid username or password."})
+        if path == "/api/whoami-v2":
+            return self.send(request, 200, {"name": "me", "type": "user", "auth": {}})
+        if path == "/api/validate-yaml":
+            return self.send(request, 200, {"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            return self.create(request, json.loads(body))
+        if match := re.fullmatch(r"/(datasets/[^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            return self.batch(request, json.loads(body))
+        match = re.fullmatch(
+            r"/(?:api/)?(datasets/[^/]+/[^/]+)(?:/(preupload|commit|tree|revision|resolve|paths-info)"
+            r"/([^/]+)(?:/(.*))?)?",
+            path,
+        )
+        name, action, _, rest = match.groups() if match else (None,) * 4
+        if name not in self.repos:
+            return self.send(request, 404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"})
+        files = self.repos[name]
+        if action == "preupload":
+            asked = json.loads(body)["files"]
+            modes = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith(".parquet") else "regular",
+                    "shouldIgnore": False,
+                    "oid": None,
+                }
+                for f in asked
+            ]
+            return self.send(request, 200, {"files": modes})
+        if action == "commit":
+            return self.commit(request, name, body)
+        if action == "resolve":
+            return self.send_file(request, method, files, rest)
+        if action in ("tree", "paths-info"):
+            entries = [
+                {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                for p, c in files.items()
+            ]
+            return self.send(request, 200, entries)
+        info = {
+            "id": name.removeprefix("datasets/"),
+            "sha": self.sha(name),
+            "private": self.private[name],
+            "siblings": [{"rfilename": p} for p in files],
+            "tags": [],
+        }
+        return self.send(request, 200, info)
+
+    def sha(self, name: str) -> str:
+        return hashlib.sha1(f"{name}{len(self.commits)}".encode()).hexdigest()
+
+    def create(self, request, asked: dict) -> None:
+        namespace = asked.get("organization") or "me"
+        name = f"datasets/{namespace}/{asked['name']}"
+        if namespace != "me":
+            return self.send(request, 403, {"error": "no rights in this namespace"})
+        if name in self.repos:
+            return self.send(request, 409, {"error": "exists", "url": f"{self.url}/{name}"})
+        self.repos[name] = {".gitattributes": b""}
+        self.private[name] = asked.get("private", asked.get("visibility") == "private")
+        return self.send(request, 200, {"url": f"{self.url}/{name}"})
+
+    def batch(self, request, asked: dict) -> None:
+        objects = []
+        for wanted in asked["objects"]:
+            entry = dict(wanted)
+            if wanted["oid"] not in self.blobs:
+                entry["actions"] = {"upload": {"href": f"{self.url}/blob/{wanted['oid']}"}}
+            objects.append(entry)
+        self.send(request, 200, {"transfer": "basic", "objects": objects})
+
+    def put_blob(self, request, path: str, body: bytes) -> None:
+        if self.drop_uploads:
+            self.drop_uploads -= 1
+            request.close_connection = True
+            request.connection.close()
+            return
+        oid = path.rpartition("/")[2]
+        assert hashlib.sha256(body).hexdigest() == oid
+        self.blobs[oid] = body
+        self.uploads += 1
+        self.send(request, 200, {})
+
+    def commit(self, request, name: str, body: bytes) -> None:
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                self.commits.append(value["summary"])
+            elif line["key"] == "file":
+                self.repos[name][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.repos[name][value["path"]] = self.blobs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                self.repos[name].pop(value["path"], None)
+        url = f"{self.url}/{name}/commit/{self.sha(name)}"
+        self.send(request, 200, {"commitUrl": url, "commitOid": self.sha(name), "success": True})
+
+    def send_file(self, request, method: str, files: dict, path: str) -> None:
+        if path not in files:
+            return self.send(request, 404, {"error": "no"}, {"X-Error-Code": "EntryNotFound"})
+        content = files[path]
+        request.send_response(200)
+        request.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        request.send_header("X-Repo-Commit", "0" * 40)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        if method != "HEAD":
+            request.wfile.write(content)
+
+    def send(self, request, status: int, body: object, headers: dict | None = None) -> None:
+        data = json.dumps(body).encode()
+        request.send_response(status)
+        for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            request.send_header(key, value)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(data)

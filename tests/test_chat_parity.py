@@ -1,0 +1,122 @@
+"""What the trainer reads equals what inference sends, and every answer ends its turn once."""
+
+import pytest
+from axolotl.prompt_strategies.dpo.chat_template import default
+from axolotl.utils.dict import DictDefault
+from conftest import QWEN2_TEMPLATE, make_tokenizer
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from trl import DPOTrainer
+
+from data_prep.build_dataset import to_row
+from eval.generate_summaries import build_prompt
+
+SMOLLM2_TEMPLATE = QWEN2_TEMPLATE.replace(
+    "You are a helpful assistant.",
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+)
+NO_SYSTEM_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CONFIG = DictDefault(
+    {
+        "chat_template": "tokenizer_default",
+        "datasets": [
+            {
+                "field_messages": "prompt",
+                "field_chosen": "chosen",
+                "field_rejected": "rejected",
+                "type": "chat_template.default",
+            }
+        ],
+    }
+)
+texts = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1)
+words = texts.map(str.strip).filter(bool).filter(lambda t: "<|" not in t)
+# axolotl finds the answer by searching a dummy conversation for it, so an answer that is itself a
+# part of that conversation ("You are") is cut wrongly; no summary is.
+answers = words.map(lambda t: f"Summary: {t}")
+
+
+@pytest.fixture(scope="module", params=["qwen2", "smollm2", "no system turn"])
+def tokenizer(request, tmp_path_factory):
+    template = {"qwen2": QWEN2_TEMPLATE, "smollm2": SMOLLM2_TEMPLATE}.get(
+        request.param, NO_SYSTEM_TEMPLATE
+    )
+    # SmolLM2 declares a start token, which its tokenizer does not add by itself.
+    bos = "<|im_start|>" if request.param == "smollm2" else None
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), template, bos)
+
+
+def trained_rows(tokenizer, pair: dict) -> dict:
+    """A pair as axolotl's strategy renders it."""
+    transform, _ = default(CONFIG)
+    return transform(to_row(pair), tokenizer=tokenizer)
+
+
+def pair_of(text: str, chosen: str, rejected: str) -> dict:
+    return {
+        "id": "a",
+        "source": "s",
+        "url": "u",
+        "prompt": text,
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_position": 1,
+        "ratings": [9, 5],
+        "teacher": "t",
+        "prompt_sha": "p",
+    }
+
+
+@given(words, answers, answers)
+def test_prompt_and_answers_character_for_character(tokenizer, text, chosen, rejected):
+    rows = trained_rows(tokenizer, pair_of(text, chosen, rejected))
+    sent, cut = build_prompt(tokenizer, text, None, 10**6)
+    assert rows["prompt"] == sent and cut == 0
+    assert rows["chosen"] == chosen + "<|im_end|>"
+    assert rows["rejected"] == rejected + "<|im_end|>"
+    full = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}, {"role": "assistant", "content": chosen}],
+        tokenize=False,
+    )
+    assert rows["prompt"] + rows["chosen"] == full.rstrip("\n")
+
+
+def test_token_for_token_through_the_trainer(tokenizer):
+    """The ids TRL trains on: the prompt as generation sends it, then answer and one end of turn."""
+    rows = trained_rows(tokenizer, pair_of("A text.\n\nOf two parts.", "Short. ", "Longer one."))
+    sent = tokenizer(
+        build_prompt(tokenizer, "A text.\n\nOf two parts.", None, 4096)[0], add_special_tokens=False
+    ).input_ids
+    trainer = DPOTrainer.__new__(DPOTrainer)
+    trainer._tokenizer, trainer._is_vlm, trainer.ref_model = tokenizer, False, None
+    trainer._is_vision_dataset = False
+    ids = tokenized(trainer, tokenizer, rows)
+    end = tokenizer.eos_token_id
+    assert ids["prompt_ids"] == sent
+    for side in ("chosen", "rejected"):
+        answer = ids[f"{side}_ids"]
+        assert answer.count(end) == 1 and answer[-1] == end
+        assert tokenizer.decode(answer) == rows[side]
+
+
+def tokenized(trainer, tokenizer, rows: dict) -> dict:
+    from trl import DPOConfig
+
+    dataset = Dataset.from_list([rows])
+    return trainer._prepare_dataset(
+        dataset, tokenizer, DPOConfig(output_dir="x", bf16=False, use_cpu=True), "train"
+    )[0]
+
+
+def test_a_long_text_is_cut_at_its_end_to_fit(tokenizer):
+    text = " ".join(f"word{i}" for i in range(500))
+    whole, _ = build_prompt(tokenizer, text, None, 10**6)
+    prompt, cut = build_prompt(tokenizer, text, None, 300)
+    length = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    assert cut > 0 and 290 <= length <= 300
+    assert prompt.endswith(whole[-20:]) and "word0 word1" in prompt

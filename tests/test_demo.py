@@ -1,0 +1,99 @@
+"""The demo's own parts: the articles, and the extractive teacher behind its endpoint."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, clean_environment, read_jsonl, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.parse_reply import parse_reply
+from demo.prepare_parts import clean_markup, write_articles
+from demo.serve_teacher import MODEL, answer, rate
+from prompts import render
+
+TEXT = (
+    "Ice floats on water because it is less dense. Lakes therefore freeze from the top down. "
+    "Fish survive the winter in the water below the ice. The ice keeps the water below it warm. "
+    "Rivers freeze more slowly because their water moves. Salt lowers the freezing point of water. "
+    "Sea ice is therefore rarer than lake ice. Skaters know this well."
+)
+
+
+def test_the_articles_are_real_and_in_redpajamas_shape(tmp_path):
+    write_articles(tmp_path / "wikipedia.jsonl")
+    articles = read_jsonl(tmp_path / "wikipedia.jsonl")
+    assert len([a for a in articles if a["text"]]) == 106
+    assert "anarchism" in articles[0]["text"].lower()
+    assert articles[0]["meta"]["url"].startswith("https://en.wikipedia.org/wiki/")
+
+
+def test_markup_is_cleaned():
+    text = "'''Ice''' is ''cold''.\n\n==Uses==\n* a list\n\n\nIt ( , ) floats."
+    assert clean_markup(text) == "Ice is cold.\n\nIt floats."
+
+
+def test_the_teacher_answers_in_the_prompts_format():
+    parsed = parse_reply(answer(render("summarize/teacher.jinja", text=TEXT)))
+    assert all(sentence in TEXT for s in parsed.summaries for sentence in s.split(". ")[:1])
+    assert len(parsed.summaries[0]) >= len(parsed.summaries[1])
+    for score, criteria in zip(parsed.scores, parsed.criteria, strict=True):
+        assert score == sum(criteria.values())
+        assert criteria["consistency"] == 5
+
+
+def test_the_scores_measure_the_summary_against_the_text():
+    good = rate("Ice floats on water because it is less dense.", TEXT)
+    bad = rate("the stock market rose sharply on monday", TEXT)
+    for criterion in ("Consistency", "Fluency", "Relevance"):
+        assert good[criterion] > bad[criterion]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(min_size=1))
+def test_any_text_gets_an_answer(text):
+    assert "Best summary" in answer(render("summarize/teacher.jinja", text=text))
+
+
+@pytest.fixture
+def surroundings():
+    return clean_environment(TOGETHER_API_KEY="a real key", TOGETHER_BASE_URL="http://127.0.0.1:9")
+
+
+def serve(*command, env):
+    return subprocess.run(
+        [sys.executable, "-m", "demo.serve_teacher", "--", *command],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_sees_the_endpoint_and_no_key_of_the_surroundings(surroundings):
+    show = "import os; print(os.environ['TOGETHER_API_KEY'], os.environ['TOGETHER_BASE_URL'])"
+    result = serve(sys.executable, "-c", show, env=surroundings)
+    key, url = result.stdout.split()
+    assert key == "local" and url.startswith("http://127.0.0.1:") and not url.endswith(":9")
+    assert serve(sys.executable, "-c", "exit(3)", env=os.environ).returncode == 3
+
+
+def test_replies_through_the_real_stage(tmp_path, surroundings):
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / f"extracts/{split}.jsonl", [{"id": split, "text": TEXT}])
+    stage = [
+        sys.executable,
+        "-m",
+        "data_prep.generate_replies",
+        "--extracts",
+        tmp_path / "extracts",
+        "--output",
+        tmp_path / "replies",
+    ]
+    assert serve(*map(str, stage), "--model", MODEL, env=surroundings).returncode == 0
+    assert parse_reply(read_jsonl(tmp_path / "replies/train.jsonl")[0]["text"])
+    other = serve(*map(str, stage), "--model", "other", env=surroundings)
+    assert other.returncode == 1 and "does not know other" in other.stderr

