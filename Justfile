@@ -23,7 +23,7 @@ demo: setup _demo_models
     step "2/9 extracts"
     {{ python }} -m data_prep.sample_extracts --input $data/wikipedia.jsonl --output $data/extracts \
         --tokenizer models/smollm2-135m-instruct --passages --min-tokens 100 --max-tokens 220 \
-        --min-chars 450 --max-chars 950 --train 260 --test 40
+        --min-chars 450 --max-chars 950 --train 180 --test 40
     step "3/9 replies of the extractive teacher"
     {{ python }} -m demo.serve_teacher -- {{ python }} -m data_prep.generate_replies \
         --extracts $data/extracts --output $data/replies --model extractive-lexrank --concurrency 2
@@ -123,6 +123,11 @@ scores config *options: setup
     {{ python }} -m eval.score_summaries axolotl_configs/{{ config }}.yaml {{ options }}
 
 # Write a config's scores into results/ledger.csv
-[group('model')]
+[group('results')]
 record config *options: setup
     {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml {{ options }}
+
+# Measure something side by side, e.g. just bench demo (time and peak memory)
+[group('results')]
+bench name *options: setup _demo_models
+    {{ python }} -m benchmarks.{{ name }} {{ options }}

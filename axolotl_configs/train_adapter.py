@@ -30,7 +30,7 @@ PROGRESS = re.compile(r"(?:[\w ()=]+: +)?\d+%\|[^|]*\| *\d+/\d+ \[[^\]]*\]")
 STEP = re.compile(
     r"'loss': '?(?P<loss>[-\d.e+]+)'?(?:.*'rewards/margins': '?(?P<margin>[-\d.e+]+))?"
 )
-ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*")
+ERROR = re.compile(r"^(?!subprocess\.)(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*")
 
 
 def inputs_of(config: RunConfig) -> dict:

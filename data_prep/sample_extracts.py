@@ -12,11 +12,14 @@ import ast
 import hashlib
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import fsspec
+import httpx
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
@@ -31,6 +34,8 @@ from data_prep.records import (
 )
 
 SAMPLE = "hf://datasets/togethercomputer/RedPajama-Data-1T-Sample/{}_sample.jsonl"
+# What files, decompressors, http:// (aiohttp) and hf:// (httpx) raise.
+READ_ERRORS = (OSError, EOFError, zlib.error, aiohttp.ClientError, httpx.HTTPError)
 SOURCES = ("arxiv", "wikipedia", "stackexchange")
 
 
@@ -118,8 +123,9 @@ def read_documents(paths: list[str], dropped: Counter) -> Iterator[dict]:
                         continue
                     seen.add(document["id"])
                     yield document
-        except (OSError, EOFError) as error:
-            raise UserError(f"cannot read {entry.path}: {' '.join(str(error).split())}") from None
+        except READ_ERRORS as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"cannot read {entry.path}: {said}") from None
 
 
 def _local_size(entry: fsspec.core.OpenFile) -> int | None:
@@ -209,8 +215,10 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=1800, help="train: fewer than this")
     parser.add_argument("--min-chars", type=int, default=16_000, help="test: at least this")
     parser.add_argument("--max-chars", type=int, default=100_000, help="test: at most this")
-    parser.add_argument("--train", type=int, help="keep at most so many training extracts")
-    parser.add_argument("--test", type=int, help="keep at most so many test documents")
+    parser.add_argument(
+        "--train", type=int, default=20_500, help="keep at most so many training extracts"
+    )
+    parser.add_argument("--test", type=int, default=200, help="keep at most so many test documents")
     parser.add_argument(
         "--passages",
         action="store_true",

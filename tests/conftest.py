@@ -209,6 +209,7 @@ def tiny_qwen2(tmp_path_factory) -> Path:
             num_key_value_heads=2,
             max_position_embeddings=4096,
             tie_word_embeddings=True,
+            initializer_range=0.3,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=None,

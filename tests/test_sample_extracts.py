@@ -152,6 +152,9 @@ def test_passages_split_by_document_in_a_seeded_order(tmp_path, tokenizer):
     [
         (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--input", "*.nothing"], "no file matches"),
+        (["--input", "/"], "cannot read /"),
+        (["--input", "http://127.0.0.1:9/x.jsonl"], "cannot read http://127.0.0.1:9/x.jsonl"),
+        (["--input", "hf://datasets/me/x/y.jsonl"], "cannot read"),
         (["--input", __file__], "no document falls into the windows"),
         (["--input", __file__, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
     ],

@@ -1,0 +1,67 @@
+"""Append a run's scores to the committed ledger: when, which commit, what, n, with intervals.
+
+Reads outputs/<config>/eval/scores.json, appends a row to results/ledger.csv.
+
+    python -m eval.record_result axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --note "just demo"
+"""
+
+import json
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from axolotl_configs.run_config import load_run_config
+from data_prep.records import UserError, run, script_parser
+
+
+def commit() -> str:
+    """The short hash of HEAD, with a + if tracked files differ from it."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True
+    )
+    return said.stdout.strip() or "unknown"
+
+
+def to_row(scores: dict, note: str) -> dict:
+    """One row of the ledger."""
+    row = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "config": scores["settings"]["config"],
+        "command": note,
+        "encoder": scores["settings"]["hash"],
+        "n": scores["n"],
+    }
+    for system, values in scores["systems"].items():
+        row |= {f"{system} {m}": round(values[m], 3) for m in ("bertscore_f1", "rouge_l")}
+        row[f"{system} words"] = round(values["words"], 1)
+    for name, metrics in scores["differences"].items():
+        for metric, interval in metrics.items():
+            row[f"{name} {metric}"] = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+    return row
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    parser.add_argument("config", type=Path, help="the axolotl YAML of the run")
+    parser.add_argument("--note", default="", help="the command that made it")
+    parser.add_argument("--ledger", type=Path, default=Path("results/ledger.csv"))
+    args = parser.parse_args()
+    path = load_run_config(args.config).eval_dir / "scores.json"
+    try:
+        scores = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; make it with `just scores`"
+        ) from None
+    args.ledger.parent.mkdir(parents=True, exist_ok=True)
+    rows = pd.read_csv(args.ledger, dtype=str) if args.ledger.exists() else pd.DataFrame()
+    rows = pd.concat([rows, pd.DataFrame([to_row(scores, args.note)])], ignore_index=True)
+    rows.to_csv(args.ledger, index=False)
+    print(f"{args.ledger}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    run(main)

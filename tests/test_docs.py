@@ -1,0 +1,99 @@
+"""What the documentation names exists, and nothing tracked tells of a machine or a key."""
+
+import importlib.util
+import re
+import subprocess
+
+import pytest
+from conftest import ROOT, run_stage
+
+README = (ROOT / "README.md").read_text()
+JUSTFILE = (ROOT / "Justfile").read_text()
+MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
+STAGES = sorted(
+    p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for folder in ("data_prep", "eval", "demo", "axolotl_configs")
+    for p in (ROOT / folder).glob("*.py")
+    if "def main()" in p.read_text()
+)
+
+
+def recipes() -> set[str]:
+    return set(re.findall(r"^([a-z][\w-]*)(?: [^:=\n]*)?:(?!=)", JUSTFILE, re.MULTILINE))
+
+
+def named_paths(text: str) -> set[str]:
+    """Paths of this repo inside backticks, links, or anywhere in a code block or recipe."""
+    found = re.findall(r"(?<![\w/.$])[\w.-]+(?:/[\w.-]+)*", text)
+    roots = {p.name for p in ROOT.iterdir()}
+    return {f.rstrip(".") for f in found if f.split("/")[0] in roots and ("/" in f or "." in f)}
+
+
+@pytest.mark.parametrize("text", [README, JUSTFILE], ids=["README", "Justfile"])
+def test_every_path_named_exists(text):
+    paths = {p for p in named_paths(text) if not p.startswith(MADE_BY_RUNNING)}
+    missing = [p for p in paths if not (ROOT / p).exists()]
+    assert not missing
+    if text is README:
+        assert len(paths) > 10
+
+
+@pytest.mark.parametrize("text", [README, JUSTFILE], ids=["README", "Justfile"])
+def test_every_recipe_named_exists(text):
+    named = set(re.findall(r"(?:`|^ +|^|&& |\.\.\. )just ([a-z][\w-]+)", text, re.MULTILINE))
+    assert named and not named - recipes()
+
+
+def test_every_config_named_exists():
+    for name in re.findall(r"\b[\w.]+-(?:dpo|sft)[\w-]*lora\b", README + JUSTFILE):
+        assert (ROOT / f"axolotl_configs/{name}.yaml").is_file(), name
+
+
+@pytest.mark.parametrize("text", [README, JUSTFILE], ids=["README", "Justfile"])
+def test_every_module_named_exists(text):
+    for module in re.findall(r"-m ((?:data_prep|eval|demo|axolotl|axolotl_configs)\.[\w.]+)", text):
+        assert importlib.util.find_spec(module), module
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_shows_defaults_and_the_docstring_the_line_that_runs_it(stage):
+    text = run_stage(stage, "--help").stdout
+    source = (ROOT / (stage.replace(".", "/") + ".py")).read_text()
+    assert f"python -m {stage}" in source.split('"""')[1]
+    if "default=" in source.split("def main()")[1]:
+        assert "(default:" in text
+
+
+def test_the_recipes_are_listed_in_groups_with_a_line_each():
+    listed = subprocess.run(["just", "--list"], cwd=ROOT, capture_output=True, text=True).stdout
+    lines = [line for line in listed.splitlines()[1:] if line.strip() and "[" not in line[:6]]
+    assert {line.split()[0] for line in lines} == recipes() - {"default", "_demo_models"}
+    assert all(" # " in line for line in lines)
+
+
+def test_imports_point_one_way():
+    order = ["prompts", "data_prep", "axolotl_configs", "eval"]
+    for position, package in enumerate(order):
+        for path in (ROOT / package).glob("*.py"):
+            for later in [*order[position + 1 :], "demo", "tests"]:
+                assert not re.search(
+                    rf"^\s*(?:from|import) {later}\b", path.read_text(), re.MULTILINE
+                )
+
+
+def test_no_machine_path_or_key_is_tracked():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    for name in tracked.split():
+        text = (ROOT / name).read_text(errors="replace")
+        assert str(ROOT.parent) + "/" not in text, name
+        assert not re.search(r"\bhf_[A-Za-z0-9]{20,}|\btgp_v1_\w+", text), name
+
+
+def test_the_glue_stays_short():
+    lengths = {
+        p: len(p.read_text().splitlines())
+        for folder in ("data_prep", "eval", "prompts", "axolotl_configs")
+        for p in (ROOT / folder).glob("*.py")
+    }
+    assert max(lengths.values()) <= 300
+    assert sum(lengths.values()) <= 3000

