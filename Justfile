@@ -23,7 +23,7 @@ demo: setup _demo_models
     step "2/9 extracts"
     {{ python }} -m data_prep.sample_extracts --input $data/wikipedia.jsonl --output $data/extracts \
         --tokenizer models/smollm2-135m-instruct --passages --min-tokens 100 --max-tokens 220 \
-        --min-chars 450 --max-chars 950 --train 180 --test 40
+        --min-chars 450 --max-chars 950 --train 120 --test 40
     step "3/9 replies of the extractive teacher"
     {{ python }} -m demo.serve_teacher -- {{ python }} -m data_prep.generate_replies \
         --extracts $data/extracts --output $data/replies --model extractive-lexrank --concurrency 2
@@ -39,7 +39,7 @@ demo: setup _demo_models
     step "7/9 merge"
     {{ python }} -m eval.merge_adapter $config
     step "8/9 summaries"
-    {{ python }} -m eval.generate_summaries $config --max-new-tokens 128
+    {{ python }} -m eval.generate_summaries $config --max-new-tokens 96 --batch-size 20
     step "9/9 scores"
     {{ python }} -m eval.score_summaries $config --encoder models/minilm --encoder-layers 6
     cat <<END

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; what a user can cause ends in one line and exit code 1, or 130."""
     for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="bitsandbytes")
     try:
         main()
     except UserError as error:

@@ -61,6 +61,7 @@ def write_student(folder: Path) -> None:
         settings.bos_token_id = tokenizer.bos_token_id
         settings.eos_token_id = tokenizer.eos_token_id
         settings.pad_token_id = tokenizer.pad_token_id
+    tokenizer.clean_up_tokenization_spaces = False  # it would eat spaces before punctuation
     tokenizer.model_max_length = model.config.max_position_embeddings
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

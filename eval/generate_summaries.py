@@ -59,7 +59,9 @@ def load_model(name: str):
     """(model, tokenizer) ready for batched generation, on the GPU in bf16 where there is one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     device, dtype = (
         ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     )

@@ -20,6 +20,9 @@ def merge(base_model: str, adapter: Path, merged: Path) -> None:
     """Write base + adapter as an ordinary model folder, with the tokenizer of the trained run."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     base = AutoModelForCausalLM.from_pretrained(base_model, dtype="auto")
     model = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)

