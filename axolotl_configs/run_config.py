@@ -14,9 +14,18 @@ class RunConfig:
     """The parts of a training config that name things on disk or on the Hub."""
 
     path: Path
+    settings: dict
     base_model: str
     dataset: str
     output_dir: Path
+
+    @property
+    def base_revision(self) -> str | None:
+        return self.settings.get("revision_of_model")
+
+    @property
+    def dataset_revision(self) -> str | None:
+        return self.settings["datasets"][0].get("revision")
 
     @property
     def merged(self) -> Path:
@@ -33,6 +42,7 @@ def load_run_config(path: Path) -> RunConfig:
         config = yaml.safe_load(path.read_text())
         return RunConfig(
             path=path,
+            settings=config,
             base_model=config["base_model"],
             dataset=config["datasets"][0]["path"],
             output_dir=Path(config["output_dir"]),

@@ -35,9 +35,10 @@ ERROR = re.compile(r"^(?!subprocess\.)(?:\w+\.)*\w*(?:Error|Exception|Interrupt)
 
 def inputs_of(config: RunConfig) -> dict:
     """What the run depends on, by content: config, base model, dataset."""
-    files = sorted(p for p in Path(config.dataset).rglob("*") if p.is_file())
+    dataset = Path(config.dataset)
+    files = [dataset] if dataset.is_file() else sorted(dataset.rglob("*.*"))
     return {
-        "config": file_sha(config.path),
+        "config": config.settings,
         "base_model": fingerprint(config.base_model),
         "dataset": [config.dataset, *(file_sha(p) for p in files if p.suffix != ".md")],
     }

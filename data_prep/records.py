@@ -5,7 +5,6 @@ when finished, appended files are flushed record by record and repaired after a 
 """
 
 import argparse
-import errno
 import fcntl
 import hashlib
 import json
@@ -44,22 +43,10 @@ def run(main: Callable[[], None]) -> None:
             "\nstopped; what is done is saved, the same command goes on from here", file=sys.stderr
         )
         sys.exit(130)
-    except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EACCES,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EISDIR,
-            errno.EDQUOT,
-            errno.EPERM,
-            errno.EEXIST,
-        ):
-            raise
+    except OSError as error:  # the disk, the network, a model that cannot be loaded
         where = f": {error.filename}" if error.filename else ""
-        sys.exit(
-            f"error: {error.strerror}{where}; what was finished is kept, mend this and run again"
-        )
+        said = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
+        sys.exit(f"error: {said}{where}; what was finished is kept, mend this and run again")
 
 
 def warn(message: str) -> None:

@@ -9,6 +9,7 @@ where it stopped. Greedy decoding; every record carries the settings that made i
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,36 +27,49 @@ from prompts import student_messages, template_sha
 TOLD = "summarize/told.jinja"
 
 
-def systems_of(config: RunConfig) -> dict[str, tuple[str, str | None]]:
-    """Name -> (model, template around the text, if any), in the order of the table."""
+@dataclass(frozen=True)
+class System:
+    """A model and the template around the text, None for the bare text."""
+
+    model: str
+    revision: str | None
+    template: str | None
+
+
+def systems_of(config: RunConfig) -> dict[str, System]:
+    """The systems by name, in the order of the table."""
     return {
-        "base": (config.base_model, None),
-        "base_told": (config.base_model, TOLD),
-        "tuned": (str(config.merged), None),
+        "base": System(config.base_model, config.base_revision, None),
+        "base_told": System(config.base_model, config.base_revision, TOLD),
+        "tuned": System(str(config.merged), None, None),
     }
 
 
-def load_test_rows(dataset: str, n: int | None) -> list[dict]:
+def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
     """[{id, text, reference}] of the first `n` test documents, by the dataset's own order."""
     from datasets import load_dataset
 
-    check_dataset(dataset)
+    check_dataset(config.dataset)
     try:
-        rows = load_dataset(dataset, split="test")
+        rows = load_dataset(config.dataset, split="test", revision=config.dataset_revision)
     except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
         raise UserError(
-            f"cannot load the test split of {dataset}: {' '.join(str(error).split())[:200]}"
+            f"cannot load the test split of {config.dataset}: {' '.join(str(error).split())[:200]}"
         ) from None
     rows = [
-        {"id": r["id"], "text": r["prompt"][-1]["content"], "reference": r["chosen"][-1]["content"]}
+        {
+            "id": r["id"],
+            "text": r["prompt"][-1]["content"],
+            "reference": r["chosen"][-1]["content"],
+        }
         for r in rows
     ]
     if not rows:
-        raise UserError(f"the test split of {dataset} is empty")
+        raise UserError(f"the test split of {config.dataset} is empty")
     return rows[:n]
 
 
-def load_model(name: str):
+def load_model(name: str, revision: str | None):
     """(model, tokenizer) ready for batched generation, on the GPU in bf16 where there is one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,9 +79,9 @@ def load_model(name: str):
     device, dtype = (
         ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     )
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
-    return model, tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+    return model.to(device).eval(), tokenizer
 
 
 def build_prompt(tokenizer, text: str, template: str | None, max_tokens: int) -> tuple[str, int]:
@@ -100,6 +114,7 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int) ->
         output = model.generate(
             **inputs.to(model.device),
             do_sample=False,
+            repetition_penalty=1.0,  # greedy in earnest, whatever the model's own settings
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(ends),
             pad_token_id=tokenizer.pad_token_id,
@@ -124,18 +139,14 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int) ->
 
 
 def summarize(
-    system: str,
-    model_name: str,
-    template: str | None,
-    rows: list[dict],
-    path: Path,
-    args: argparse.Namespace,
+    name: str, system: System, rows: list[dict], path: Path, args: argparse.Namespace
 ) -> None:
     """Complete one system's file with the rows that it lacks."""
     settings = {
-        "model": model_name,
-        "fingerprint": fingerprint(model_name),
-        "template": template and template_sha(template),
+        "model": system.model,
+        "revision": system.revision,
+        "fingerprint": fingerprint(system.model),
+        "template": system.template and template_sha(system.template),
         "max_new_tokens": args.max_new_tokens,
         "max_prompt_tokens": args.max_prompt_tokens,
         "decoding": "greedy",
@@ -146,20 +157,20 @@ def summarize(
         }
         rows = [row for row in rows if row["id"] not in done]
         if not rows:
-            print(f"{system}: all summaries are there")
+            print(f"{name}: all summaries are there")
             return
-        model, tokenizer = load_model(model_name)
+        model, tokenizer = load_model(system.model, system.revision)
         room = getattr(model.config, "max_position_embeddings", 10**9) - args.max_new_tokens
         limit = min(args.max_prompt_tokens, room)
         for row in rows:
             row["prompt"], row["n_cut_tokens"] = build_prompt(
-                tokenizer, row["text"], template, limit
+                tokenizer, row["text"], system.template, limit
             )
         if cut := sum(row["n_cut_tokens"] > 0 for row in rows):
-            print(f"{system}: {cut} of {len(rows)} documents are cut to {limit:,} prompt tokens")
+            print(f"{name}: {cut} of {len(rows)} documents are cut to {limit:,} prompt tokens")
         rows.sort(key=lambda row: len(row["prompt"]))
         started, n_new = time.monotonic(), 0
-        with tqdm(total=len(rows), desc=f"{system} summaries", unit="text") as bar:
+        with tqdm(total=len(rows), desc=f"{name} summaries", unit="text") as bar:
             for start in range(0, len(rows), args.batch_size):
                 batch = rows[start : start + args.batch_size]
                 outputs = generate_batch(
@@ -195,12 +206,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="texts of like length at once")
     args = parser.parse_args()
     config = load_run_config(args.config)
-    for model, _ in systems_of(config).values():
-        check_model_folder(model)
-    rows = load_test_rows(config.dataset, args.n)
-    for system, (model, template) in systems_of(config).items():
-        path = config.eval_dir / "summaries" / f"{system}.jsonl"
-        summarize(system, model, template, [dict(row) for row in rows], path, args)
+    for system in systems_of(config).values():
+        check_model_folder(system.model)
+    rows = load_test_rows(config, args.n)
+    for name, system in systems_of(config).items():
+        path = config.eval_dir / "summaries" / f"{name}.jsonl"
+        summarize(name, system, [dict(row) for row in rows], path, args)
 
 
 if __name__ == "__main__":

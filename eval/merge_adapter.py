@@ -10,13 +10,13 @@ included, to 4 bits and back.
 import shutil
 from pathlib import Path
 
-from axolotl_configs.run_config import check_model_folder, load_run_config
+from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
 from data_prep.records import UserError, file_sha, is_made, mark_made, run, script_parser
 
 ADAPTER = "adapter_model.safetensors"
 
 
-def merge(base_model: str, adapter: Path, merged: Path) -> None:
+def merge(config: RunConfig, merged: Path) -> None:
     """Write base + adapter as an ordinary model folder, with the tokenizer of the trained run."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,10 +24,14 @@ def merge(base_model: str, adapter: Path, merged: Path) -> None:
 
     disable_progress_bar()
 
-    base = AutoModelForCausalLM.from_pretrained(base_model, dtype="auto")
-    model = PeftModel.from_pretrained(base, adapter).merge_and_unload(safe_merge=True)
+    base = AutoModelForCausalLM.from_pretrained(
+        config.base_model, revision=config.base_revision, dtype="auto"
+    )
+    model = PeftModel.from_pretrained(base, config.output_dir).merge_and_unload(
+        progressbar=True, safe_merge=True
+    )
     model.save_pretrained(merged)
-    AutoTokenizer.from_pretrained(adapter).save_pretrained(merged)
+    AutoTokenizer.from_pretrained(config.output_dir).save_pretrained(merged)
 
 
 def main() -> None:
@@ -40,13 +44,18 @@ def main() -> None:
         raise UserError(
             f"no adapter in {config.output_dir}; train it with `just train {args.config.stem}`"
         )
-    settings = {"base_model": config.base_model, "adapter": file_sha(config.output_dir / ADAPTER)}
+    settings = {
+        "base_model": config.base_model,
+        "revision": config.base_revision,
+        "adapter": file_sha(config.output_dir / ADAPTER),
+    }
     if is_made(config.merged, settings):
         print(f"{config.merged} is up to date")
         return
     partial = config.merged.with_name("merged.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    merge(config.base_model, config.output_dir, partial)
+    print(f"merging {config.output_dir} into {config.base_model}", flush=True)
+    merge(config, partial)
     mark_made(partial, settings)
     shutil.rmtree(config.merged, ignore_errors=True)
     partial.rename(config.merged)

@@ -17,6 +17,7 @@ import bert_score
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
 from data_prep.records import UserError, read_records, replacing, run, script_parser
@@ -244,9 +245,10 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
+    disable_progress_bar()
     config = load_run_config(args.config)
     check_model_folder(args.encoder)
-    rows = load_test_rows(config.dataset, args.n)
+    rows = load_test_rows(config, args.n)
     references = {row["id"]: row["reference"] for row in rows}
     summaries = load_summaries(config, rows)
     scorer = BertScore(args.encoder, args.encoder_layers, args.batch_size)

@@ -163,7 +163,7 @@ def endpoint():
         one.server.server_close()
 
 
-def make_tokenizer(folder: Path, template: str = QWEN2_TEMPLATE, bos: str | None = None):
+def make_tokenizer(folder: Path, template: str = QWEN2_TEMPLATE):
     """A byte-level BPE with the chatml special tokens, trained on this repo's own prose."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -182,7 +182,6 @@ def make_tokenizer(folder: Path, template: str = QWEN2_TEMPLATE, bos: str | None
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        bos_token=bos,
         model_max_length=4096,
     )
     tokenizer.chat_template = template
@@ -216,4 +215,12 @@ def tiny_qwen2(tmp_path_factory) -> Path:
         )
     )
     model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_parts(tmp_path_factory) -> Path:
+    """The demo's articles (data/) and models (models/), laid out by its own script."""
+    folder = tmp_path_factory.mktemp("parts")
+    run_stage("demo.prepare_parts", "--data", folder / "data", "--models", folder / "models")
     return folder

@@ -7,15 +7,12 @@ from conftest import QWEN2_TEMPLATE, make_tokenizer
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 from trl import DPOTrainer
 
 from data_prep.build_dataset import to_row
 from eval.generate_summaries import build_prompt
 
-SMOLLM2_TEMPLATE = QWEN2_TEMPLATE.replace(
-    "You are a helpful assistant.",
-    "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-)
 NO_SYSTEM_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n'}}{% endfor %}"
@@ -42,13 +39,11 @@ answers = words.map(lambda t: f"Summary: {t}")
 
 
 @pytest.fixture(scope="module", params=["qwen2", "smollm2", "no system turn"])
-def tokenizer(request, tmp_path_factory):
-    template = {"qwen2": QWEN2_TEMPLATE, "smollm2": SMOLLM2_TEMPLATE}.get(
-        request.param, NO_SYSTEM_TEMPLATE
-    )
-    # SmolLM2 declares a start token, which its tokenizer does not add by itself.
-    bos = "<|im_start|>" if request.param == "smollm2" else None
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), template, bos)
+def tokenizer(request, tmp_path_factory, demo_parts):
+    if request.param == "smollm2":
+        return AutoTokenizer.from_pretrained(demo_parts / "models/smollm2-135m-instruct")
+    template = QWEN2_TEMPLATE if request.param == "qwen2" else NO_SYSTEM_TEMPLATE
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), template)
 
 
 def trained_rows(tokenizer, pair: dict) -> dict:

@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, clean_environment, read_jsonl, write_jsonl
+from conftest import ROOT, clean_environment, read_jsonl, run_stage, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.parse_reply import parse_reply
-from demo.prepare_parts import clean_markup, write_articles
+from demo.prepare_parts import clean_markup
 from demo.serve_teacher import MODEL, answer, rate
+from eval.generate_summaries import build_prompt, generate_batch, load_model
 from prompts import render
 
 TEXT = (
@@ -22,12 +23,30 @@ TEXT = (
 )
 
 
-def test_the_articles_are_real_and_in_redpajamas_shape(tmp_path):
-    write_articles(tmp_path / "wikipedia.jsonl")
-    articles = read_jsonl(tmp_path / "wikipedia.jsonl")
+def test_the_articles_are_real_and_in_redpajamas_shape(demo_parts):
+    articles = read_jsonl(demo_parts / "data/wikipedia.jsonl")
     assert len([a for a in articles if a["text"]]) == 106
     assert "anarchism" in articles[0]["text"].lower()
     assert articles[0]["meta"]["url"].startswith("https://en.wikipedia.org/wiki/")
+
+
+def test_the_student_ends_its_turns_as_it_was_trained_to(demo_parts):
+    model, tokenizer = load_model(str(demo_parts / "models/smollm2-135m-instruct"), None)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
+    prompt, _ = build_prompt(tokenizer, "What is the capital of France?", None, 4096)
+    (answer,) = generate_batch(model, tokenizer, [prompt], 40)
+    assert answer["finish_reason"] == "stop" and "Paris" in answer["text"]
+
+
+def test_laying_out_again_does_nothing_anew(demo_parts):
+    weights = demo_parts / "models/smollm2-135m-instruct/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    run_stage(
+        "demo.prepare_parts", "--data", demo_parts / "data", "--models", demo_parts / "models"
+    )
+    assert weights.stat().st_mtime_ns == before
+    assert (demo_parts / "models/minilm/config.json").is_file()
 
 
 def test_markup_is_cleaned():

@@ -136,9 +136,38 @@ def test_a_base_url_with_v1_is_refused(extracts):
     assert "leave out /v1" in one_error_line(result)
 
 
-def test_no_extracts_says_how_to_make_them(tmp_path):
-    result = ask(tmp_path, "http://127.0.0.1:9", code=1)
-    assert "just extracts" in one_error_line(result)
+@pytest.mark.parametrize("content", [None, "", "not json\n", "folder"])
+def test_missing_empty_or_unreadable_extracts_say_how_to_make_them(tmp_path, content):
+    path = tmp_path / "extracts/train.jsonl"
+    path.parent.mkdir()
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_text(content)
+    line = one_error_line(ask(tmp_path, "http://127.0.0.1:9", code=1))
+    assert str(path) in line and "just extracts" in line
+
+
+def test_a_broken_line_is_named_and_the_rest_goes_on(extracts, endpoint):
+    path = extracts / "extracts/test.jsonl"
+    path.write_text(path.read_text() + '{"id": "torn\n')
+    result = ask(extracts, endpoint().url, "--splits", "test")
+    assert f"{path}:5: not valid JSON, line skipped" in result.stderr
+    assert len(read_jsonl(extracts / "replies/test.jsonl")) == 4
+
+
+def test_a_folder_that_cannot_be_written(extracts, endpoint):
+    result = run_stage(
+        STAGE,
+        "--extracts",
+        extracts / "extracts",
+        "--output",
+        "/proc/replies",
+        code=1,
+        TOGETHER_BASE_URL=endpoint().url,
+        TOGETHER_API_KEY=KEY,
+    )
+    assert "/proc/replies" in one_error_line(result)
 
 
 def test_an_unknown_price_is_said(extracts, endpoint):
