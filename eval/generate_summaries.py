@@ -57,11 +57,7 @@ def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
             f"cannot load the test split of {config.dataset}: {' '.join(str(error).split())[:200]}"
         ) from None
     rows = [
-        {
-            "id": r["id"],
-            "text": r["prompt"][-1]["content"],
-            "reference": r["chosen"][-1]["content"],
-        }
+        {"id": r["id"], "text": r["prompt"][-1]["content"], "reference": r["chosen"][-1]["content"]}
         for r in rows
     ]
     if not rows:
