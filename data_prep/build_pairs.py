@@ -130,22 +130,13 @@ def report(split: str, pairs: list[dict], dropped: list[dict]) -> None:
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--extracts", type=Path, default=Path("data/extracts"), help="folder")
-    parser.add_argument("--replies", type=Path, default=Path("data/replies"), help="folder")
-    parser.add_argument("--output", type=Path, default=Path("data/pairs"), help="folder")
-    parser.add_argument("--model", help="take the replies of this teacher (needed if several)")
-    parser.add_argument(
-        "--max-similarity",
-        type=float,
-        default=0.75,
-        help="drop training pairs whose Levenshtein similarity is over this",
-    )
-    parser.add_argument(
-        "--min-difference",
-        type=float,
-        default=1,
-        help="drop training pairs whose scores differ by this or less",
-    )
+    option = parser.add_argument
+    option("--extracts", type=Path, default=Path("data/extracts"), help="folder")
+    option("--replies", type=Path, default=Path("data/replies"), help="folder")
+    option("--output", type=Path, default=Path("data/pairs"), help="folder")
+    option("--model", help="take the replies of this teacher (needed if there are several)")
+    option("--max-similarity", type=float, default=0.75, help="Levenshtein; drop what is over it")
+    option("--min-difference", type=float, default=1, help="of scores; drop this or less")
     args = parser.parse_args()
     dropped, n_pairs = [], 0
     for split in ("train", "test"):

@@ -33,10 +33,12 @@ from data_prep.records import (
     write_records,
 )
 
-SAMPLE = "hf://datasets/togethercomputer/RedPajama-Data-1T-Sample/{}_sample.jsonl"
 # What files, decompressors, http:// (aiohttp) and hf:// (httpx) raise.
 READ_ERRORS = (OSError, EOFError, zlib.error, aiohttp.ClientError, httpx.HTTPError)
-SOURCES = ("arxiv", "wikipedia", "stackexchange")
+RED_PAJAMA_SAMPLE = [
+    f"hf://datasets/togethercomputer/RedPajama-Data-1T-Sample/{source}_sample.jsonl"
+    for source in ("arxiv", "wikipedia", "stackexchange")
+]
 
 
 def parse_meta(meta: object) -> dict:
@@ -157,9 +159,9 @@ def load_tokenizer(name: str) -> Tokenizer:
     """A tokenizer from a model folder or from the Hub. Raises UserError."""
     try:
         local = Path(name) / "tokenizer.json"
-        return (
-            Tokenizer.from_file(str(local)) if local.exists() else Tokenizer.from_pretrained(name)
-        )
+        if local.exists():
+            return Tokenizer.from_file(str(local))
+        return Tokenizer.from_pretrained(name)
     except Exception:  # the tokenizers package raises plain Exception
         raise UserError(
             f"no tokenizer at {name}: not a folder with tokenizer.json, and not to be had from the "
@@ -199,39 +201,21 @@ def sample(args: argparse.Namespace) -> tuple[dict[str, list[dict]], Counter]:
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        default=[SAMPLE.format(s) for s in SOURCES],
-        help="JSON Lines: files, globs, http(s):// or hf:// paths",
+    option = parser.add_argument
+    option("--input", nargs="+", default=RED_PAJAMA_SAMPLE, help="JSON Lines: files, globs, URLs")
+    option("--output", type=Path, default=Path("data/extracts"), help="folder")
+    option(
+        "--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: Hub id or folder"
     )
-    parser.add_argument("--output", type=Path, default=Path("data/extracts"), help="folder")
-    parser.add_argument(
-        "--tokenizer",
-        default="Qwen/Qwen2-1.5B-Instruct",
-        help="the student's: a Hub id or a folder with tokenizer.json",
-    )
-    parser.add_argument("--min-tokens", type=int, default=900, help="train: more than this")
-    parser.add_argument("--max-tokens", type=int, default=1800, help="train: fewer than this")
-    parser.add_argument("--min-chars", type=int, default=16_000, help="test: at least this")
-    parser.add_argument("--max-chars", type=int, default=100_000, help="test: at most this")
-    parser.add_argument(
-        "--train", type=int, default=20_500, help="keep at most so many training extracts"
-    )
-    parser.add_argument("--test", type=int, default=200, help="keep at most so many test documents")
-    parser.add_argument(
-        "--passages",
-        action="store_true",
-        help="cut documents at paragraph borders into the windows, and split train "
-        "from test by document",
-    )
-    parser.add_argument(
-        "--test-share",
-        type=float,
-        default=0.3,
-        help="share of the documents that go to test, with --passages",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="orders and splits")
+    option("--min-tokens", type=int, default=900, help="train: more than this")
+    option("--max-tokens", type=int, default=1800, help="train: fewer than this")
+    option("--min-chars", type=int, default=16_000, help="test: at least this")
+    option("--max-chars", type=int, default=100_000, help="test: at most this")
+    option("--train", type=int, default=20_500, help="at most so many training extracts")
+    option("--test", type=int, default=200, help="at most so many test documents")
+    option("--passages", action="store_true", help="cut documents at paragraphs into the windows")
+    option("--test-share", type=float, default=0.3, help="with --passages: documents for test")
+    option("--seed", type=int, default=0, help="orders and splits")
     args = parser.parse_args()
 
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}

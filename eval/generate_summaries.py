@@ -173,15 +173,8 @@ def summarize(
                     model, tokenizer, [row["prompt"] for row in batch], args.max_new_tokens
                 )
                 for row, output in zip(batch, outputs, strict=True):
-                    append_record(
-                        log,
-                        {
-                            "id": row["id"],
-                            **output,
-                            "n_cut_tokens": row["n_cut_tokens"],
-                            "settings": settings,
-                        },
-                    )
+                    cut = {"n_cut_tokens": row["n_cut_tokens"], "settings": settings}
+                    append_record(log, {"id": row["id"], **output, **cut})
                     n_new += output["n_new_tokens"]
                 rate = n_new / (time.monotonic() - started)
                 bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
@@ -190,16 +183,12 @@ def summarize(
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("config", type=Path, help="the axolotl YAML of the run")
-    parser.add_argument("--n", type=int, help="only the first N test documents")
-    parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument(
-        "--max-prompt-tokens",
-        type=int,
-        default=8192,
-        help="longer documents are cut at their end, and counted",
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="texts of like length at once")
+    option = parser.add_argument
+    option("config", type=Path, help="the axolotl YAML of the run")
+    option("--n", type=int, help="only the first N test documents")
+    option("--max-new-tokens", type=int, default=512, help="longest summary")
+    option("--max-prompt-tokens", type=int, default=8192, help="longer texts are cut, and counted")
+    option("--batch-size", type=int, default=8, help="texts of like length at once")
     args = parser.parse_args()
     config = load_run_config(args.config)
     for system in systems_of(config).values():

@@ -14,6 +14,7 @@ import pandas as pd
 
 from axolotl_configs.run_config import load_run_config
 from data_prep.records import UserError, run, script_parser
+from eval.score_summaries import INTERVAL
 
 
 def commit() -> str:
@@ -39,7 +40,7 @@ def to_row(scores: dict, note: str) -> dict:
         row[f"{system} words"] = round(values["words"], 1)
     for name, metrics in scores["differences"].items():
         for metric, interval in metrics.items():
-            row[f"{name} {metric}"] = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+            row[f"tuned - {name} {metric}"] = INTERVAL.format(*interval)
     return row
 
 

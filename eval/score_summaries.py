@@ -28,11 +28,12 @@ COMPARED = ("bertscore_f1", "rouge_l")
 TITLES = {
     "bertscore_p": "BERTScore P",
     "bertscore_r": "R",
-    "bertscore_f1": "F1",
+    "bertscore_f1": "BERTScore F1",
     "bertscore_f1_rescaled": "F1 rescaled",
     "rouge_l": "ROUGE-L",
     "words": "mean words",
 }
+INTERVAL = "{:+.3f} [{:+.3f}, {:+.3f}]"
 LEAD = "lead"
 NAMES = {
     "base": "base, bare text",
@@ -176,7 +177,7 @@ def score_systems(
             rescaled = (systems[system]["bertscore_f1"] - scorer.baseline) / (1 - scorer.baseline)
             systems[system]["bertscore_f1_rescaled"] = rescaled
     differences = {
-        f"tuned - {base}": {
+        base: {
             metric: paired_bootstrap(per_text["tuned"][metric], per_text[base][metric])
             for metric in COMPARED
         }
@@ -195,25 +196,20 @@ def score_systems(
 def table(result: dict) -> str:
     """The scores and the differences as Markdown."""
     columns = [column for column in TITLES if column in result["systems"]["tuned"]]
-    lines = [
-        "| system | " + " | ".join(TITLES[c] for c in columns) + " | n |",
-        "|---|" + "---|" * (len(columns) + 1),
+    scores = pd.DataFrame(result["systems"]).T[columns].rename(columns=TITLES, index=NAMES)
+    scores["n"] = result["n"]
+    differences = {
+        f"tuned minus {NAMES[base]}": {TITLES[m]: INTERVAL.format(*values[m]) for m in COMPARED}
+        for base, values in result["differences"].items()
+    }
+    digits = ("", *(".1f" if column == "words" else ".3f" for column in columns), ".0f")
+    text = [
+        scores.rename_axis("system").to_markdown(floatfmt=digits),
+        pd.DataFrame(differences).T.rename_axis("difference [95% interval]").to_markdown(),
     ]
-    for system, scores in result["systems"].items():
-        cells = [f"{scores[c]:.1f}" if c == "words" else f"{scores[c]:.3f}" for c in columns]
-        lines.append(f"| {NAMES[system]} | {' | '.join(cells)} | {result['n']} |")
-    lines += [
-        "",
-        "| difference, 95% interval (paired bootstrap) | BERTScore F1 | ROUGE-L |",
-        "|---|---|---|",
-    ]
-    for name, metrics in result["differences"].items():
-        cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*metrics[m]) for m in COMPARED]
-        base = NAMES[name.removeprefix("tuned - ")]
-        lines.append(f"| tuned minus {base} | {' | '.join(cells)} |")
     if result["n"] < 30:
-        lines += ["", f"n is {result['n']}: under 30, read the intervals with care."]
-    return "\n".join(lines)
+        text.append(f"n is {result['n']}: under 30, read the intervals with care.")
+    return "\n\n".join(text)
 
 
 def example(result: dict, rows: list[dict], summaries: dict[str, dict[str, dict]]) -> str:
@@ -235,15 +231,12 @@ def example(result: dict, rows: list[dict], summaries: dict[str, dict[str, dict]
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("config", type=Path, help="the axolotl YAML of the run")
-    parser.add_argument("--n", type=int, help="only the first N test documents")
-    parser.add_argument(
-        "--encoder", default="microsoft/deberta-xlarge-mnli", help="Hub id or folder"
-    )
-    parser.add_argument(
-        "--encoder-layers", type=int, help="layer to compare, if not a known encoder"
-    )
-    parser.add_argument("--batch-size", type=int, default=16)
+    option = parser.add_argument
+    option("config", type=Path, help="the axolotl YAML of the run")
+    option("--n", type=int, help="only the first N test documents")
+    option("--encoder", default="microsoft/deberta-xlarge-mnli", help="Hub id or folder")
+    option("--encoder-layers", type=int, help="layer to compare, if not a known encoder")
+    option("--batch-size", type=int, default=16, help="texts the encoder reads at once")
     args = parser.parse_args()
     disable_progress_bar()
     config = load_run_config(args.config)

@@ -109,10 +109,10 @@ def test_a_small_n_is_said():
     result = {
         "n": 8,
         "systems": {"base": scores, "tuned": scores},
-        "differences": {"tuned - base": {"bertscore_f1": (0.1, 0.0, 0.2), "rouge_l": (0, 0, 0)}},
+        "differences": {"base": {"bertscore_f1": (0.1, 0.0, 0.2), "rouge_l": (0, 0, 0)}},
     }
     text = table(result)
-    assert "| tuned minus base, bare text | +0.100 [+0.000, +0.200] |" in text
+    assert "+0.100 [+0.000, +0.200]" in text and "| tuned adapter" in text
     assert "under 30" in text
     assert "under 30" not in table({**result, "n": 30})
 
@@ -202,9 +202,7 @@ def test_scores_are_written_with_their_settings(finished_run):
     assert scores["n"] == 4 and list(scores["systems"]) == ["base", "base_told", "tuned", "lead"]
     assert "_L6_no-idf" in scores["settings"]["hash"]
     assert scores["settings"]["generation"]["max_new_tokens"] == 8
-    same = scores["differences"]["tuned - base"][
-        "bertscore_f1"
-    ]  # base and tuned are one model here
+    same = scores["differences"]["base"]["bertscore_f1"]  # base and tuned are one model here
     assert same == [0, 0, 0]
     markdown = (finished_run.parent / "out/eval/scores.md").read_text()
     assert markdown in result.stdout + "\n" and "The text of median gain" in markdown
