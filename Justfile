@@ -56,6 +56,7 @@ demo_config := "smollm2-135m-dpo-sft-lora"
 [group('start')]
 setup:
     @if ! cmp -s requirements.txt .venv/installed.txt; then \
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python3 is older than 3.11")' && \
         python3 -m venv .venv && \
         .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt && \
         cp requirements.txt .venv/installed.txt; fi
