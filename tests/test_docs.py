@@ -45,7 +45,7 @@ def test_every_recipe_named_exists(text):
 
 
 def test_every_config_named_exists():
-    for name in re.findall(r"\b[\w.]+-(?:dpo|sft)[\w-]*lora\b", README + JUSTFILE):
+    for name in re.findall(r"(?<![\w.-])[\w.-]+-(?:dpo|sft)[\w-]*lora\b", README + JUSTFILE):
         assert (ROOT / f"axolotl_configs/{name}.yaml").is_file(), name
 
 
