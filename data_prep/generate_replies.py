@@ -26,6 +26,7 @@ from data_prep.records import (
     append_record,
     appending,
     load_records,
+    positive,
     read_records,
     run,
     script_parser,
@@ -62,27 +63,29 @@ def missing_extracts(extracts: list[dict], replies: Path, model: str) -> list[di
 async def ask(
     client: AsyncTogether, extract: dict, args: argparse.Namespace, price: dict | None
 ) -> dict:
-    """One reply record. Raises together.APIError, ValueError for a reply without text."""
+    """One reply record. Raises together.APIError, ValueError for an answer that is no reply."""
     answer = await client.chat.completions.create(
         model=args.model,
         messages=[{"role": "user", "content": render(TEMPLATE, text=extract["text"])}],
         max_tokens=args.max_tokens,
         temperature=args.temperature,
     )
-    if not answer.choices or answer.usage is None or not answer.choices[0].message.content:
-        raise ValueError("the endpoint sent a reply without text or usage")
+    if not answer.choices:
+        raise ValueError("the endpoint sent a reply without choices")
+    used = answer.usage
     usage = {
-        "prompt_tokens": answer.usage.prompt_tokens,
-        "completion_tokens": answer.usage.completion_tokens,
+        "prompt_tokens": used.prompt_tokens if used else 0,
+        "completion_tokens": used.completion_tokens if used else 0,
     }
     return {
         "id": extract["id"],
         "model": args.model,
         "prompt_sha": template_sha(TEMPLATE),
-        "text": answer.choices[0].message.content,
+        # A reply can be empty (all tokens spent on thinking); it is paid for and so kept.
+        "text": answer.choices[0].message.content or "",
         "finish_reason": answer.choices[0].finish_reason,
         "usage": usage,
-        "cost_usd": cost_usd(usage, price),
+        "cost_usd": cost_usd(usage, price) if used else None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -154,7 +157,7 @@ async def generate(
     return failed
 
 
-def make_client(concurrency: int) -> AsyncTogether:
+def make_client() -> AsyncTogether:
     """A client of the endpoint in the environment. Raises UserError if there is no key."""
     base_url = os.environ.get("TOGETHER_BASE_URL") or None
     key = os.environ.get("TOGETHER_API_KEY")
@@ -183,7 +186,7 @@ async def generate_split(split: str, args: argparse.Namespace) -> int:
             return 0
         if price is None:
             warn(f"no price for {args.model} in {PRICES.name}: what this costs is not known here")
-        async with make_client(args.concurrency) as client:
+        async with make_client() as client:
             with tqdm(total=len(missing), desc=f"{split} replies", unit="reply") as bar:
                 return await generate(client, missing, log, bar, args, price)
 
@@ -194,12 +197,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/replies"), help="folder")
     parser.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
     parser.add_argument("--model", default="openai/gpt-oss-120b", help="the teacher")
-    parser.add_argument("--limit", type=int, help="only the first N extracts of each split")
-    parser.add_argument("--concurrency", type=int, default=16, help="requests in flight")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="longest reply, in tokens")
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--limit", type=positive, help="only the first N extracts of each split")
+    parser.add_argument("--concurrency", type=positive, default=16, help="requests in flight")
+    parser.add_argument("--max-tokens", type=positive, default=4096, help="longest reply")
+    parser.add_argument("--temperature", type=float, default=0.7, help="of the teacher's sampling")
     args = parser.parse_args()
-    make_client(1)
+    make_client()
     failed = {split: asyncio.run(generate_split(split, args)) for split in args.splits}
     if any(failed.values()):
         sys.exit(f"error: {sum(failed.values())} extracts got no reply; run again to ask for them")

@@ -133,7 +133,7 @@ def _read_number(rest: str, scale: int | None = None) -> float | None:
 
 
 def _read_best(rest: str) -> int | None:
-    match = _WHICH.match(rest.strip())
+    match = _WHICH.match(rest.strip()[:100])  # a bound on backtracking
     if not match or re.match(r"\s*(?:or|and|/)\s", match["rest"]):
         return None
     return _ORDINAL[match["n"].lower()] - 1

@@ -29,6 +29,13 @@ def script_parser(doc: str) -> argparse.ArgumentParser:
     )
 
 
+def positive(text: str) -> int:
+    """A whole number over 0, for argparse."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; what a user can cause ends in one line and exit code 1, or 130."""
     for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):

@@ -28,6 +28,7 @@ from data_prep.records import (
     is_made,
     mark_made,
     parse_line,
+    positive,
     run,
     script_parser,
     write_records,
@@ -211,8 +212,8 @@ def main() -> None:
     option("--max-tokens", type=int, default=1800, help="train: fewer than this")
     option("--min-chars", type=int, default=16_000, help="test: at least this")
     option("--max-chars", type=int, default=100_000, help="test: at most this")
-    option("--train", type=int, default=20_500, help="at most so many training extracts")
-    option("--test", type=int, default=200, help="at most so many test documents")
+    option("--train", type=positive, default=20_500, help="at most so many training extracts")
+    option("--test", type=positive, default=200, help="at most so many test documents")
     option("--passages", action="store_true", help="cut documents at paragraphs into the windows")
     option("--test-share", type=float, default=0.3, help="with --passages: documents for test")
     option("--seed", type=int, default=0, help="orders and splits")

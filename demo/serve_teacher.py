@@ -74,19 +74,21 @@ def rate(summary: str, text: str) -> dict[str, int]:
         words = [w for w in tokenizer.to_words(part) if w not in STOP_WORDS]
         return TfDocumentModel(words or ["-"])
 
+    def grade(share: float, highest: int) -> int:
+        return 1 + round((highest - 1) * share)
+
+    def share(marks: list[bool]) -> float:
+        return sum(marks) / len(marks)
+
     sentences = tokenizer.to_sentences(summary) or [summary]
-    joins = [f"{a} {b}" in text for a, b in pairwise(sentences)]
+    # Sentences that follow one another in the text hang together; of one alone, half is said.
+    joins = [f"{a} {b}" in text for a, b in pairwise(sentences)] or [True, False]
+    whole = [s[:1].isupper() and s.endswith((".", "!", "?")) for s in sentences]
     return {
-        # Sentences that follow one another in the text hang together; of one alone, half is said.
-        "Coherence": 1 + round(4 * sum(joins) / len(joins)) if joins else 3,
-        "Consistency": 1 + round(4 * sum(s in text for s in sentences) / len(sentences)),
-        "Fluency": 1
-        + round(
-            2
-            * sum(s[:1].isupper() and s.endswith((".", "!", "?")) for s in sentences)
-            / len(sentences)
-        ),
-        "Relevance": 1 + round(4 * cosine_similarity(content(summary), content(text))),
+        "Coherence": grade(share(joins), 5),
+        "Consistency": grade(share([s in text for s in sentences]), 5),
+        "Fluency": grade(share(whole), 3),
+        "Relevance": grade(cosine_similarity(content(summary), content(text)), 5),
     }
 
 

@@ -21,7 +21,15 @@ from axolotl_configs.run_config import (
     fingerprint,
     load_run_config,
 )
-from data_prep.records import UserError, append_record, appending, read_records, run, script_parser
+from data_prep.records import (
+    UserError,
+    append_record,
+    appending,
+    positive,
+    read_records,
+    run,
+    script_parser,
+)
 from prompts import student_messages, template_sha
 
 TOLD = "summarize/told.jinja"
@@ -185,10 +193,10 @@ def main() -> None:
     parser = script_parser(__doc__)
     option = parser.add_argument
     option("config", type=Path, help="the axolotl YAML of the run")
-    option("--n", type=int, help="only the first N test documents")
-    option("--max-new-tokens", type=int, default=512, help="longest summary")
-    option("--max-prompt-tokens", type=int, default=8192, help="longer texts are cut, and counted")
-    option("--batch-size", type=int, default=8, help="texts of like length at once")
+    option("--n", type=positive, help="only the first N test documents")
+    option("--max-new-tokens", type=positive, default=512, help="longest summary")
+    option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
+    option("--batch-size", type=positive, default=8, help="texts of like length at once")
     args = parser.parse_args()
     config = load_run_config(args.config)
     for system in systems_of(config).values():

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
-from data_prep.records import UserError, read_records, replacing, run, script_parser
+from data_prep.records import UserError, positive, read_records, replacing, run, script_parser
 from eval.generate_summaries import load_test_rows, systems_of
 
 METRICS = ("bertscore_p", "bertscore_r", "bertscore_f1", "rouge_l")
@@ -233,10 +233,10 @@ def main() -> None:
     parser = script_parser(__doc__)
     option = parser.add_argument
     option("config", type=Path, help="the axolotl YAML of the run")
-    option("--n", type=int, help="only the first N test documents")
+    option("--n", type=positive, help="only the first N test documents")
     option("--encoder", default="microsoft/deberta-xlarge-mnli", help="Hub id or folder")
     option("--encoder-layers", type=int, help="layer to compare, if not a known encoder")
-    option("--batch-size", type=int, default=16, help="texts the encoder reads at once")
+    option("--batch-size", type=positive, default=16, help="texts the encoder reads at once")
     args = parser.parse_args()
     disable_progress_bar()
     config = load_run_config(args.config)

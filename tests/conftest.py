@@ -100,7 +100,7 @@ def teacher_reply(
 class Endpoint:
     """An OpenAI-compatible endpoint on loopback with a ledger of what it answered."""
 
-    def __init__(self, delay: float = 0.0, status: int = 200, message: str = "no"):
+    def __init__(self, delay: float = 0.0, status: int = 200, message: str = "no", **reply: object):
         self.ledger: Counter = Counter()
         self.headers: list[dict] = []
         endpoint = self
@@ -118,13 +118,14 @@ class Endpoint:
                 if status == 200:
                     prompt = request["messages"][-1]["content"]
                     endpoint.ledger[prompt] += 1
-                    message = {"role": "assistant", "content": teacher_reply()}
+                    content = reply.get("content", teacher_reply())
+                    message = {"role": "assistant", "content": content}
                     body = {
                         "id": "x",
                         "object": "chat.completion",
                         "created": 1,
                         "model": request["model"],
-                        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                         "usage": {
                             "prompt_tokens": 1000,
                             "completion_tokens": 100,

@@ -175,3 +175,17 @@ def test_an_unknown_price_is_said(extracts, endpoint):
     assert "no price for some/model" in result.stderr
     assert read_jsonl(extracts / "replies/train.jsonl")[0]["cost_usd"] is None
     assert len(read_jsonl(extracts / "replies/train.jsonl")) == 2
+
+
+def test_an_empty_reply_is_paid_for_and_so_kept(extracts, endpoint):
+    server = endpoint(content=None)
+    ask(extracts, server.url, "--splits", "test")
+    replies = read_jsonl(extracts / "replies/test.jsonl")
+    assert [r["text"] for r in replies] == [""] * 4 and replies[0]["cost_usd"] > 0
+    ask(extracts, server.url, "--splits", "test")
+    assert set(server.ledger.values()) == {1}
+
+
+@pytest.mark.parametrize("option", ["--concurrency", "--limit", "--max-tokens"])
+def test_a_number_that_makes_no_sense_is_wrong_usage(extracts, option):
+    assert option in ask(extracts, "http://127.0.0.1:9", option, 0, code=2).stderr
