@@ -9,6 +9,7 @@ sampled twice a second: an upper bound, since shared pages count once per proces
 
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy_tracked(Path(folder))
         started, peak = time.monotonic(), 0
-        demo = psutil.Popen(["just", "demo"], cwd=folder)
+        demo = psutil.Popen([Path(sys.executable).with_name("just"), "demo"], cwd=folder)
         while demo.poll() is None:
             peak = max(peak, resident_bytes(demo))
             time.sleep(0.5)

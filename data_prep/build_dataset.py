@@ -93,7 +93,7 @@ def main() -> None:
     for split in ("train", "test"):
         splits[split] = load_records(args.pairs / f"{split}.jsonl", ("id", "chosen"), "just pairs")
         replies += read_records(args.replies / f"{split}.jsonl", ("id", "cost_usd"), "just replies")
-    made = next(read_records(args.pairs / "made.json", made_by="just pairs"))
+    (made,) = load_records(args.pairs / "made.json", made_by="just pairs")
     data = args.output / "data"
     names = {split: write_parquet(data, split, pairs) for split, pairs in splits.items()}
     facts = card_facts(splits["train"], splits["test"], replies, made)

@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_stage
@@ -65,7 +67,8 @@ def test_help_shows_defaults_and_the_docstring_the_line_that_runs_it(stage):
 
 
 def test_the_recipes_are_listed_in_groups_with_a_line_each():
-    listed = subprocess.run(["just", "--list"], cwd=ROOT, capture_output=True, text=True).stdout
+    just = Path(sys.executable).with_name("just")
+    listed = subprocess.run([just, "--list"], cwd=ROOT, capture_output=True, text=True).stdout
     lines = [line for line in listed.splitlines()[1:] if line.strip() and "[" not in line[:6]]
     assert {line.split()[0] for line in lines} == recipes() - {"default", "_demo_models"}
     assert all(" # " in line for line in lines)
