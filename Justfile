@@ -29,7 +29,7 @@ demo: setup _demo_models
         --extracts $data/extracts --output $data/replies --model extractive-lexrank --concurrency 2
     step "4/9 preference pairs"
     {{ python }} -m data_prep.build_pairs --extracts $data/extracts --replies $data/replies \
-        --output $data/pairs
+        --output $data/pairs --keep lead
     step "5/9 dataset"
     {{ python }} -m data_prep.build_dataset --pairs $data/pairs --replies $data/replies \
         --output $data/hub

@@ -1,21 +1,35 @@
-"""Turn the teacher's replies into preference pairs, and say what was dropped and why.
+"""Turn the teacher's replies into preference pairs; say what was dropped, and audit the rest.
 
-Reads data/extracts and data/replies, writes data/pairs/{train,test}.jsonl and dropped.jsonl: every
-reply is in exactly one of them. Training pairs that are too alike or too close in score are
-dropped; for the test split only the better summary counts, as the reference, so it is not filtered.
+Reads data/extracts and data/replies, writes data/pairs/{train,test}.jsonl, dropped.jsonl (every
+reply is in exactly one of them), plots/ and made.json with the funnel and the audit. Of a test pair
+only the better summary counts, as the reference, so checks of the pair do not apply to it. If
+data/replies/judge.jsonl holds a second judge's choices ({"id", "best": 1 or 2}), agreement is told.
 
     python -m data_prep.build_pairs
 """
 
 import argparse
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
+from data_prep.audit_pairs import audit, draw_plots, length_match, to_markdown
+from data_prep.filter_pairs import CHECKS, Limits, fault
 from data_prep.parse_reply import ParseError, parse_reply
-from data_prep.records import UserError, load_records, mark_made, run, script_parser, write_records
+from data_prep.records import (
+    UserError,
+    load_records,
+    mark_made,
+    positive,
+    read_records,
+    run,
+    script_parser,
+    write_records,
+)
+from data_prep.sample_extracts import load_tokenizer
 
 
 def to_pair(extract: dict, reply: dict) -> dict:
@@ -35,24 +49,9 @@ def to_pair(extract: dict, reply: dict) -> dict:
         "ratings": [parsed.scores[best], parsed.scores[other]],
         "teacher": reply["model"],
         "prompt_sha": reply["prompt_sha"],
+        "criteria": [parsed.criteria[best], parsed.criteria[other]],
+        "n_tokens": extract["n_tokens"],
     }
-
-
-def similarity(pair: dict) -> float:
-    """Levenshtein similarity of chosen and rejected, 0 to 1 (1 - distance / longer length)."""
-    return Levenshtein.normalized_similarity(pair["chosen"], pair["rejected"])
-
-
-def reason_to_drop(
-    pair: dict, max_similarity: float, min_difference: float
-) -> tuple[str, str] | None:
-    """(reason, detail) if the pair teaches no clear preference, else None."""
-    difference = pair["ratings"][0] - pair["ratings"][1]
-    if difference <= min_difference:
-        return "scores too close", f"difference {difference:g}"
-    if (alike := similarity(pair)) > max_similarity:
-        return "summaries too alike", f"similarity {alike:.3f}"
-    return None
 
 
 def only_teacher(replies: list[dict], model: str | None) -> tuple[str, str]:
@@ -72,9 +71,13 @@ def only_teacher(replies: list[dict], model: str | None) -> tuple[str, str]:
     return newest["model"], newest["prompt_sha"]
 
 
-def build_split(split: str, args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
-    """(pairs, dropped) of one split."""
-    extracts = load_records(args.extracts / f"{split}.jsonl", ("id", "text"), "just extracts")
+def build_split(
+    split: str, args: argparse.Namespace, limits: Limits
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """(replies, pairs, dropped) of one split."""
+    extracts = load_records(
+        args.extracts / f"{split}.jsonl", ("id", "text", "n_tokens"), "just extracts"
+    )
     by_id = {extract["id"]: extract for extract in extracts}
     fields = ("id", "model", "prompt_sha", "text", "finish_reason", "created")
     replies = load_records(args.replies / f"{split}.jsonl", fields, "just replies")
@@ -107,25 +110,46 @@ def build_split(split: str, args: argparse.Namespace) -> tuple[list[dict], list[
             except ParseError as error:
                 drop(reply, "not readable", str(error))
                 continue
-            why = reason_to_drop(pair, args.max_similarity, args.min_difference)
-            if why and split == "train":
+            if why := fault(pair, split, limits, args.keep):
                 drop(reply, *why)
             else:
                 pairs[pair["id"]] = pair
-    return list(pairs.values()), dropped
+    return replies, list(pairs.values()), dropped
 
 
-def report(split: str, pairs: list[dict], dropped: list[dict]) -> None:
-    print(
-        f"{split}: {len(pairs) + len(dropped):,} replies in, {len(pairs):,} pairs kept, "
-        f"{len(dropped):,} dropped"
-    )
-    why = Counter(
+def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict:
+    """Replies in, out by each reason, pairs kept, and what a kept pair took."""
+    reasons = Counter(
         d["reason"] + (f" ({d['detail']})" if d["reason"] == "not readable" else "")
         for d in dropped
     )
-    for reason, number in why.most_common():
+    costs = [reply.get("cost_usd") for reply in replies]
+    tokens = sum(sum((reply.get("usage") or {}).values()) for reply in replies)
+    return {
+        "replies": len(replies),
+        "dropped": reasons.most_common(),
+        "kept": len(pairs),
+        "tokens_per_pair": round(tokens / max(1, len(pairs))),
+        "usd": None if None in costs else sum(costs),
+        "usd_per_pair": None if None in costs else sum(costs) / max(1, len(pairs)),
+    }
+
+
+def print_funnel(split: str, counts: dict) -> None:
+    n_dropped = sum(number for _, number in counts["dropped"])
+    usd = "unknown" if counts["usd"] is None else f"${counts['usd_per_pair']:.5f}"
+    print(
+        f"{split}: {counts['replies']:,} replies in, {counts['kept']:,} pairs kept, "
+        f"{n_dropped:,} dropped; a kept pair took {counts['tokens_per_pair']:,} tokens, cost {usd}"
+    )
+    for reason, number in counts["dropped"]:
         print(f"  {number:,}: {reason}")
+
+
+def lazy_token_counter(name: str) -> Callable[[str], int]:
+    """Count tokens by a tokenizer that is loaded only when a summary needs counting."""
+    tokenizer = cache(lambda: load_tokenizer(name))
+    return lambda text: len(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
 def main() -> None:
@@ -137,26 +161,57 @@ def main() -> None:
     option("--model", help="take the replies of this teacher (needed if there are several)")
     option("--max-similarity", type=float, default=0.75, help="Levenshtein; drop what is over it")
     option("--min-difference", type=float, default=1, help="of scores; drop this or less")
+    option("--max-repetition", type=float, default=0.2, help="share of repeated 4-grams")
+    option("--max-tokens", type=positive, default=3072, help="training length, prompt and answer")
+    option(
+        "--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: Hub id or folder"
+    )
+    option("--keep", nargs="+", default=[], choices=CHECKS, help="checks to leave out")
+    option("--length-match", action="store_true", help="keep a subset free of a length signal")
+    option("--seed", type=int, default=0, help="of --length-match")
     args = parser.parse_args()
-    dropped, n_pairs = [], 0
+    limits = Limits(
+        args.max_similarity,
+        args.min_difference,
+        args.max_repetition,
+        args.max_tokens,
+        lazy_token_counter(args.tokenizer),
+    )
+    made = {name: getattr(args, name) for name in ("keep", "length_match", "seed")}
+    made |= {k: v for k, v in vars(limits).items() if k != "count_tokens"}
+    all_dropped = []
     for split in ("train", "test"):
-        pairs, out = build_split(split, args)
-        report(split, pairs, out)
+        replies, pairs, dropped = build_split(split, args, limits)
+        if split == "train" and args.length_match:
+            matched = {pair["id"] for pair in length_match(pairs, args.seed)}
+            dropped += [
+                {
+                    "id": p["id"],
+                    "split": split,
+                    "model": p["teacher"],
+                    "prompt_sha": p["prompt_sha"],
+                    "reason": "left out to match lengths",
+                    "detail": "",
+                }
+                for p in pairs
+                if p["id"] not in matched
+            ]
+            pairs = [pair for pair in pairs if pair["id"] in matched]
+        made[split] = funnel(pairs, dropped, replies)
+        print_funnel(split, made[split])
         if not pairs:
             raise UserError(f"no {split} pair is left; see the reasons above")
         write_records(args.output / f"{split}.jsonl", pairs)
-        dropped += out
-        n_pairs += len(pairs)
-    write_records(args.output / "dropped.jsonl", dropped)
-    mark_made(
-        args.output,
-        {
-            "max_similarity": args.max_similarity,
-            "min_difference": args.min_difference,
-            "n_replies": n_pairs + len(dropped),
-            "dropped": Counter(d["reason"] for d in dropped).most_common(),
-        },
-    )
+        all_dropped += dropped
+        if split == "train":
+            judge = args.replies / "judge.jsonl"
+            judged = read_records(judge, ("id", "best")) if judge.exists() else []
+            found = audit(pairs, {record["id"]: record["best"] for record in judged})
+            made["plots"] = draw_plots(pairs, found, args.output / "plots")
+            made["audit"] = to_markdown(found)
+    write_records(args.output / "dropped.jsonl", all_dropped)
+    mark_made(args.output, made)
+    print(f"\n{made['audit']}\n\nplots in {args.output / 'plots'}")
 
 
 if __name__ == "__main__":

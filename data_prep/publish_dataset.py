@@ -1,19 +1,23 @@
 """Push the staged dataset folder to the Hub in one commit, private unless told otherwise.
 
-Reads data/hub. A repo that already holds files is left alone unless --update is given; running
-again after a dropped connection finishes. The token is the one of HF_TOKEN or `hf auth login`.
+Reads data/hub, writes data/hub.lock (repo and revision, for a training config to pin). A repo that
+this folder was not pushed to before is left alone unless --update is given. Of a card on the Hub
+only the part between the "generated" lines and the file list are renewed. What is there already is
+not sent again. The token is the one of HF_TOKEN or `hf auth login`.
 
     python -m data_prep.publish_dataset me/summarize-dpo --dry-run
 """
 
-import argparse
+import json
+import re
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from data_prep.records import UserError, run, script_parser
+from data_prep.records import UserError, replacing, run, script_parser
 
 # The client wraps a failed upload in a RuntimeError.
 HUB_ERRORS = (
@@ -23,16 +27,20 @@ HUB_ERRORS = (
     httpx.HTTPError,
     RuntimeError,
 )
+CARD = "README.md"
+FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+GENERATED = re.compile(r"<!-- generated: begin.*?<!-- generated: end -->", re.DOTALL)
+OWNED = ("configs", "size_categories")  # the front matter's keys that follow from the data
 
 
-def files_of(folder: Path) -> dict[str, int]:
-    """Path in the repo -> bytes. Raises UserError if the folder is not a staged dataset."""
+def files_of(folder: Path) -> dict[str, bytes | Path]:
+    """Path in the repo -> content. Raises UserError if the folder is not a staged dataset."""
     files = {
-        p.relative_to(folder).as_posix(): p.stat().st_size
+        p.relative_to(folder).as_posix(): p
         for p in sorted(folder.rglob("*"))
         if p.is_file() and not p.name.startswith(".")
     }
-    if "README.md" not in files or not any(name.endswith(".parquet") for name in files):
+    if CARD not in files or not any(name.endswith(".parquet") for name in files):
         raise UserError(
             f"{folder} is not a staged dataset (README.md and Parquet files); "
             "make it with `just stage`"
@@ -40,24 +48,64 @@ def files_of(folder: Path) -> dict[str, int]:
     return files
 
 
-def published_files(api: HfApi, repo: str) -> list[str] | None:
-    """The files a repo holds, or None if there is no such repo."""
+def merge_cards(ours: str, theirs: str) -> str:
+    """The Hub's card with our generated part and file list in it.
+
+    Raises UserError if the Hub's card has no such part to renew.
+    """
+    fronts = FRONT.match(ours), FRONT.match(theirs)
+    if not all(fronts) or not GENERATED.search(theirs):
+        raise UserError(
+            "the card on the Hub has no front matter or no 'generated' lines, so it was written by "
+            "hand; put the lines back there, or pass --overwrite-card"
+        )
+    mine, front = (yaml.safe_load(match[1]) for match in fronts)
+    front |= {key: mine[key] for key in OWNED}
+    body = GENERATED.sub(lambda _: GENERATED.search(ours)[0], theirs[fronts[1].end() :], count=1)
+    return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n{body}"
+
+
+def published(api: HfApi, repo: str, revision: str | None) -> list[str]:
+    """The files a repo holds; none if there is no such repo or branch."""
     if not api.repo_exists(repo, repo_type="dataset"):
-        return None
-    return [f for f in api.list_repo_files(repo, repo_type="dataset") if f != ".gitattributes"]
+        return []
+    if revision and not api.revision_exists(repo, revision, repo_type="dataset"):
+        return []
+    return api.list_repo_files(repo, repo_type="dataset", revision=revision)
 
 
-def publish(api: HfApi, repo: str, args: argparse.Namespace) -> str:
-    """Make the repo if needed and push the folder. Returns the commit's URL."""
-    api.create_repo(repo, repo_type="dataset", private=not args.public, exist_ok=True)
-    return api.upload_folder(
-        repo_id=repo,
+def plan(api: HfApi, args, files: dict[str, Path], held: list[str]) -> list:
+    """The operations of the commit. Raises UserError."""
+    content: dict[str, Path | bytes] = dict(files)
+    if CARD in held and not args.overwrite_card:
+        there = api.hf_hub_download(
+            args.repo, CARD, repo_type="dataset", revision=args.revision, force_download=True
+        )
+        merged = merge_cards(files[CARD].read_text(), Path(there).read_text())
+        content[CARD] = merged.encode()
+    stale = [name for name in held if name.endswith(".parquet") and name not in files]
+    return [
+        *(CommitOperationAdd(name, data) for name, data in content.items()),
+        *(CommitOperationDelete(name) for name in stale),
+    ]
+
+
+def push(api: HfApi, args, operations: list) -> str:
+    """Make what is missing and commit. Returns the revision."""
+    api.create_repo(args.repo, repo_type="dataset", private=not args.public, exist_ok=True)
+    if args.revision:
+        api.create_branch(args.repo, branch=args.revision, repo_type="dataset", exist_ok=True)
+    commit = api.create_commit(
+        args.repo,
+        operations,
         repo_type="dataset",
-        folder_path=args.folder,
-        ignore_patterns=".*",
-        delete_patterns="data/*.parquet",  # the names of earlier content
-        commit_message="Update the dataset" if args.update else "Add the dataset",
-    ).commit_url
+        revision=args.revision,
+        commit_message="Publish the staged dataset",
+    )
+    if args.tag:
+        api.create_tag(args.repo, tag=args.tag, revision=commit.oid, repo_type="dataset")
+    print(f"pushed: {commit.commit_url}")
+    return commit.oid
 
 
 def explain(error: Exception, repo: str) -> str:
@@ -72,6 +120,8 @@ def explain(error: Exception, repo: str) -> str:
             return "the Hub refuses the token; check HF_TOKEN"
         if status == 403:
             return f"this token may not write to {repo}; check the name and the token's rights"
+        if status == 409:
+            return f"{repo} has this tag or branch already; choose another"
         return f"the Hub answered {status} for {repo}; run again to finish"
     cause = type(error.__cause__ or error).__name__
     return f"the connection to the Hub failed ({cause}); run again to finish"
@@ -79,34 +129,47 @@ def explain(error: Exception, repo: str) -> str:
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("repo", help="where to, as NAMESPACE/NAME")
-    parser.add_argument("--folder", type=Path, default=Path("data/hub"), help="the staged dataset")
-    parser.add_argument("--public", action="store_true", help="make a new repo public")
-    parser.add_argument("--update", action="store_true", help="push over what the repo holds")
-    parser.add_argument("--dry-run", action="store_true", help="only show what would be pushed")
+    option = parser.add_argument
+    option("repo", help="where to, as NAMESPACE/NAME")
+    option("--folder", type=Path, default=Path("data/hub"), help="the staged dataset")
+    option("--public", action="store_true", help="make a new repo public")
+    option("--revision", help="branch to push to, made if needed (default: main)")
+    option("--tag", help="name to give the new revision")
+    option("--update", action="store_true", help="push over what others put into the repo")
+    option("--overwrite-card", action="store_true", help="replace a card written by hand")
+    option("--dry-run", action="store_true", help="only show what would change")
     args = parser.parse_args()
     files = files_of(args.folder)
+    lock = args.folder.with_suffix(".lock")
+    known = json.loads(lock.read_text()) if lock.exists() else {}
     api = HfApi()
     try:
         api.whoami()
-        held = published_files(api, args.repo)
-        for name, size in files.items():
-            print(f"  {'replace' if name in (held or ()) else 'add'} {name} ({size:,} bytes)")
-        if held and not args.update:
+        held = published(api, args.repo, args.revision)
+        foreign = [name for name in held if name != ".gitattributes"]
+        if foreign and not args.update and known.get("repo") != args.repo:
             raise UserError(
-                f"{args.repo} already holds {len(held)} files; pass --update to push over "
-                "them (the old state stays in its history)"
+                f"{args.repo} already holds {len(foreign)} files that were not pushed from here; "
+                "pass --update to push over them (the old state stays in its history)"
             )
+        operations = plan(api, args, files, held)
+        for operation in operations:
+            name = operation.path_in_repo
+            if isinstance(operation, CommitOperationDelete):
+                print(f"  delete {name}")
+            elif name not in held or not name.endswith(".parquet"):
+                verb = "renew" if name in held else "add"
+                print(f"  {verb} {name} ({operation.upload_info.size:,} bytes)")
         if args.dry_run:
             visibility = "public" if args.public else "private"
-            print(
-                f"dry run: nothing sent to {args.repo}"
-                + ("" if held is not None else f" (it would be made, {visibility})")
-            )
+            print(f"dry run: nothing sent to {args.repo} ({visibility} if new)")
             return
-        print(f"pushed: {publish(api, args.repo, args)}")
+        revision = push(api, args, operations)
     except HUB_ERRORS as error:
         raise UserError(explain(error, args.repo)) from None
+    with replacing(lock) as temporary:
+        temporary.write_text(json.dumps({"repo": args.repo, "revision": revision}) + "\n")
+    print(f"revision {revision}, also in {lock}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 TOKEN = "hf_good"
 
@@ -20,6 +20,8 @@ class Hub:
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
+        self.branches: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.tags: dict[str, str] = {}
         self.commits: list[str] = []
         self.blobs: dict[str, bytes] = {}
         self.uploads = 0
@@ -59,14 +61,26 @@ class Hub:
         if match := re.fullmatch(r"/(datasets/[^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return self.batch(request, json.loads(body))
         match = re.fullmatch(
-            r"/(?:api/)?(datasets/[^/]+/[^/]+)(?:/(preupload|commit|tree|revision|resolve|paths-info)"
+            r"/(?:api/)?(datasets/[^/]+/[^/]+)(?:/(preupload|commit|tree|revision|resolve|paths-info|branch|tag)"
             r"/([^/]+)(?:/(.*))?)?",
             path,
         )
-        name, action, _, rest = match.groups() if match else (None,) * 4
+        name, action, revision, rest = match.groups() if match else (None,) * 4
         if name not in self.repos:
-            return self.send(request, 404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"})
-        files = self.repos[name]
+            return self.send(request, 404, {"error": "no"}, {"X-Error-Code": "RepoNotFound"})
+        files = self.branches.get((name, revision), self.repos[name])
+        if action == "branch":
+            self.branches[name, revision] = dict(self.repos[name])
+            return self.send(request, 200, {})
+        if action == "tag":
+            if json.loads(body)["tag"] in self.tags:
+                return self.send(request, 409, {"error": "tag exists"})
+            self.tags[json.loads(body)["tag"]] = revision
+            return self.send(request, 200, {})
+        if action == "revision" and (
+            revision not in ("main", self.sha(name)) and (name, revision) not in self.branches
+        ):
+            return self.send(request, 404, {"error": "no"}, {"X-Error-Code": "RevisionNotFound"})
         if action == "preupload":
             asked = json.loads(body)["files"]
             modes = [
@@ -80,15 +94,16 @@ class Hub:
             ]
             return self.send(request, 200, {"files": modes})
         if action == "commit":
-            return self.commit(request, name, body)
+            return self.commit(request, name, files, body)
         if action == "resolve":
-            return self.send_file(request, method, files, rest)
-        if action in ("tree", "paths-info"):
-            entries = [
-                {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                for p, c in files.items()
-            ]
-            return self.send(request, 200, entries)
+            return self.send_file(request, self.sha(name), files, rest)
+        if action == "tree":
+            recursive = "recursive=true" in request.path.lower()
+            return self.send(request, 200, self.entries(files, rest or "", recursive))
+        if action == "paths-info":
+            wanted = parse_qs(body.decode()).get("paths", [])
+            entries = self.entries(files, "", True)
+            return self.send(request, 200, [e for e in entries if e["path"] in wanted])
         info = {
             "id": name.removeprefix("datasets/"),
             "sha": self.sha(name),
@@ -97,6 +112,25 @@ class Hub:
             "tags": [],
         }
         return self.send(request, 200, info)
+
+    def entries(self, files: dict, folder: str, recursive: bool) -> list[dict]:
+        """Files and folders under `folder`, as the tree endpoint lists them."""
+        prefix = f"{folder}/" if folder else ""
+        below = [p for p in files if p.startswith(prefix)]
+        folders = {p[: p.index("/", len(prefix))] for p in below if "/" in p[len(prefix) :]}
+        listed = below if recursive else [p for p in below if "/" not in p[len(prefix) :]]
+        return [
+            *({"type": "directory", "path": f, "oid": "0" * 40} for f in sorted(folders)),
+            *(
+                {
+                    "type": "file",
+                    "path": p,
+                    "size": len(files[p]),
+                    "oid": hashlib.sha1(files[p]).hexdigest(),
+                }
+                for p in listed
+            ),
+        ]
 
     def sha(self, name: str) -> str:
         return hashlib.sha1(f"{name}{len(self.commits)}".encode()).hexdigest()
@@ -133,30 +167,30 @@ class Hub:
         self.uploads += 1
         self.send(request, 200, {})
 
-    def commit(self, request, name: str, body: bytes) -> None:
+    def commit(self, request, name: str, files: dict, body: bytes) -> None:
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "header":
                 self.commits.append(value["summary"])
             elif line["key"] == "file":
-                self.repos[name][value["path"]] = base64.b64decode(value["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                self.repos[name][value["path"]] = self.blobs[value["oid"]]
+                files[value["path"]] = self.blobs[value["oid"]]
             elif line["key"] == "deletedFile":
-                self.repos[name].pop(value["path"], None)
+                files.pop(value["path"], None)
         url = f"{self.url}/{name}/commit/{self.sha(name)}"
         self.send(request, 200, {"commitUrl": url, "commitOid": self.sha(name), "success": True})
 
-    def send_file(self, request, method: str, files: dict, path: str) -> None:
+    def send_file(self, request, commit: str, files: dict, path: str) -> None:
         if path not in files:
             return self.send(request, 404, {"error": "no"}, {"X-Error-Code": "EntryNotFound"})
         content = files[path]
         request.send_response(200)
         request.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        request.send_header("X-Repo-Commit", "0" * 40)
+        request.send_header("X-Repo-Commit", commit)
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
-        if method != "HEAD":
+        if request.command != "HEAD":
             request.wfile.write(content)
 
     def send(self, request, status: int, body: object, headers: dict | None = None) -> None:

@@ -1,8 +1,9 @@
 import pytest
 import yaml
-from conftest import one_error_line, run_stage, write_jsonl
+from conftest import make_tokenizer, one_error_line, run_stage, write_jsonl
 from datasets import load_dataset
 
+from data_prep.audit_pairs import audit, draw_plots, to_markdown
 from prompts import template_sha
 
 STAGE = "data_prep.build_dataset"
@@ -18,7 +19,9 @@ def pair(key: str, chosen: str = "Better.") -> dict:
         "rejected": "Worse one.",
         "chosen_position": 2,
         "ratings": [16, 11],
-        "teacher": "some/teacher",
+        "teacher": "openai/gpt-oss-120b",
+        "n_tokens": 9,
+        "criteria": [{}, {}],
         "prompt_sha": template_sha("summarize/teacher.jinja"),
     }
 
@@ -26,23 +29,32 @@ def pair(key: str, chosen: str = "Better.") -> dict:
 @pytest.fixture
 def stage(tmp_path):
     def run(train, test, **kwargs):
+        found = audit(train, {})
+        made = {
+            "max_similarity": 0.75,
+            "min_difference": 1,
+            "max_tokens": 3072,
+            "keep": [],
+            "max_repetition": 0.2,
+            "length_match": False,
+            "audit": to_markdown(found),
+            "plots": draw_plots(train, found, tmp_path / "pairs/plots"),
+        }
         for split, pairs in (("train", train), ("test", test)):
             write_jsonl(tmp_path / f"pairs/{split}.jsonl", pairs)
             write_jsonl(
                 tmp_path / f"replies/{split}.jsonl",
-                [{"id": p["id"], "cost_usd": 0.25} for p in pairs],
+                [{"id": p["id"], "created": "2026-10-01T00:00:00"} for p in pairs],
             )
-        write_jsonl(
-            tmp_path / "pairs/made.json",
-            [
-                {
-                    "max_similarity": 0.75,
-                    "min_difference": 1,
-                    "n_replies": 9,
-                    "dropped": [["scores too close", 4]],
-                }
-            ],
-        )
+            made[split] = {
+                "replies": 9,
+                "dropped": [["scores too close", 4]],
+                "kept": len(pairs),
+                "tokens_per_pair": 1234,
+                "usd": 0.75,
+                "usd_per_pair": 0.375,
+            }
+        write_jsonl(tmp_path / "pairs/made.json", [made])
         result = run_stage(
             STAGE,
             "--pairs",
@@ -62,25 +74,70 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
     hub, _ = stage([pair("a"), pair("b")], [pair("t")])
     rows = load_dataset(str(hub))
     assert {split: len(part) for split, part in rows.items()} == {"train": 2, "test": 1}
-    row = rows["train"][0]
+    row = rows["train"].sort("id")[0]
     assert row["prompt"] == [{"role": "user", "content": "Text a\n\nwith é"}]
     assert row["chosen"] == [{"role": "assistant", "content": "Better."}]
     assert row["ratings"] == [16.0, 11.0]
+    assert row["reference"] is None and rows["test"][0]["reference"] == "Better."
     card = (hub / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["task_categories"] == ["summarization", "text-generation"]
     assert metadata["size_categories"] == ["n<1K"]
     for said in (
         "2 training pairs and 1 test",
-        "some/teacher",
-        "| scores too close | 4 |",
-        "$0.75",
-        "longer one in 0.0%",
+        "openai/gpt-oss-120b",
+        "| $0.75 | $0.75 |",
+        "| dropped: scores too close | 4 | 4 |",
+        "Apache-2.0",
         "Best summary: (1 or 2)",
+        "2026-10-01",
+        "each paper under the licence",
     ):
         assert said in card
     for column in row:
         assert f"`{column}`" in card
+    for plot in ("lengths", "scores_by_length", "criteria"):
+        assert f"plots/{plot}.png" in card and (hub / f"plots/{plot}.png").stat().st_size > 5000
+
+
+def test_sft_holds_the_chosen_summaries(stage):
+    hub, _ = stage([pair("a"), pair("b")], [pair("t")])
+    rows = load_dataset(str(hub), "sft")
+    assert {split: len(part) for split, part in rows.items()} == {"train": 2, "test": 1}
+    assert rows["test"][0]["messages"] == [
+        {"role": "user", "content": "Text t\n\nwith é"},
+        {"role": "assistant", "content": "Better."},
+    ]
+
+
+def test_the_published_sizes_are_nested_subsets(stage):
+    hub, _ = stage([pair(f"p{i}") for i in range(20_600)], [pair("t")])
+    ids = {
+        name: load_dataset(str(hub), name, split="train")["id"]
+        for name in ("default", "pairs-8000", "pairs-20500")
+    }
+    assert {name: len(part) for name, part in ids.items()} == {
+        "default": 20_600,
+        "pairs-8000": 8_000,
+        "pairs-20500": 20_500,
+    }
+    assert list(ids["default"])[:8_000] == list(ids["pairs-8000"])
+    assert list(ids["default"])[:20_500] == list(ids["pairs-20500"])
+    assert list(ids["default"]) != sorted(ids["default"])
+
+
+def test_trl_reads_it_as_it_stands(stage, tmp_path):
+    from trl import DPOConfig, DPOTrainer
+
+    hub, _ = stage([pair("a")], [pair("t")])
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    trainer = DPOTrainer.__new__(DPOTrainer)
+    trainer._tokenizer, trainer._is_vlm, trainer._is_vision_dataset = tokenizer, False, False
+    config = DPOConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True)
+    dataset = load_dataset(str(hub), split="train")
+    (row,) = trainer._prepare_dataset(dataset, tokenizer, config, "train")
+    assert tokenizer.decode(row["prompt_ids"]).endswith("with é<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.decode(row["chosen_ids"]).startswith("Better.<|im_end|>")
 
 
 def test_a_changed_dataset_is_never_served_stale(stage):
@@ -88,7 +145,7 @@ def test_a_changed_dataset_is_never_served_stale(stage):
     assert load_dataset(str(hub), split="train")[0]["chosen"][0]["content"] == "Older."
     stage([pair("a", "Newer.")], [pair("t")])
     assert load_dataset(str(hub), split="train")[0]["chosen"][0]["content"] == "Newer."
-    assert len(list((hub / "data").iterdir())) == 2
+    assert len(list((hub / "data").iterdir())) == len(list((hub / "sft").iterdir())) == 2
 
 
 def test_no_pairs_says_how_to_make_them(tmp_path):

@@ -1,16 +1,33 @@
+import json
+
 import pytest
-from conftest import one_error_line, read_jsonl, run_stage, teacher_reply, write_jsonl
+from conftest import (
+    make_tokenizer,
+    one_error_line,
+    read_jsonl,
+    run_stage,
+    teacher_reply,
+    write_jsonl,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.build_pairs import reason_to_drop, similarity
+from data_prep.audit_pairs import audit, length_match, n_words, share, to_markdown, warnings
+from data_prep.filter_pairs import CHECKS, Limits, fault, language, repetition, similarity
 
 STAGE = "data_prep.build_pairs"
 ONE, TWO = "Lakes freeze from the top because ice floats.", "Rivers carry silt to the sea."
+LONG_ENGLISH = (
+    "The lakes of the north freeze in the winter, and the ice on the water is thick. " * 2
+)
+FRENCH = (
+    "Les lacs du nord gèlent en hiver, et la glace y est si épaisse que l'on peut y marcher. " * 2
+)
 
 
 def extract(key: str) -> dict:
-    return {"id": key, "source": "wikipedia", "url": f"u/{key}", "text": f"The text of {key}."}
+    text = f"The text of {key}. " + "It goes on and on about lakes and rivers. " * 5
+    return {"id": key, "source": "wikipedia", "url": f"u/{key}", "text": text, "n_tokens": 60}
 
 
 def reply(key: str, text: str, model: str = "m", finish: str = "stop", created: str = "1") -> dict:
@@ -22,6 +39,7 @@ def reply(key: str, text: str, model: str = "m", finish: str = "stop", created: 
         "finish_reason": finish,
         "created": created,
         "cost_usd": 0.5,
+        "usage": {"prompt_tokens": 90, "completion_tokens": 10},
     }
 
 
@@ -58,18 +76,21 @@ def test_every_reply_is_in_exactly_one_of_pairs_and_dropped(tmp_path):
     result = build(tmp_path, train)
     pairs = read_jsonl(tmp_path / "pairs/train.jsonl")
     dropped = read_jsonl(tmp_path / "pairs/dropped.jsonl")
-    assert pairs[0] == {
+    expected = {
         "id": "good",
         "source": "wikipedia",
         "url": "u/good",
-        "prompt": "The text of good.",
         "chosen": TWO,
         "rejected": ONE,
         "chosen_position": 2,
         "ratings": [16, 11],
         "teacher": "m",
         "prompt_sha": "p",
+        "n_tokens": 60,
+        "prompt": extract("good")["text"],
     }
+    assert pairs[0].items() >= expected.items()
+    assert [sum(criteria.values()) for criteria in pairs[0]["criteria"]] == [16, 11]
     assert [p["id"] for p in pairs] == ["good", "edge"]
     assert {d["id"]: d["reason"] for d in dropped} == {
         "close": "scores too close",
@@ -81,7 +102,63 @@ def test_every_reply_is_in_exactly_one_of_pairs_and_dropped(tmp_path):
     }
     assert "8 replies in, 2 pairs kept, 6 dropped" in result.stdout
     assert "1: not readable (cut off at the token limit)" in result.stdout
+    assert "a kept pair took 400 tokens, cost $2.00000" in result.stdout
     assert len(read_jsonl(tmp_path / "pairs/test.jsonl")) == 1  # a tie serves as a reference
+
+
+def pair_of(chosen: str, rejected: str = TWO, text: str = LONG_ENGLISH, n_tokens: int = 60) -> dict:
+    return {
+        "prompt": text,
+        "chosen": chosen,
+        "rejected": rejected,
+        "ratings": [16, 11],
+        "n_tokens": n_tokens,
+    }
+
+
+FAULTS = {
+    "longer": pair_of("word " * 80),
+    "refusal": pair_of("I'm sorry, but I cannot do that."),
+    "repetition": pair_of("It is so and it is so and it is so and it is so."),
+    "lead": pair_of("The lakes of the north freeze in the winter,"),
+    "language": pair_of(FRENCH[:110], text=LONG_ENGLISH * 3),
+    "length": pair_of(ONE, n_tokens=3000),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_check_finds_its_fault_and_can_be_left_out(name):
+    others = [other for other in CHECKS if other != name]
+    limits = Limits(count_tokens=len)
+    found = fault(FAULTS[name], "train", limits, others)
+    assert found and found[0] == CHECKS[name][0] and found[1]
+    assert fault(FAULTS[name], "train", limits, list(CHECKS)) is None
+    assert fault(pair_of(ONE), "train", limits, []) is None
+    on_test = fault(FAULTS[name], "test", limits, others)
+    assert (on_test is None) == (name == "length")
+    swapped = {**FAULTS[name], "chosen": TWO, "rejected": FAULTS[name]["chosen"]}
+    assert fault(swapped, "train", limits, others) and not fault(swapped, "test", limits, others)
+
+
+def test_plain_english_french_and_short_texts_are_told_apart():
+    assert language(LONG_ENGLISH) == "en" and language(FRENCH) == "fr" and language("Eis.") == ""
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=30))
+def test_repetition_is_the_share_of_repeated_four_grams(words):
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    repeats = sum(gram in grams[:i] for i, gram in enumerate(grams))
+    assert repetition(" ".join(words)) == pytest.approx(repeats / len(grams) if grams else 0)
+
+
+def test_a_pair_over_the_training_length_is_counted_by_the_tokenizer(tmp_path):
+    make_tokenizer(tmp_path / "tokenizer")
+    train = [reply("a", teacher_reply(ONE, TWO)), reply("b", teacher_reply(TWO, ONE))]
+    options = ["--tokenizer", tmp_path / "tokenizer", "--max-tokens", 60 + 48 + 25]
+    assert "no train pair is left" in one_error_line(build(tmp_path, train, None, *options, code=1))
+    dropped = "2: over the training length"
+    assert dropped in build(tmp_path, train, None, *options, code=1).stdout
+    build(tmp_path, train, None, *options, "--keep", "length")
 
 
 def test_the_filters_are_options(tmp_path):
@@ -140,9 +217,84 @@ def plain_levenshtein(a: str, b: str) -> int:
     st.sampled_from([0.0, 0.5, 0.75, 1.0]),
     st.integers(0, 3),
 )
-def test_the_filters_by_their_definitions(a, b, high, low, most, least):
+def test_the_two_filters_by_their_definitions(a, b, high, low, most, least):
     pair = {"chosen": a, "rejected": b, "ratings": [high, low]}
     alike = 1 - plain_levenshtein(a, b) / max(len(a), len(b))
     assert similarity(pair) == pytest.approx(alike)
     kept = high - low > least and similarity(pair) <= most
-    assert (reason_to_drop(pair, most, least) is None) == kept
+    others = [name for name in CHECKS if name not in ("difference", "similarity")]
+    limits = Limits(max_similarity=most, min_difference=least)
+    assert (fault(pair, "train", limits, others) is None) == kept
+
+
+def audited(n: int, longer: float, first: float) -> list[dict]:
+    """`n` pairs of which these shares are won by the longer and by the first summary."""
+
+    def one(i: int) -> dict:
+        sides = ["word " * (10 + i % 7), "word " * 5]
+        chosen, rejected = sides if i < longer * n else sides[::-1]
+        return {
+            "id": str(i),
+            "source": ("arxiv", "wikipedia")[i % 2],
+            "teacher": "m",
+            "chosen": chosen,
+            "rejected": rejected,
+            "chosen_position": 1 if i < first * n else 2,
+            "ratings": [10 + i % 5, 8],
+            "criteria": [{"fluency": 3}, {"fluency": 1 + i % 2}],
+        }
+
+    return [one(i) for i in range(n)]
+
+
+def test_the_audit_counts_what_it_says():
+    found = audit(audited(100, 0.9, 0.5), {"0": 1, "99": 1})
+    assert found["longer wins"]["share"] == 0.9 and found["first wins"]["share"] == 0.5
+    assert found["judge agrees"] == {**share([True, False]), "share": 0.5}
+    assert found["criteria"]["rejected"]["fluency"] == {1: 50, 2: 50}
+    assert [group["group"] for group in found["groups"]] == ["arxiv", "wikipedia", "m"]
+    assert warnings(found) and "Length alone predicts" in to_markdown(found)
+    assert not warnings(audit(audited(100, 0.5, 0.5), {}))
+    assert "Position alone predicts" in to_markdown(audit(audited(100, 0.5, 0.1), {}))
+
+
+def test_a_wilson_interval():
+    assert share([True] * 8 + [False] * 2) == pytest.approx(
+        {"n": 10, "share": 0.8, "low": 0.4902, "high": 0.9433}, abs=1e-4
+    )
+
+
+lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=60)
+
+
+@given(lengths, st.integers(0, 3))
+def test_length_matching_leaves_two_equal_histograms(sizes, seed):
+    pairs = [
+        {"id": str(i), "chosen": "w " * a, "rejected": "w " * b} for i, (a, b) in enumerate(sizes)
+    ]
+    kept = length_match(pairs, seed)
+    sides = [sorted(n_words(pair[side]) // 5 for pair in kept) for side in ("chosen", "rejected")]
+    assert sides[0] == sides[1]
+    assert kept == length_match(pairs, seed)
+    assert all(pair in kept for pair in pairs if pair["chosen"] == pair["rejected"])
+
+
+def test_length_match_accounts_for_what_it_leaves_out(tmp_path):
+    train = [reply(f"a{i}", teacher_reply(ONE + " And so on, and on.", TWO)) for i in range(3)]
+    train += [
+        reply(f"b{i}", teacher_reply(ONE + " And so on, and on.", TWO, (10, 15))) for i in range(2)
+    ]
+    result = build(tmp_path, train, None, "--length-match")
+    assert "5 replies in, 4 pairs kept, 1 dropped" in result.stdout
+    assert "1: left out to match lengths" in result.stdout
+    made = json.loads((tmp_path / "pairs/made.json").read_text())
+    assert made["length_match"] and "50.0%" in made["audit"]
+    assert (tmp_path / "pairs/plots/lengths.png").stat().st_size > 5000
+
+
+def test_a_second_judge_is_compared_where_there_is_one(tmp_path):
+    judge = write_jsonl(tmp_path / "replies/judge.jsonl", [{"id": "a", "best": 2}])
+    build(tmp_path, [reply("a", teacher_reply(ONE, TWO))])
+    assert judge.exists()
+    audit_text = json.loads((tmp_path / "pairs/made.json").read_text())["audit"]
+    assert "agrees | 0.0% [0.0%, 79.3%], n 1" in audit_text

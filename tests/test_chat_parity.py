@@ -49,7 +49,7 @@ def tokenizer(request, tmp_path_factory, demo_parts):
 def trained_rows(tokenizer, pair: dict) -> dict:
     """A pair as axolotl's strategy renders it."""
     transform, _ = default(CONFIG)
-    return transform(to_row(pair), tokenizer=tokenizer)
+    return transform(to_row(pair, "train"), tokenizer=tokenizer)
 
 
 def pair_of(text: str, chosen: str, rejected: str) -> dict:

@@ -108,6 +108,10 @@ def prepared(tmp_path_factory, tiny_qwen2):
         data / "pairs",
         "--min-difference",
         0,
+        "--keep",
+        "lead",
+        "repetition",
+        "longer",
         "--max-similarity",
         0.95,
     )

@@ -1,6 +1,10 @@
+import json
+import subprocess
+import sys
+
 import pytest
-from conftest import one_error_line, run_stage, write_jsonl
-from datasets import Dataset, load_dataset
+from conftest import clean_environment, one_error_line, run_stage, write_jsonl
+from datasets import Dataset
 from hub_server import TOKEN, Hub
 
 STAGE = "data_prep.publish_dataset"
@@ -14,34 +18,51 @@ def hub():
     hub.server.server_close()
 
 
+CARD = """---
+license: other
+configs: [{config_name: default, data_files: FILES}]
+size_categories: [n<1K]
+---
+
+<!-- generated: begin. -->
+# TITLE
+<!-- generated: end -->
+"""
+
+
+def write_folder(folder, key: str = "aaa", title: str = "Pairs", rows: int = 50):
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("data/*"):
+        old.unlink()
+    name = f"data/train-0-{key}.parquet"
+    (folder / "README.md").write_text(CARD.replace("FILES", name).replace("TITLE", title))
+    Dataset.from_list([{"id": str(i)} for i in range(rows)]).to_parquet(folder / name)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "hub/data").mkdir(parents=True)
-    (tmp_path / "hub/README.md").write_text("---\nlicense: other\n---\n# Pairs\n")
-    Dataset.from_list([{"id": str(i)} for i in range(50)]).to_parquet(
-        tmp_path / "hub/data/train-00000-of-00001-aaa.parquet"
-    )
-    return tmp_path / "hub"
+    return write_folder(tmp_path / "hub")
+
+
+def environment(hub, folder, token: str | None = TOKEN) -> dict[str, str]:
+    credentials = {"HF_TOKEN": token} if token else {}
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(folder.parent / "home"),
+        **credentials,
+    }
 
 
 def push(hub, folder, *options, code=0, token=TOKEN, repo="me/pairs"):
-    credentials = {"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
     return run_stage(
-        STAGE,
-        repo,
-        "--folder",
-        folder,
-        *options,
-        code=code,
-        HF_ENDPOINT=hub.url,
-        HF_HUB_OFFLINE="0",
-        HF_HUB_DISABLE_XET="1",
-        HF_HOME=str(folder.parent / "home"),
-        **credentials,
+        STAGE, repo, "--folder", folder, *options, code=code, **environment(hub, folder, token)
     )
 
 
-def test_one_private_commit_with_everything(hub, folder):
+def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
     result = push(hub, folder)
     files = hub.repos["datasets/me/pairs"]
     local = {
@@ -51,29 +72,75 @@ def test_one_private_commit_with_everything(hub, folder):
     assert len(hub.commits) == 1 and hub.private["datasets/me/pairs"]
     assert f"pushed: {hub.url}/datasets/me/pairs/commit/" in result.stdout
     assert TOKEN not in result.stdout + result.stderr
+    lock = json.loads((folder.parent / "hub.lock").read_text())
+    assert lock == {"repo": "me/pairs", "revision": hub.sha("datasets/me/pairs")}
 
-    parquet = folder.parent / "back.parquet"
-    parquet.write_bytes(files["data/train-00000-of-00001-aaa.parquet"])
-    back = load_dataset("parquet", data_files=str(parquet), split="train")
-    assert back["id"] == [str(i) for i in range(50)]
+    script = (
+        "import sys; from datasets import load_dataset; "
+        "print(list(load_dataset('me/pairs', split='train', revision=sys.argv[1])['id']))"
+    )
+    back = subprocess.run(
+        [sys.executable, "-c", script, lock["revision"]],
+        capture_output=True,
+        text=True,
+        cwd=folder.parent,
+        env=clean_environment(**environment(hub, folder)),
+    )
+    assert back.stdout.strip() == str([str(i) for i in range(50)]), back.stderr
 
 
-def test_what_is_published_is_not_overwritten_silently(hub, folder):
+def test_pushing_again_sends_only_what_changed(hub, folder):
+    push(hub, folder)
+    write_folder(folder, "bbb", "Pairs, renewed", rows=50)
+    result = push(hub, folder)
+    files = hub.repos["datasets/me/pairs"]
+    assert [n for n in files if n.endswith(".parquet")] == ["data/train-0-bbb.parquet"]
+    assert "delete data/train-0-aaa.parquet" in result.stdout
+    assert b"Pairs, renewed" in files["README.md"]
+    assert hub.uploads == 1 and len(hub.commits) == 2  # the same rows are not sent again
+
+
+def test_a_repo_of_others_is_not_overwritten_silently(hub, folder):
     push(hub, folder, "--public")
     assert not hub.private["datasets/me/pairs"]
+    (folder.parent / "hub.lock").unlink()
     assert "pass --update" in one_error_line(push(hub, folder, code=1))
-    old = next(folder.glob("data/*"))
-    old.rename(old.with_name("train-00000-of-00001-bbb.parquet"))
     push(hub, folder, "--update")
-    names = [n for n in hub.repos["datasets/me/pairs"] if n.endswith(".parquet")]
-    assert names == ["data/train-00000-of-00001-bbb.parquet"]
-    assert hub.uploads == 1 and len(hub.commits) == 2  # the same content is not sent again
+    assert len(hub.commits) == 2
+
+
+def test_what_was_written_by_hand_on_the_hub_stays(hub, folder):
+    push(hub, folder)
+    files = hub.repos["datasets/me/pairs"]
+    card = files["README.md"].decode().replace("license: other", "license: cc-by-4.0")
+    files["README.md"] = f"{card}\n## A note by hand\n".encode()
+    push(hub, write_folder(folder, "bbb", "New title"))
+    card = files["README.md"].decode()
+    for said in ("license: cc-by-4.0", "train-0-bbb", "# New title", "## A note by hand"):
+        assert said in card
+    assert "train-0-aaa" not in card and "# Pairs" not in card
+
+    files["README.md"] = b"# All by hand\n"
+    assert "--overwrite-card" in one_error_line(push(hub, folder, code=1))
+    assert files["README.md"] == b"# All by hand\n"
+    push(hub, folder, "--overwrite-card")
+    assert b"# New title" in files["README.md"]
+
+
+def test_a_branch_and_a_tag(hub, folder):
+    push(hub, folder, "--revision", "v2", "--tag", "first")
+    assert "data/train-0-aaa.parquet" in hub.branches["datasets/me/pairs", "v2"]
+    assert "data/train-0-aaa.parquet" not in hub.repos["datasets/me/pairs"]
+    lock = json.loads((folder.parent / "hub.lock").read_text())
+    assert hub.tags == {"first": lock["revision"]}
+    line = one_error_line(push(hub, folder, "--revision", "v2", "--tag", "first", code=1))
+    assert "has this tag or branch already" in line
 
 
 def test_a_dry_run_sends_nothing(hub, folder):
     result = push(hub, folder, "--dry-run")
     assert "add README.md" in result.stdout and "private" in result.stdout
-    assert not hub.repos and not hub.commits
+    assert not hub.repos and not hub.commits and not (folder.parent / "hub.lock").exists()
 
 
 @pytest.mark.parametrize(
