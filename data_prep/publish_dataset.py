@@ -8,6 +8,7 @@ not sent again. The token is the one of HF_TOKEN or `hf auth login`.
     python -m data_prep.publish_dataset me/summarize-dpo --dry-run
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ import httpx
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
 from data_prep.records import UserError, replacing, run, script_parser
 
@@ -60,9 +62,11 @@ def merge_cards(ours: str, theirs: str) -> str:
             "hand; put the lines back there, or pass --overwrite-card"
         )
     mine, front = (yaml.safe_load(match[1]) for match in fronts)
-    front |= {key: mine[key] for key in OWNED}
+    old_front = fronts[1][0]
+    renewed = front | {key: mine[key] for key in OWNED}
+    new_front = f"---\n{yaml.safe_dump(renewed, sort_keys=False).strip()}\n---\n"
     body = GENERATED.sub(lambda _: GENERATED.search(ours)[0], theirs[fronts[1].end() :], count=1)
-    return f"---\n{yaml.safe_dump(front, sort_keys=False).strip()}\n---\n{body}"
+    return (old_front if renewed == front else new_front) + body
 
 
 def published(api: HfApi, repo: str, revision: str | None) -> list[str]:
@@ -74,18 +78,27 @@ def published(api: HfApi, repo: str, revision: str | None) -> list[str]:
     return api.list_repo_files(repo, repo_type="dataset", revision=revision)
 
 
+def unchanged(content: Path | bytes, there: RepoFile) -> bool:
+    """Whether a file of the repo holds this content, by the hash that the Hub keeps of it."""
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    if there.lfs:
+        return hashlib.sha256(data).hexdigest() == there.lfs.sha256
+    return hashlib.sha1(b"blob %d\0%b" % (len(data), data)).hexdigest() == there.blob_id
+
+
 def plan(api: HfApi, args, files: dict[str, Path], held: list[str]) -> list:
-    """The operations of the commit. Raises UserError."""
+    """The operations of the commit, none for what is there already. Raises UserError."""
+    where = {"repo_type": "dataset", "revision": args.revision}
     content: dict[str, Path | bytes] = dict(files)
     if CARD in held and not args.overwrite_card:
-        there = api.hf_hub_download(
-            args.repo, CARD, repo_type="dataset", revision=args.revision, force_download=True
-        )
-        merged = merge_cards(files[CARD].read_text(), Path(there).read_text())
-        content[CARD] = merged.encode()
+        there = api.hf_hub_download(args.repo, CARD, force_download=True, **where)
+        content[CARD] = merge_cards(files[CARD].read_text(), Path(there).read_text()).encode()
+    common = [name for name in held if name in content]
+    infos = api.get_paths_info(args.repo, common, **where) if common else []
+    same = {info.path for info in infos if unchanged(content[info.path], info)}
     stale = [name for name in held if name.endswith(".parquet") and name not in files]
     return [
-        *(CommitOperationAdd(name, data) for name, data in content.items()),
+        *(CommitOperationAdd(name, data) for name, data in content.items() if name not in same),
         *(CommitOperationDelete(name) for name in stale),
     ]
 
@@ -95,17 +108,20 @@ def push(api: HfApi, args, operations: list) -> str:
     api.create_repo(args.repo, repo_type="dataset", private=not args.public, exist_ok=True)
     if args.revision:
         api.create_branch(args.repo, branch=args.revision, repo_type="dataset", exist_ok=True)
-    commit = api.create_commit(
-        args.repo,
-        operations,
-        repo_type="dataset",
-        revision=args.revision,
-        commit_message="Publish the staged dataset",
-    )
+    if operations:
+        commit = api.create_commit(
+            args.repo,
+            operations,
+            repo_type="dataset",
+            revision=args.revision,
+            commit_message="Publish the staged dataset",
+        )
+        print(f"pushed: {commit.commit_url}")
+    where = {"repo_type": "dataset", "revision": args.revision}
+    revision = commit.oid if operations else api.repo_info(args.repo, **where).sha
     if args.tag:
-        api.create_tag(args.repo, tag=args.tag, revision=commit.oid, repo_type="dataset")
-    print(f"pushed: {commit.commit_url}")
-    return commit.oid
+        api.create_tag(args.repo, tag=args.tag, revision=revision, repo_type="dataset")
+    return revision
 
 
 def explain(error: Exception, repo: str) -> str:
@@ -140,7 +156,7 @@ def main() -> None:
     option("--dry-run", action="store_true", help="only show what would change")
     args = parser.parse_args()
     files = files_of(args.folder)
-    lock = args.folder.with_suffix(".lock")
+    lock = args.folder.with_name(args.folder.name + ".lock")
     known = json.loads(lock.read_text()) if lock.exists() else {}
     api = HfApi()
     try:
@@ -157,9 +173,12 @@ def main() -> None:
             name = operation.path_in_repo
             if isinstance(operation, CommitOperationDelete):
                 print(f"  delete {name}")
-            elif name not in held or not name.endswith(".parquet"):
+            else:
                 verb = "renew" if name in held else "add"
                 print(f"  {verb} {name} ({operation.upload_info.size:,} bytes)")
+        if not operations and not args.tag:
+            print(f"{args.repo} holds all of {args.folder} already; nothing to push")
+            return
         if args.dry_run:
             visibility = "public" if args.public else "private"
             print(f"dry run: nothing sent to {args.repo} ({visibility} if new)")

@@ -14,6 +14,20 @@ from urllib.parse import parse_qs, unquote
 TOKEN = "hf_good"
 
 
+def is_lfs(path: str) -> bool:
+    return path.endswith((".parquet", ".png"))
+
+
+def file_entry(path: str, content: bytes) -> dict:
+    """A file as the Hub lists it: git's hash of it, and the SHA-256 of what lies in LFS."""
+    blob = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
+    entry = {"type": "file", "path": path, "size": len(content), "oid": blob}
+    if is_lfs(path):
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+    return entry
+
+
 class Hub:
     """`repos`: "datasets/me/name" -> {path: bytes}; `commits`: every commit's summary."""
 
@@ -85,12 +99,12 @@ class Hub:
             asked = json.loads(body)["files"]
             modes = [
                 {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["path"].endswith(".parquet") else "regular",
-                    "shouldIgnore": False,
+                    "path": file["path"],
                     "oid": None,
+                    "shouldIgnore": False,
+                    "uploadMode": "lfs" if is_lfs(file["path"]) else "regular",
                 }
-                for f in asked
+                for file in asked
             ]
             return self.send(request, 200, {"files": modes})
         if action == "commit":
@@ -121,15 +135,7 @@ class Hub:
         listed = below if recursive else [p for p in below if "/" not in p[len(prefix) :]]
         return [
             *({"type": "directory", "path": f, "oid": "0" * 40} for f in sorted(folders)),
-            *(
-                {
-                    "type": "file",
-                    "path": p,
-                    "size": len(files[p]),
-                    "oid": hashlib.sha1(files[p]).hexdigest(),
-                }
-                for p in listed
-            ),
+            *(file_entry(path, files[path]) for path in listed),
         ]
 
     def sha(self, name: str) -> str:

@@ -105,8 +105,18 @@ def test_a_repo_of_others_is_not_overwritten_silently(hub, folder):
     assert not hub.private["datasets/me/pairs"]
     (folder.parent / "hub.lock").unlink()
     assert "pass --update" in one_error_line(push(hub, folder, code=1))
+    (folder / "extra.txt").write_text("new")
     push(hub, folder, "--update")
     assert len(hub.commits) == 2
+
+
+def test_what_did_not_change_makes_no_commit(hub, folder):
+    push(hub, folder)
+    assert "nothing to push" in push(hub, folder).stdout
+    assert len(hub.commits) == 1 and hub.uploads == 1
+    (folder / "README.md").write_text((folder / "README.md").read_text().replace("Pairs", "New"))
+    changed = push(hub, folder, "--dry-run").stdout
+    assert "renew README.md" in changed and ".parquet" not in changed
 
 
 def test_what_was_written_by_hand_on_the_hub_stays(hub, folder):
