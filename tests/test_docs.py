@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_stage
 
+JUST = Path(sys.executable).with_name("just")
 README = (ROOT / "README.md").read_text()
 JUSTFILE = (ROOT / "Justfile").read_text()
 MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
@@ -67,11 +68,19 @@ def test_help_shows_defaults_and_the_docstring_the_line_that_runs_it(stage):
 
 
 def test_the_recipes_are_listed_in_groups_with_a_line_each():
-    just = Path(sys.executable).with_name("just")
-    listed = subprocess.run([just, "--list"], cwd=ROOT, capture_output=True, text=True).stdout
+    listed = subprocess.run([JUST, "--list"], cwd=ROOT, capture_output=True, text=True).stdout
     lines = [line for line in listed.splitlines()[1:] if line.strip() and "[" not in line[:6]]
     assert {line.split()[0] for line in lines} == recipes() - {"default", "_demo_models"}
     assert all(" # " in line for line in lines)
+
+
+def test_options_reach_the_scripts_as_they_were_typed_and_errors_stand_alone():
+    result = subprocess.run(
+        [JUST, "record", "nowhere", "--note", "two words"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: cannot read the config axolotl_configs/nowhere.yaml")
+    assert len(result.stderr.splitlines()) == 1 and not result.stdout
 
 
 def test_imports_point_one_way():

@@ -286,6 +286,33 @@ def test_a_killed_training_goes_on_from_its_checkpoint(trained):
     assert (output / "made.json").read_text() == (output / "unmade.json").read_text()
 
 
+def test_the_sft_config_of_the_dataset_trains_as_it_stands(prepared):
+    folder, config = prepared
+    settings = yaml.safe_load(config.read_text())
+    output = str(folder / "outputs/sft")
+    dataset = {
+        "path": str(folder / "data/hub"),
+        "name": "sft",
+        "split": "train",
+        "type": "chat_template",
+        "field_messages": "messages",
+    }
+    kernels = {f"lora_{name}_kernel": False for name in ("mlp", "qkv", "o", "embedding")}
+    changed = {
+        "datasets": [dataset],
+        "output_dir": output,
+        "adapter": "lora",
+        "max_steps": 1,
+        "dataset_prepared_path": f"{output}/prepared",
+        "load_in_4bit": False,
+        **kernels,
+    }
+    kept = {k: v for k, v in settings.items() if not k.startswith(("rl", "dpo_"))}
+    config.with_name("sft.yaml").write_text(yaml.safe_dump({**kept, **changed}))
+    train(config.with_name("sft.yaml"))
+    assert (folder / "outputs/sft/adapter_model.safetensors").is_file()
+
+
 def test_other_settings_move_the_old_run_aside_and_a_failure_is_one_line(trained):
     _, config, output = trained
     settings = yaml.safe_load(config.read_text())
