@@ -114,7 +114,7 @@ train config *options: setup
 
 # Merge a config's adapter into its base
 [group('model')]
-merge config: setup
+merge config *options: setup
     shift; {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml "$@"
 
 # Summarize the test documents with base, base told to, and tuned

@@ -12,8 +12,9 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
-from datasets import Dataset, Value, disable_progress_bars
 
 from data_prep.generate_replies import PRICES, TEMPLATE
 from data_prep.records import file_sha, load_records, read_records, replacing, run, script_parser
@@ -21,6 +22,7 @@ from data_prep.sample_extracts import share_of
 from prompts import FOLDER, answer_message, render, student_messages, template_sha
 
 CARD = "summarize/dataset_card.md.jinja"
+ROW_GROUP = 1_000  # rows written, and later read, at a time
 SUBSETS = (8_000, 20_500)  # pairs, as in the published runs
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 LICENCES = {
@@ -60,10 +62,13 @@ def write_parquet(folder: Path, stem: str, rows: list[dict]) -> str:
     same name would go on being served as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dataset, temporary = Dataset.from_list(rows), folder / f".{stem}.tmp"
-    if "reference" in dataset.column_names:  # all null in train, where no type can be seen
-        dataset = dataset.cast_column("reference", Value("string"))
-    dataset.to_parquet(temporary)
+    temporary, schema = folder / f".{stem}.tmp", pa.Table.from_pylist(rows[:1]).schema
+    if (column := schema.get_field_index("reference")) >= 0:  # null in train: no type to be seen
+        schema = schema.set(column, pa.field("reference", pa.string()))
+    with pq.ParquetWriter(temporary, schema) as writer:
+        for start in range(0, len(rows), ROW_GROUP):
+            group = rows[start : start + ROW_GROUP]
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
     path = temporary.rename(folder / f"{stem}-{file_sha(temporary)}.parquet")
     print(f"{path}: {len(rows):,} rows")
     return f"{folder.name}/{path.name}"
@@ -149,7 +154,6 @@ def main() -> None:
     option("--output", type=Path, default=Path("data/hub"), help="folder")
     option("--seed", type=int, default=0, help="of the rows' order, and so of the subsets")
     args = parser.parse_args()
-    disable_progress_bars()
     splits, dates = {}, set()
     for split in ("train", "test"):
         pairs = load_records(args.pairs / f"{split}.jsonl", ("id", "chosen"), "just pairs")

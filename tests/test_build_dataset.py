@@ -2,6 +2,7 @@ import pytest
 import yaml
 from conftest import make_tokenizer, one_error_line, run_stage, write_jsonl
 from datasets import load_dataset
+from huggingface_hub import DatasetCard
 
 from data_prep.audit_pairs import audit, draw_plots, to_markdown
 from prompts import template_sha
@@ -81,6 +82,7 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
     assert row["reference"] is None and rows["test"][0]["reference"] == "Better."
     card = (hub / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
+    assert DatasetCard(card).data.to_dict() == metadata
     assert metadata["task_categories"] == ["summarization", "text-generation"]
     assert metadata["size_categories"] == ["n<1K"]
     for said in (
