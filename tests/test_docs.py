@@ -27,7 +27,7 @@ def recipes() -> set[str]:
 
 def named_paths(text: str) -> set[str]:
     """Paths of this repo inside backticks, links, or anywhere in a code block or recipe."""
-    found = re.findall(r"(?<![\w/.$])[\w.-]+(?:/[\w.-]+)*", text)
+    found = re.findall(r"(?<![\w/.$])[\w.-]+(?:/[\w.-]+)*/?", text)
     roots = {p.name for p in ROOT.iterdir()}
     return {f.rstrip(".") for f in found if f.split("/")[0] in roots and ("/" in f or "." in f)}
 
