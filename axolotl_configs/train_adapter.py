@@ -24,7 +24,7 @@ from axolotl_configs.run_config import (
     fingerprint,
     load_run_config,
 )
-from data_prep.records import UserError, file_sha, is_made, mark_made, run, script_parser
+from data_prep.records import UserError, appending, file_sha, is_made, mark_made, run, script_parser
 
 PROGRESS = re.compile(r"(?:[\w ()=]+: +)?\d+%\|[^|]*\| *\d+/\d+ \[[^\]]*\]")
 STEP = re.compile(
@@ -78,29 +78,24 @@ def follow(process: subprocess.Popen, log: IO[bytes]) -> str:
     return error
 
 
-def train(config: RunConfig, accelerate_options: list[str]) -> None:
-    """Run axolotl. Raises UserError with its last error line if it fails."""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *accelerate_options,
-        "-m",
-        "axolotl.cli.train",
-        str(config.path),
-    ]
-    shown = ["accelerate", *command[2:]]
-    shown[1:2] = ["launch"]
+def train(config: RunConfig, accelerate_options: list[str], lock: IO[bytes]) -> None:
+    """Run axolotl, which keeps `lock` even if this process is killed.
+
+    Raises UserError with its last error line if it fails.
+    """
+    launch = [*accelerate_options, "-m", "axolotl.cli.train", str(config.path)]
     log_path = config.output_dir / "train.log"
-    print(
-        f"{shlex.join(shown)}\n(loading takes about 20 s; all output goes to {log_path})",
-        flush=True,
-    )
+    print(f"accelerate launch {shlex.join(launch)}")
+    print(f"(loading takes about 20 s; all output goes to {log_path})", flush=True)
     environment = {"AXOLOTL_DO_NOT_TRACK": "1", **os.environ}
     with (
         log_path.open("ab") as log,
         subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "accelerate.commands.launch", *launch],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock.fileno()],
         ) as process,
     ):
         error = follow(process, log)
@@ -124,10 +119,11 @@ def main() -> None:
     if is_made(config.output_dir, inputs):
         print(f"{config.output_dir} is trained on this data with this config")
         return
-    if config.output_dir.exists() and not is_made(started, inputs):
-        print(f"other inputs than before: the old run is now {move_aside(config.output_dir)}")
-    mark_made(started, inputs)
-    train(config, accelerate_options)
+    with appending(config.output_dir.with_name(f"{config.output_dir.name}.lock")) as lock:
+        if config.output_dir.exists() and not is_made(started, inputs):
+            print(f"other inputs than before: the old run is now {move_aside(config.output_dir)}")
+        mark_made(started, inputs)
+        train(config, accelerate_options, lock)
     if not (config.output_dir / "adapter_model.safetensors").is_file():
         raise UserError(f"axolotl ended without an adapter; see {config.output_dir / 'train.log'}")
     mark_made(config.output_dir, inputs)

@@ -7,7 +7,6 @@ summaries are summaries at all. Every check has a name, by which `build_pairs --
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 from langdetect import DetectorFactory, LangDetectException, detect
 from rapidfuzz.distance import Levenshtein
@@ -52,7 +51,6 @@ def repetition(text: str, n: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-@cache
 def language(text: str) -> str:
     """Two-letter code; "" for a text too short to tell. Plain English takes a short way."""
     words = text.lower().split()

@@ -9,6 +9,8 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.config import AxolotlInputConfig
 from conftest import ROOT, one_error_line, run_stage
 
+from data_prep.records import appending
+
 CONFIGS = sorted((ROOT / "axolotl_configs").glob("*.yaml"))
 H100 = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 
@@ -131,3 +133,18 @@ def test_a_config_that_cannot_be_read(tmp_path, content, said):
     if content is not None:
         config.write_text(content)
     assert said in one_error_line(run_stage(TRAIN, config, code=1))
+
+
+def test_a_training_that_still_runs_is_not_started_twice(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = tmp_path / "run.yaml"
+    settings = {
+        "base_model": str(tmp_path),
+        "datasets": [{"path": str(tmp_path / "run.yaml")}],
+        "output_dir": str(tmp_path / "out"),
+    }
+    config.write_text(yaml.safe_dump(settings))
+    with appending(tmp_path / "out.lock"):
+        line = one_error_line(run_stage(TRAIN, config, code=1))
+    assert "out.lock is being written by another run" in line
+    assert not (tmp_path / "out").exists()
