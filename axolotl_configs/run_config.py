@@ -24,6 +24,11 @@ class RunConfig:
         return self.settings.get("revision_of_model")
 
     @property
+    def first_adapter(self) -> str | None:
+        """The trained adapter that training goes on from, if any."""
+        return self.settings.get("lora_model_dir")
+
+    @property
     def dataset_revision(self) -> str | None:
         return self.settings["datasets"][0].get("revision")
 
@@ -69,6 +74,17 @@ def check_dataset(path: str) -> None:
     """Raise UserError if `path` looks like a folder or file and is not there; Hub ids pass."""
     if not Path(path).exists() and path.startswith((".", "/", "data/")):
         raise UserError(f"the config's dataset {path} is not there; make it with `just dataset`")
+
+
+def check_first_adapter(config: RunConfig) -> None:
+    """Raise UserError if the adapter that training is to go on from is not there; Hub ids pass."""
+    folder = config.first_adapter
+    local = folder and folder.startswith((".", "/", "outputs/"))
+    if local and not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{config.path.name} goes on from the adapter in {folder}, which is not there; train "
+            f"it first with `just train {Path(folder).name}`"
+        )
 
 
 def fingerprint(model: str) -> str:

@@ -1,9 +1,9 @@
-"""Check what a training config names, then run `accelerate launch -m axolotl.cli.train` on it.
+"""Check what a training config needs, then run `accelerate launch -m axolotl.cli.train` on it.
 
-Reads the YAML and the dataset it names, writes the adapter into the config's output_dir. Shows the
-trainer's progress; everything axolotl says goes to <output_dir>/train.log. A finished run is not
-repeated, a killed one goes on from its last checkpoint, and a run on other data or settings first
-moves the old folder aside.
+Reads the YAML and the dataset it names, writes the adapter and its loss curves into the config's
+output_dir. Shows the trainer's progress; what axolotl says goes to <output_dir>/train.log. A
+finished run is not repeated, a killed one goes on from its last checkpoint, and a run on other data
+or settings first moves the old folder aside.
 
     python -m axolotl_configs.train_adapter axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --cpu
 """
@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from axolotl_configs.check_run import check_run
+from axolotl_configs.plot_curves import plot_curves
 from axolotl_configs.run_config import (
     RunConfig,
     check_dataset,
+    check_first_adapter,
     check_model_folder,
     fingerprint,
     load_run_config,
@@ -40,6 +43,7 @@ def inputs_of(config: RunConfig) -> dict:
     return {
         "config": config.settings,
         "base_model": fingerprint(config.base_model),
+        **({"adapter": fingerprint(config.first_adapter)} if config.first_adapter else {}),
         "dataset": [config.dataset, *(file_sha(p) for p in files if p.suffix != ".md")],
     }
 
@@ -114,12 +118,14 @@ def main() -> None:
     config = load_run_config(args.config)
     check_model_folder(config.base_model)
     check_dataset(config.dataset)
+    check_first_adapter(config)
     inputs = inputs_of(config)
     started = config.output_dir / "inputs"
     if is_made(config.output_dir, inputs):
         print(f"{config.output_dir} is trained on this data with this config")
         return
     with appending(config.output_dir.with_name(f"{config.output_dir.name}.lock")) as lock:
+        check_run(config, accelerate_options)
         if config.output_dir.exists() and not is_made(started, inputs):
             print(f"other inputs than before: the old run is now {move_aside(config.output_dir)}")
         mark_made(started, inputs)
@@ -127,7 +133,7 @@ def main() -> None:
     if not (config.output_dir / "adapter_model.safetensors").is_file():
         raise UserError(f"axolotl ended without an adapter; see {config.output_dir / 'train.log'}")
     mark_made(config.output_dir, inputs)
-    print(f"adapter in {config.output_dir}")
+    print(f"adapter in {config.output_dir}, loss curves in {plot_curves(config.output_dir)}")
 
 
 if __name__ == "__main__":

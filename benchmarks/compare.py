@@ -1,0 +1,280 @@
+"""Train every recipe on the same examples with several seeds, score all on the same held-out texts.
+
+Reads the configs of RECIPES and the dataset they name, trains into outputs/compare/RECIPE-SEED,
+writes results/recipes.md and results/recipes.png. Every recipe sees every example once (SFT then
+DPO: half of them by SFT, the other half by DPO). What is trained or summarized already is not done
+again, so a stopped comparison goes on where it was.
+
+    python -m benchmarks.compare --seeds 42 43 44
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from tqdm import tqdm
+
+from axolotl_configs.run_config import RunConfig, load_run_config
+from data_prep.records import (
+    UserError,
+    append_record,
+    appending,
+    load_records,
+    positive,
+    replacing,
+    run,
+    script_parser,
+)
+from eval.generate_summaries import TOLD, build_prompt, generate_batch, load_model, load_test_rows
+from eval.record_result import commit
+from eval.score_summaries import INTERVAL, BertScore, lead_sentences, paired_bootstrap, rouge_l
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+CONFIGS = Path("axolotl_configs")
+OUTPUT = Path("outputs/compare")
+# In the table -> the configs trained one after the other, each with its part of the examples.
+RECIPES = {
+    "SFT": {"smollm2-135m-sft-lora": "train"},
+    "DPO": {"smollm2-135m-dpo-lora": "train"},
+    "DPO, rate 1e-4": {"smollm2-135m-dpo-lora": "train"},
+    "DPO+SFT": {"smollm2-135m-dpo-sft-lora": "train"},
+    "SFT then DPO": {
+        "smollm2-135m-sft-lora": "train[:50%]",
+        "smollm2-135m-sft-then-dpo-lora": "train[50%:]",
+    },
+    "ORPO": {"smollm2-135m-orpo-lora": "train"},
+    "SimPO": {"smollm2-135m-simpo-lora": "train"},
+}
+CHANGES = {"DPO, rate 1e-4": {"learning_rate": 1e-4}}  # what else a recipe sets
+TOLD_BASE = "base, told to summarize"
+UNTRAINED = {"base, bare text": None, TOLD_BASE: TOLD}
+LEAD = "first sentences, no model"
+MEASURES = {"f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
+
+
+def derive_config(
+    recipe: str, stem: str, part: str, seed: int, after: RunConfig | None
+) -> RunConfig:
+    """The recipe's config with this seed and part of the examples, going on from run `after`."""
+    settings = yaml.safe_load((CONFIGS / f"{stem}.yaml").read_text())
+    changes = CHANGES.get(recipe, {})
+    parts = [stem, "half" if part != "train" else "", *map(str, changes.values()), str(seed)]
+    name = "-".join(filter(None, parts))
+    settings["datasets"][0]["split"] = part
+    settings |= changes | {
+        "seed": seed,
+        "output_dir": str(OUTPUT / name),
+        "dataset_prepared_path": str(OUTPUT / name / "prepared"),
+    }
+    if after:
+        settings["lora_model_dir"] = str(after.output_dir)
+    path = OUTPUT / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return load_run_config(path)
+
+
+def train(config: RunConfig, threads: int) -> dict:
+    """Train through the usual stage. Returns {seconds, cpu_seconds} of the run, kept beside it."""
+    cost = config.path.with_suffix(".cost.json")
+    fresh = not config.output_dir.exists()
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    stage = [sys.executable, "-m", "axolotl_configs.train_adapter", str(config.path)]
+    options = ["--cpu", "--num_cpu_threads_per_process", str(threads)]
+    if subprocess.run([*stage, *options]).returncode:
+        raise UserError(f"training {config.path} failed; see {config.output_dir / 'train.log'}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if fresh:  # a resumed run's time would be that of its rest
+        spent = {
+            "seconds": time.monotonic() - started,
+            "cpu_seconds": sum(
+                getattr(after, k) - getattr(before, k) for k in ("ru_utime", "ru_stime")
+            ),
+        }
+        cost.write_text(json.dumps(spent))
+    return json.loads(cost.read_text()) if cost.exists() else {}
+
+
+def summarize(
+    name: str, base: str, adapter: Path | None, template: str | None, rows: list[dict], args
+) -> list[dict]:
+    """The summaries of every row, in the rows' order, made where they are missing."""
+    path = OUTPUT / f"{name}.jsonl"
+    with appending(path) as log:
+        done = (
+            {r["id"] for r in load_records(path, ("id", "text"))} if path.stat().st_size else set()
+        )
+        missing = [row for row in rows if row["id"] not in done]
+        if missing:
+            model, tokenizer = load_model(base, None)
+            if adapter:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+            prompts = {
+                r["id"]: build_prompt(tokenizer, r["text"], template, 4096)[0] for r in missing
+            }
+            ids = sorted(prompts, key=lambda i: len(prompts[i]))
+            for start in tqdm(
+                range(0, len(ids), args.batch_size), desc=f"{name} summaries", unit="batch"
+            ):
+                batch = ids[start : start + args.batch_size]
+                outputs = generate_batch(
+                    model, tokenizer, [prompts[i] for i in batch], args.max_new_tokens
+                )
+                for i, output in zip(batch, outputs, strict=True):
+                    append_record(log, {"id": i, **output})
+    texts = {r["id"]: r for r in load_records(path, ("id", "text"))}
+    return [texts[row["id"]] for row in rows]
+
+
+def repetition(text: str) -> float:
+    """The share of a text's three-word sequences that repeat an earlier one."""
+    words = text.lower().split()
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
+def measure(texts: list[str], rows: list[dict], scorer: BertScore) -> pd.DataFrame:
+    """One line a text: f1, rouge_l, length_ratio (words to the reference's), repetition."""
+    references = [row["reference"] for row in rows]
+    lengths = zip(texts, references, strict=True)
+    return pd.DataFrame(
+        {
+            "f1": scorer(texts, references)[2],
+            "rouge_l": rouge_l(texts, references),
+            "length_ratio": [len(t.split()) / len(r.split()) for t, r in lengths],
+            "repetition": list(map(repetition, texts)),
+        }
+    )
+
+
+def run_all(args: argparse.Namespace, rows: list[dict], scorer: BertScore) -> tuple[dict, dict]:
+    """(system -> the scores of each seed, recipe -> the cost of each seed)."""
+    base = yaml.safe_load((CONFIGS / "smollm2-135m-sft-lora.yaml").read_text())["base_model"]
+    words = float(np.mean([len(row["reference"].split()) for row in rows]))
+    lead = [lead_sentences(row["text"], words) for row in rows]
+    scores = {LEAD: [measure(lead, rows, scorer)]}
+    for name, template in UNTRAINED.items():
+        made = summarize(
+            name.replace(", ", "-").replace(" ", "-"), base, None, template, rows, args
+        )
+        scores[name] = [measure([r["text"] for r in made], rows, scorer)]
+    costs: dict[str, list[dict]] = {}
+    for seed in args.seeds:
+        for recipe, parts in RECIPES.items():
+            config, cost = None, {}
+            for stem, part in parts.items():
+                config = derive_config(recipe, stem, part, seed, after=config)
+                spent = train(config, args.threads)
+                cost = {k: cost.get(k, 0) + v for k, v in spent.items()}
+            made = summarize(config.path.stem, base, config.output_dir, None, rows, args)
+            scores.setdefault(recipe, []).append(measure([r["text"] for r in made], rows, scorer))
+            costs.setdefault(recipe, []).append(cost)
+            print(
+                f"{recipe}, seed {seed}: {scores[recipe][-1].mean().round(3).to_dict()}", flush=True
+            )
+    return scores, costs
+
+
+def tables(scores: dict[str, list[pd.DataFrame]], costs: dict[str, list[dict]]) -> str:
+    """The comparison as two Markdown tables, best recipe first."""
+    means = {name: sum(frames) / len(frames) for name, frames in scores.items()}
+    order = sorted(means, key=lambda name: -means[name]["f1"].mean())
+    lines = []
+    for name in order:
+        line = {"system": name}
+        for key, title in MEASURES.items():
+            _, low, high = paired_bootstrap(means[name][key], np.zeros(len(means[name])))
+            line[f"{title} [95%]"] = f"{means[name][key].mean():.3f} [{low:.3f}, {high:.3f}]"
+        seeds = [frame["f1"].mean() for frame in scores[name]]
+        line["F1 by seed"] = ", ".join(f"{s:.3f}" for s in seeds) if len(seeds) > 1 else ""
+        line["length ratio"] = f"{means[name]['length_ratio'].mean():.2f}"
+        line["repetition"] = f"{means[name]['repetition'].mean():.3f}"
+        for key, title in (("seconds", "wall s"), ("cpu_seconds", "CPU s")):
+            spent = [cost[key] for cost in costs.get(name, []) if cost]
+            line[title] = f"{np.mean(spent):.0f}" if spent else ""
+        lines.append(line)
+    best = next(name for name in order if name in RECIPES)
+    differences = {
+        f"{best} minus {name}": {
+            title: INTERVAL.format(*paired_bootstrap(means[best][key], means[name][key]))
+            for key, title in MEASURES.items()
+        }
+        for name in order
+        if name != best
+    }
+    return "\n\n".join(
+        [
+            pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True),
+            pd.DataFrame(differences).T.rename_axis("difference [95% interval]").to_markdown(),
+        ]
+    )
+
+
+def plot(scores: dict[str, list[pd.DataFrame]], path: Path) -> None:
+    """Mean F1 of every system with its interval over texts, and a dot for every seed."""
+    order = sorted(scores, key=lambda name: np.mean([f["f1"].mean() for f in scores[name]]))
+    figure, axes = plt.subplots(figsize=(7, 0.45 * len(order) + 1.2), layout="constrained")
+    for y, name in enumerate(order):
+        values = sum(scores[name])["f1"] / len(scores[name])
+        mean, low, high = paired_bootstrap(values, np.zeros(len(values)))
+        axes.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="s", color="C0", capsize=3)
+        if len(scores[name]) > 1:
+            seeds = [frame["f1"].mean() for frame in scores[name]]
+            axes.plot(seeds, [y + 0.2] * len(seeds), ".", color="C1")
+    axes.plot([], [], ".", color="C1", label="one seed")
+    axes.set_yticks(range(len(order)), order)
+    axes.set_xlabel("BERTScore F1 (raw); bars: 95% bootstrap interval over texts")
+    axes.legend(loc="lower right")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    option = parser.add_argument
+    option("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    option("--n", type=positive, help="only the first N held-out texts")
+    option("--max-new-tokens", type=positive, default=96, help="longest summary")
+    option("--batch-size", type=positive, default=26, help="texts at once")
+    option("--threads", type=positive, default=os.cpu_count(), help="of training and generation")
+    option("--encoder", default="models/minilm", help="BERTScore's encoder")
+    option("--encoder-layers", type=positive, default=6, help="its layer")
+    option("--output", type=Path, default=Path("results"), help="folder of the table and the plot")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = load_run_config(CONFIGS / "smollm2-135m-dpo-sft-lora.yaml")
+    rows = load_test_rows(config, args.n)
+    scorer = BertScore(args.encoder, args.encoder_layers, 32)
+    scores, costs = run_all(args, rows, scorer)
+    data = sorted(p.name for p in Path(config.dataset).rglob("train-*.parquet"))
+    note = (
+        f"`just compare --seeds {' '.join(map(str, args.seeds))}`, {datetime.now(UTC).date()}, commit "
+        f"{commit()}, n = {len(rows)} held-out texts, dataset {data[0]}, {args.threads} threads, "
+        f"{scorer.scorer.hash}. Intervals: paired bootstrap over texts, 10,000 resamples, of the "
+        "mean over seeds."
+    )
+    args.output.mkdir(exist_ok=True)
+    plot(scores, args.output / "recipes.png")
+    text = f"{tables(scores, costs)}\n\n{note}\n\n![](recipes.png)\n"
+    with replacing(args.output / "recipes.md") as temporary:
+        temporary.write_text(text)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    run(main)
