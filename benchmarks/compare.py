@@ -49,7 +49,6 @@ OUTPUT = Path("outputs/compare")
 RECIPES = {
     "SFT": {"smollm2-135m-sft-lora": "train"},
     "DPO": {"smollm2-135m-dpo-lora": "train"},
-    "DPO, rate 1e-4": {"smollm2-135m-dpo-lora": "train"},
     "DPO+SFT": {"smollm2-135m-dpo-sft-lora": "train"},
     "SFT then DPO": {
         "smollm2-135m-sft-lora": "train[:50%]",
@@ -58,23 +57,18 @@ RECIPES = {
     "ORPO": {"smollm2-135m-orpo-lora": "train"},
     "SimPO": {"smollm2-135m-simpo-lora": "train"},
 }
-CHANGES = {"DPO, rate 1e-4": {"learning_rate": 1e-4}}  # what else a recipe sets
 TOLD_BASE = "base, told to summarize"
 UNTRAINED = {"base, bare text": None, TOLD_BASE: TOLD}
 LEAD = "first sentences, no model"
 MEASURES = {"f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
 
 
-def derive_config(
-    recipe: str, stem: str, part: str, seed: int, after: RunConfig | None
-) -> RunConfig:
+def derive_config(stem: str, part: str, seed: int, after: RunConfig | None) -> RunConfig:
     """The recipe's config with this seed and part of the examples, going on from run `after`."""
     settings = yaml.safe_load((CONFIGS / f"{stem}.yaml").read_text())
-    changes = CHANGES.get(recipe, {})
-    parts = [stem, "half" if part != "train" else "", *map(str, changes.values()), str(seed)]
-    name = "-".join(filter(None, parts))
+    name = f"{stem}-{seed}" if part == "train" else f"{stem}-half-{seed}"
     settings["datasets"][0]["split"] = part
-    settings |= changes | {
+    settings |= {
         "seed": seed,
         "output_dir": str(OUTPUT / name),
         "dataset_prepared_path": str(OUTPUT / name / "prepared"),
@@ -178,7 +172,7 @@ def run_all(args: argparse.Namespace, rows: list[dict], scorer: BertScore) -> tu
         for recipe, parts in RECIPES.items():
             config, cost = None, {}
             for stem, part in parts.items():
-                config = derive_config(recipe, stem, part, seed, after=config)
+                config = derive_config(stem, part, seed, after=config)
                 spent = train(config, args.threads)
                 cost = {k: cost.get(k, 0) + v for k, v in spent.items()}
             made = summarize(config.path.stem, base, config.output_dir, None, rows, args)
