@@ -2,41 +2,100 @@
 
 Reads outputs/<config>/ (the adapter axolotl wrote), writes outputs/<config>/merged. The adapter is
 added to the unquantized base: axolotl's default merge would round every matrix, the embeddings
-included, to 4 bits and back.
+included, to 4 bits and back. Prints how far the merged logits are from those of base + adapter.
+With --gguf it also writes outputs/<config>/merged.gguf by llama.cpp's converter, which is fetched
+once from the package index into models/llama.cpp.
 
     python -m eval.merge_adapter axolotl_configs/smollm2-135m-dpo-sft-lora.yaml
 """
 
 import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
-from data_prep.records import UserError, file_sha, is_made, mark_made, run, script_parser
+from data_prep.records import UserError, file_sha, is_made, mark_made, replacing, run, script_parser
 
 ADAPTER = "adapter_model.safetensors"
+LLAMA_CPP = "llama-cpp-python==0.3.36"  # its source package carries llama.cpp's converter (MIT)
+PROBE = "The harbour was built in 1823 and protects the market square from the sea."
 
 
 def merge(config: RunConfig, merged: Path) -> None:
-    """Write base + adapter as an ordinary model folder, with the tokenizer of the trained run."""
+    """Write base + adapter as an ordinary model folder, with the tokenizer of the trained run.
+
+    Raises UserError if the merged model does not compute what base + adapter compute.
+    """
+    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(config.output_dir)
+    inputs = tokenizer(PROBE, return_tensors="pt")
+
+    def logits(model) -> torch.Tensor:
+        with torch.inference_mode():
+            return model.eval()(**inputs).logits.float()
 
     base = AutoModelForCausalLM.from_pretrained(
         config.base_model, revision=config.base_revision, dtype="auto"
     )
-    model = PeftModel.from_pretrained(base, config.output_dir).merge_and_unload(
-        progressbar=True, safe_merge=True
-    )
+    untouched = logits(base)
+    adapted = PeftModel.from_pretrained(base, config.output_dir)
+    wanted = logits(adapted)
+    model = adapted.merge_and_unload(progressbar=True, safe_merge=True)
+    gap, moved = ((logits(model) - x).abs().mean().item() for x in (wanted, untouched))
+    print(f"mean logit gap to base + adapter: {gap:.2g}; the adapter moves logits by {moved:.2g}")
+    # Weights and activations in bf16 round by up to 1/256; more than that is another model.
+    if not gap <= max(moved / 4, untouched.abs().mean().item() / 64):
+        raise UserError(f"the merge of {config.output_dir} failed: it is not base + adapter")
     model.save_pretrained(merged)
-    AutoTokenizer.from_pretrained(config.output_dir).save_pretrained(merged)
+    tokenizer.save_pretrained(merged)
+
+
+def fetch_converter(folder: Path = Path("models/llama.cpp")) -> Path:
+    """llama.cpp's convert_hf_to_gguf.py, taken once out of LLAMA_CPP. Raises UserError."""
+    script = folder / "convert_hf_to_gguf.py"
+    if script.is_file():
+        return script
+    print(f"fetching llama.cpp's converter out of {LLAMA_CPP} (76 MB, about a minute)", flush=True)
+    with TemporaryDirectory() as temporary:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        pip += ["--no-binary", ":all:", "--dest", temporary, LLAMA_CPP]
+        if subprocess.run(pip).returncode:
+            raise UserError(f"cannot download {LLAMA_CPP}; connect to the package index")
+        partial = Path(temporary) / "partial"
+        with tarfile.open(next(Path(temporary).glob("*.tar.gz"))) as archive:
+            for member in archive.getmembers():
+                _, _, name = member.name.partition("/vendor/llama.cpp/")
+                if name.startswith((script.name, "conversion/", "gguf-py/gguf/", "LICENSE")):
+                    archive.extract(member.replace(name=name), partial, filter="data")
+        shutil.copytree(partial, folder, dirs_exist_ok=True)
+    return script
+
+
+def write_gguf(merged: Path, path: Path) -> None:
+    """The merged model as one 16-bit GGUF file. Raises UserError with the converter's last line."""
+    with replacing(path) as temporary:
+        command = [sys.executable, str(fetch_converter()), str(merged), "--outtype", "bf16"]
+        done = subprocess.run(
+            [*command, "--outfile", str(temporary)], capture_output=True, text=True
+        )
+        if done.returncode:
+            said = done.stderr.strip().splitlines()[-1:]
+            raise UserError(f"llama.cpp's converter refused {merged}: {' '.join(said)[:300]}")
+    print(f"GGUF in {path} ({path.stat().st_size / 2**20:,.0f} MiB)")
 
 
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("config", type=Path, help="the axolotl YAML that trained the adapter")
+    parser.add_argument("--gguf", action="store_true", help="also write merged.gguf, 16-bit")
     args = parser.parse_args()
     config = load_run_config(args.config)
     check_model_folder(config.base_model)
@@ -51,15 +110,18 @@ def main() -> None:
     }
     if is_made(config.merged, settings):
         print(f"{config.merged} is up to date")
-        return
-    partial = config.merged.with_name("merged.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    print(f"merging {config.output_dir} into {config.base_model}", flush=True)
-    merge(config, partial)
-    mark_made(partial, settings)
-    shutil.rmtree(config.merged, ignore_errors=True)
-    partial.rename(config.merged)
-    print(f"merged model in {config.merged}")
+    else:
+        partial = config.merged.with_name("merged.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        print(f"merging {config.output_dir} into {config.base_model}", flush=True)
+        merge(config, partial)
+        mark_made(partial, settings)
+        shutil.rmtree(config.merged, ignore_errors=True)
+        partial.rename(config.merged)
+        config.merged.with_suffix(".gguf").unlink(missing_ok=True)
+        print(f"merged model in {config.merged}")
+    if args.gguf and not config.merged.with_suffix(".gguf").exists():
+        write_gguf(config.merged, config.merged.with_suffix(".gguf"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""What 4-bit training does to an adapter, and what the merge leaves of it, on SmolLM2-135M.
+
+Trains the demo's recipe for a few steps at the full run's rate on a 4-bit base, once with the
+adapter in bf16 as TRL casts it and once in 32 bits (axolotl_configs/fp32_adapter.py). Prints the
+share of the adapter's weights that each step moved, then the gap of the merged model's logits to
+those of base and adapter, on the base as published and on the 4-bit base it was trained with.
+
+    python -m benchmarks.adapter_precision
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from axolotl_configs.run_config import load_run_config
+from data_prep.records import UserError, positive, run, script_parser
+from eval.generate_summaries import build_prompt, load_test_rows
+
+RECIPE = Path("axolotl_configs/smollm2-135m-dpo-sft-lora.yaml")
+OUTPUT = Path("outputs/adapter_precision")
+PLUGIN = "axolotl_configs.fp32_adapter.Fp32Adapter"
+
+
+def train(name: str, steps: int, rate: float) -> Path:
+    """The output folder of a run with a checkpoint after every step."""
+    folder = OUTPUT / name
+    settings = yaml.safe_load(RECIPE.read_text()) | {
+        "adapter": "qlora",
+        "load_in_4bit": True,
+        "learning_rate": rate,
+        "lr_scheduler": "constant",
+        "max_steps": steps,
+        "save_steps": 1,
+        "save_total_limit": steps,
+        "output_dir": str(folder),
+        "dataset_prepared_path": str(folder / "prepared"),
+        **({"plugins": [PLUGIN]} if name == "fp32" else {}),
+    }
+    settings.pop("warmup_ratio")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    path = OUTPUT / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    stage = [sys.executable, "-m", "axolotl_configs.train_adapter", str(path)]
+    options = ["--cpu", "--num_cpu_threads_per_process", str(os.cpu_count())]
+    if subprocess.run([*stage, *options]).returncode:
+        raise UserError(f"training {path} failed; see {folder / 'train.log'}")
+    return folder
+
+
+def moved_by_step(folder: Path, steps: int) -> pd.DataFrame:
+    """For every step after the first: % of the weights of lora_A and lora_B that it changed."""
+    states = [
+        load_file(folder / f"checkpoint-{i}/adapter_model.safetensors") for i in range(1, steps + 1)
+    ]
+    rows = []
+    for before, after in zip(states, states[1:], strict=False):
+        row = {}
+        for matrix in ("lora_A", "lora_B"):
+            names = [name for name in after if matrix in name]
+            changed = sum(int((after[n] != before[n]).sum()) for n in names)
+            row[matrix] = 100 * changed / sum(after[n].numel() for n in names)
+        rows.append(row)
+    return pd.DataFrame(rows, index=range(2, steps + 1))
+
+
+def merge_gaps(folder: Path, text: str) -> dict[str, float]:
+    """Mean absolute logit difference of the merged model to each way of not merging."""
+    base = load_run_config(RECIPE).base_model
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    inputs = tokenizer(build_prompt(tokenizer, text, None, 4096)[0], return_tensors="pt")
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+    def logits(model) -> torch.Tensor:
+        with torch.inference_mode():
+            return model.eval()(**inputs).logits.float()
+
+    def load(**options):
+        return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options)
+
+    published, adapted = logits(load()), logits(PeftModel.from_pretrained(load(), folder))
+    merged = logits(PeftModel.from_pretrained(load(), folder).merge_and_unload())
+    quantized = logits(load(quantization_config=nf4))
+    trained = logits(PeftModel.from_pretrained(load(quantization_config=nf4), folder))
+    return {
+        "merged to base + adapter, both as published": float((merged - adapted).abs().mean()),
+        "merged to 4-bit base + adapter, as trained": float((merged - trained).abs().mean()),
+        "4-bit base to base, no adapter": float((quantized - published).abs().mean()),
+        "what the adapter moves": float((adapted - published).abs().mean()),
+    }
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    parser.add_argument("--steps", type=positive, default=6)
+    parser.add_argument("--rate", type=float, default=5e-5, help="learning rate, constant")
+    args = parser.parse_args()
+    moved, gaps = {}, {}
+    text = load_test_rows(load_run_config(RECIPE), 1)[0]["text"]
+    for name in ("bf16", "fp32"):
+        folder = train(name, args.steps, args.rate)
+        for matrix, share in moved_by_step(folder, args.steps).items():
+            moved[f"{matrix}, {name}: % moved"] = share.round(1)
+        gaps[f"{name} adapter"] = merge_gaps(folder, text)
+    print(pd.DataFrame(moved).rename_axis("step").to_markdown())
+    print("\nmean absolute difference of logits\n")
+    print(pd.DataFrame(gaps).round(4).to_markdown())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,199 @@
+"""Every method of the book really trains: axolotl on a tiny random Qwen2, all rows, on a CPU.
+
+The configs of the small student are the same methods; `just compare` trains those in earnest.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, clean_environment, run_stage
+from datasets import Dataset
+from safetensors.torch import load_file
+
+from data_prep.build_dataset import to_row, to_sft_row
+
+BOOK = ROOT / "axolotl_configs"
+SAME_METHOD = ("zero2", "fsdp2", "-ray-", "-8000-", "-16k-")
+METHODS = sorted(
+    path.stem
+    for path in BOOK.glob("qwen2-*.yaml")
+    if not any(word in path.stem for word in SAME_METHOD)
+)
+N_ROWS = 6
+ON_CPU = {
+    "bf16": False,
+    "fp16": False,
+    "tf32": False,
+    "gradient_checkpointing": False,
+    "num_epochs": 1,
+    "gradient_accumulation_steps": 2,
+    "save_steps": 100,
+    **{f"lora_{name}_kernel": False for name in ("mlp", "qkv", "o", "embedding")},
+}
+GPU_ONLY = ("attn_implementation", "gradient_checkpointing_kwargs", "revision_of_model")
+
+
+def pair(number: int) -> dict:
+    return {
+        "id": f"row{number}",
+        "source": "s",
+        "url": "u",
+        "prompt": f"Text {number}.\n\nThe harbour protects the market square. " * 3,
+        "chosen": f"Summary: the harbour protects square {number}.",
+        "rejected": f"Another thing is said of {number}, and at some length.",
+        "chosen_position": 1,
+        "ratings": [9, 5],
+        "teacher": "t",
+        "prompt_sha": "p",
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A staged dataset of N_ROWS rows, with the `sft` config beside the preference pairs."""
+    folder = tmp_path_factory.mktemp("methods")
+    pairs = [pair(i) for i in range(N_ROWS)]
+    for name, rows in (
+        ("default", [to_row(p, "train") for p in pairs]),
+        ("sft", [to_sft_row(p) for p in pairs]),
+    ):
+        (folder / "hub" / name).mkdir(parents=True)
+        Dataset.from_list(rows).to_parquet(folder / f"hub/{name}/train.parquet")
+    configs = [
+        {"config_name": name, "data_files": f"{name}/train.parquet", "default": name == "default"}
+        for name in ("default", "sft")
+    ]
+    (folder / "hub/README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    return folder
+
+
+def shrink(stem: str, folder, model) -> dict:
+    """The book's config for the tiny model: one epoch over all rows on a CPU."""
+    config = {
+        k: v
+        for k, v in yaml.safe_load((BOOK / f"{stem}.yaml").read_text()).items()
+        if k not in GPU_ONLY
+    }
+    entry = config["datasets"][0] | {"path": str(folder / "hub"), "split": "train"}
+    config |= ON_CPU | {
+        "base_model": str(model),
+        "datasets": [entry],
+        "sequence_len": 512,
+        "output_dir": str(folder / stem),
+        "dataset_prepared_path": str(folder / stem / "prepared"),
+        "learning_rate": 0.01,
+    }
+    if "warmup_steps" in config:
+        config["warmup_steps"] = 1
+    if "lora_model_dir" in config:
+        config["lora_model_dir"] = str(folder / stem.replace("sft-then-dpo", "sft"))
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tiny_qwen2):
+    """Train every config, SFT before what goes on from it, in one process for its start-up time."""
+    order = sorted(METHODS, key=lambda stem: ("then" in stem, stem))
+    for stem in order:
+        (folder / f"{stem}.yaml").write_text(yaml.safe_dump(shrink(stem, folder, tiny_qwen2)))
+    script = (
+        "import sys; from axolotl.cli.train import do_cli\nfor path in sys.argv[1:]: do_cli(path)"
+    )
+    environment = clean_environment(
+        ACCELERATE_USE_CPU="true", AXOLOTL_DO_NOT_TRACK="1", OMP_NUM_THREADS=str(os.cpu_count())
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *(str(folder / f"{stem}.yaml") for stem in order)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def history(runs, stem: str) -> dict:
+    (state,) = (runs / stem).glob("checkpoint-*/trainer_state.json")
+    return json.loads(state.read_text())
+
+
+def is_preference(stem: str) -> bool:
+    return "rl" in yaml.safe_load((BOOK / f"{stem}.yaml").read_text())
+
+
+@pytest.mark.parametrize("stem", METHODS)
+def test_it_trains_every_row_and_saves_an_adapter_that_moved(runs, stem):
+    state = history(runs, stem)
+    steps = [entry for entry in state["log_history"] if "loss" in entry]
+    assert state["global_step"] == len(steps) == N_ROWS // 2
+    assert all(math.isfinite(entry["loss"]) for entry in steps)
+    weights = load_file(runs / stem / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    moved = [
+        name for name, tensor in weights.items() if "lora_B" in name and tensor.abs().sum() > 0
+    ]
+    assert len(moved) == 14 == len([name for name in weights if "lora_B" in name])
+
+
+# The first logged loss, before the first update, where policy and reference must be the same.
+AT_START = {"dpo": math.log(2), "ipo": 25.0}  # ipo: (1 / (2 beta)) squared
+
+
+@pytest.mark.parametrize("stem", [s for s in METHODS if "dpo" in s or "ipo" in s])
+def test_the_reference_is_the_model_as_training_found_it(runs, stem):
+    """The base with the adapter off, or the SFT adapter where training goes on from one."""
+    first = history(runs, stem)["log_history"][0]
+    assert first["rewards/margins"] == 0
+    config = yaml.safe_load((BOOK / f"{stem}.yaml").read_text())
+    if "dpo_loss_type" not in config:
+        assert first["loss"] == pytest.approx(AT_START[config["rl"]], rel=1e-3)
+
+
+@pytest.mark.parametrize("stem", [s for s in METHODS if s.endswith("qlora")])
+def test_the_adapter_of_a_4_bit_model_trains_in_32_bits_where_the_config_says_so(runs, stem):
+    plugins = yaml.safe_load((BOOK / f"{stem}.yaml").read_text()).get("plugins", [])
+    weights = load_file(runs / stem / "adapter_model.safetensors")
+    wanted = torch.float32 if plugins or not is_preference(stem) else torch.bfloat16
+    assert {tensor.dtype for tensor in weights.values()} == {wanted}
+    assert bool(plugins) == (
+        is_preference(stem) and "published" not in (BOOK / f"{stem}.yaml").read_text()
+    )
+
+
+def test_an_adapter_trained_on_4_bits_merges_into_the_published_weights(runs, tiny_qwen2):
+    """The gap to base + adapter is the rounding of the 4-bit base that the merge leaves out."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    stem = "qwen2-1.5b-dpo-sft-qlora"
+    run_stage("eval.merge_adapter", runs / f"{stem}.yaml")
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    ids = AutoTokenizer.from_pretrained(tiny_qwen2)("The harbour protects it.", return_tensors="pt")
+
+    def logits(model):
+        with torch.inference_mode():
+            return model.eval()(**ids).logits
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    quantized = AutoModelForCausalLM.from_pretrained(tiny_qwen2, quantization_config=nf4)
+    merged = AutoModelForCausalLM.from_pretrained(runs / stem / "merged")
+    rounding = (logits(base) - logits(quantized)).abs().mean()
+    adapted = logits(PeftModel.from_pretrained(quantized, runs / stem))
+    gap = (logits(merged) - adapted).abs().mean()
+    moved = (logits(merged) - logits(base)).abs().mean()
+    print(f"mean logit gap {gap:.3f}; 4-bit rounding {rounding:.3f}, adapter {moved:.3f}")
+    assert 0 < gap < 2 * rounding
+    exact = PeftModel.from_pretrained(base, runs / stem)
+    assert (logits(merged) - logits(exact)).abs().max() < 1e-3 * moved.clamp(min=1)
+    embeddings = AutoModelForCausalLM.from_pretrained(tiny_qwen2).get_input_embeddings().weight
+    assert torch.equal(merged.get_input_embeddings().weight, embeddings)
+    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
