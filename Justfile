@@ -112,7 +112,7 @@ publish-dataset repo *options: setup
 train config *options: setup
     shift; {{ python }} -m axolotl_configs.train_adapter axolotl_configs/{{ config }}.yaml "$@"
 
-# Merge a config's adapter into its base
+# Merge a config's adapter into its base (--gguf: also one file for llama.cpp)
 [group('model')]
 merge config *options: setup
     shift; {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml "$@"
@@ -131,6 +131,11 @@ scores config *options: setup
 [group('results')]
 record config *options: setup
     shift; {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml "$@"
+
+# Compare the recipes on the small student: three seeds, about three hours on two cores, resumes
+[group('results')]
+compare *options: setup _demo_models
+    {{ python }} -m benchmarks.compare "$@"
 
 # Measure something side by side, e.g. just bench demo (time and peak memory)
 [group('results')]

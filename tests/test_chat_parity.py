@@ -1,7 +1,9 @@
 """What the trainer reads equals what inference sends, and every answer ends its turn once."""
 
 import pytest
+from axolotl.prompt_strategies.chat_template import load as load_sft
 from axolotl.prompt_strategies.dpo.chat_template import default
+from axolotl.prompt_strategies.orpo import load as load_orpo
 from axolotl.utils.dict import DictDefault
 from conftest import QWEN2_TEMPLATE, make_tokenizer
 from datasets import Dataset
@@ -9,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from trl import DPOTrainer
+from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
 
-from data_prep.build_dataset import to_row
+from data_prep.build_dataset import to_row, to_sft_row
 from eval.generate_summaries import build_prompt
 
 NO_SYSTEM_TEMPLATE = (
@@ -106,6 +110,33 @@ def tokenized(trainer, tokenizer, rows: dict) -> dict:
     return trainer._prepare_dataset(
         dataset, tokenizer, DPOConfig(output_dir="x", bf16=False, use_cpu=True), "train"
     )[0]
+
+
+@pytest.mark.parametrize("trainer_class", [ORPOTrainer, CPOTrainer])
+def test_token_for_token_through_the_trainers_without_a_reference(tokenizer, trainer_class):
+    pair = pair_of("A text.\n\nOf two parts.", "Short. ", "Longer one.")
+    strategy = load_orpo(".dpo.chat_template.default", CONFIG, dataset_idx=0)[0]
+    assert strategy(to_row(pair, "train"), tokenizer=tokenizer) == trained_rows(tokenizer, pair)
+    trainer = trainer_class.__new__(trainer_class)
+    trainer.processing_class, trainer.is_encoder_decoder = tokenizer, False
+    trainer.max_length = 4096
+    ids = trainer.tokenize_row(trained_rows(tokenizer, pair))
+    sent = tokenizer(build_prompt(tokenizer, pair["prompt"], None, 4096)[0]).input_ids
+    for side in ("chosen", "rejected"):
+        answer = [token for token in ids[f"{side}_labels"] if token != -100]
+        assert ids[f"{side}_input_ids"] == sent + answer
+        assert tokenizer.decode(answer) == pair[side] + "<|im_end|>"
+
+
+def test_sft_trains_on_the_answer_and_its_end_alone(tokenizer):
+    pair = pair_of("A text.\n\nOf two parts.", "Short one.", "Longer one.")
+    entry = DictDefault({"type": "chat_template", "field_messages": "messages"})
+    config = DictDefault({**CONFIG, "datasets": [entry], "sequence_len": 4096})
+    row = load_sft(tokenizer, config, ds_cfg=entry).tokenize_prompt(to_sft_row(pair))
+    sent = tokenizer(build_prompt(tokenizer, pair["prompt"], None, 4096)[0]).input_ids
+    answer = [token for token in row["labels"] if token != -100]
+    assert row["input_ids"][: len(sent) + len(answer)] == sent + answer
+    assert tokenizer.decode(answer) == "Short one.<|im_end|>"
 
 
 def test_a_long_text_is_cut_at_its_end_to_fit(tokenizer):
