@@ -36,13 +36,13 @@ def make_client(args: argparse.Namespace, retries: int = 0) -> AsyncTogether:
         )
     if base_url and base_url.rstrip("/").endswith("/v1"):
         raise UserError(f"TOGETHER_BASE_URL is {base_url}; leave out /v1, the client adds it")
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=args.concurrency)
+    limits = httpx.Limits(max_connections=args.concurrency)
     return AsyncTogether(
         api_key=key or "none",
         base_url=base_url,
         timeout=httpx.Timeout(args.timeout, connect=10),
         max_retries=retries,
-        http_client=together.DefaultAsyncHttpxClient(limits=limits),
+        http_client=together.DefaultAioHttpClient(limits=limits),
     )
 
 

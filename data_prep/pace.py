@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep.records import read_records
 
 SLOWEST = 0.5  # requests a second
-LATENESS = 0.05  # seconds of delay that the pace makes up for
+LATENESS = 0.02  # seconds of delay that the pace makes up for
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "": 1}
 
 
@@ -88,7 +88,8 @@ class Pace:
         if self.refused_at == math.inf:
             rate = self.rate * 16**seconds
         else:
-            slope = 0.2 if self.rate < 0.95 * self.refused_at else 0.001
+            quiet = time.monotonic() - self.struck_at
+            slope = 0.2 if self.rate < 0.95 * self.refused_at else 5e-5 * quiet
             rate = self.rate + slope * self.refused_at * seconds
         self.rate = min(rate, self.max_rate)
 
@@ -100,7 +101,7 @@ class Pace:
         """A 429 came for what was sent at `sent_at`; the endpoint wants a wait, or 0."""
         if self._strike(sent_at):
             first = self.refused_at == math.inf
-            self.refused_at = len(self.sent) if first else (self.refused_at + self.rate) / 2
+            self.refused_at = 0.95 * len(self.sent) if first else (self.refused_at + self.rate) / 2
             self.rate = max(SLOWEST, 0.85 * min(self.rate, self.refused_at))
             wanted = wanted or self._back_off()
         self._hold(wanted)

@@ -125,7 +125,13 @@ class Endpoint:
                         "object": "chat.completion",
                         "created": 1,
                         "model": request["model"],
-                        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                        "choices": [
+                            {
+                                "index": 0,
+                                "message": message,
+                                "finish_reason": reply.get("finish", "stop"),
+                            }
+                        ],
                         "usage": {
                             "prompt_tokens": 1000,
                             "completion_tokens": 100,
