@@ -7,6 +7,7 @@ down in REPLIES.batch.json once done, so a run cut off anywhere goes on with the
 import argparse
 import asyncio
 import json
+import re
 import secrets
 from itertools import accumulate
 from pathlib import Path
@@ -37,11 +38,10 @@ def save(path: Path, state: dict) -> None:
 
 def start(requests: list[dict], path: Path, args: argparse.Namespace, usd: float) -> dict:
     """Write the files of a new batch and its state; `usd` is what it can cost at most."""
-    nonce = secrets.token_hex(4)  # the endpoint knows files by content: no two batches share one
     body = {name: getattr(args, name) for name in ("model", "max_tokens", "temperature")}
     files, size = [], MOST_BYTES
     for request in requests:
-        name = f"{request['id']}.{request['prompt_sha']}.{nonce}"
+        name = f"{request['id']}.{request['prompt_sha']}.00000000"
         line = {"custom_id": name, "body": body | {"messages": request["messages"]}}
         data = json.dumps(line).encode() + b"\n"
         if size + len(data) > MOST_BYTES or len(files[-1]) == MOST_REQUESTS:
@@ -59,11 +59,23 @@ def start(requests: list[dict], path: Path, args: argparse.Namespace, usd: float
     return state
 
 
+def renew(file: Path) -> Path:
+    """Give a file of requests another nonce; return it.
+
+    The endpoint knows files by content, also those whose upload was cut off, or of earlier batches.
+    """
+    nonce = b'.%s", "body"' % secrets.token_hex(4).encode()
+    data = re.sub(rb'\.[0-9a-f]{8}", "body"', nonce, file.read_bytes())
+    with replacing(file) as temporary:
+        temporary.write_bytes(data)
+    return file
+
+
 async def submit(client: AsyncTogether, path: Path, state: dict) -> None:
     """Upload and start each part that an earlier run did not."""
     for part in state["parts"]:
         if "file" not in part:
-            file = path.with_name(part["input"])
+            file = renew(path.with_name(part["input"]))
             part["file"] = (await client.files.upload(file, purpose="batch-api", check=False)).id
             save(path, state)
         if "batch" not in part:

@@ -51,7 +51,7 @@ def said(error: Exception) -> str:
     body = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, dict) else body
     text = inner.get("message") if isinstance(inner, dict) else None
-    return " ".join(str(text or error).split())[:200]
+    return " ".join(str(text or error.__cause__ or error).split())[:200]
 
 
 def price_of(args: argparse.Namespace) -> dict:

@@ -101,7 +101,8 @@ class Pace:
         """A 429 came for what was sent at `sent_at`; the endpoint wants a wait, or 0."""
         if self._strike(sent_at):
             first = self.refused_at == math.inf
-            self.refused_at = 0.95 * len(self.sent) if first else (self.refused_at + self.rate) / 2
+            known = 0.25 * self.refused_at + 0.75 * self.rate  # a 429 can come for other reasons
+            self.refused_at = 0.95 * len(self.sent) if first else known
             self.rate = max(SLOWEST, 0.85 * min(self.rate, self.refused_at))
             wanted = wanted or self._back_off()
         self._hold(wanted)

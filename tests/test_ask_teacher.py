@@ -1,4 +1,4 @@
-"""The engine that asks the teacher, through the real command line, against a misbehaving endpoint."""
+"""The engine that asks the teacher, through its command line, against a misbehaving endpoint."""
 
 import random
 import signal
@@ -71,7 +71,7 @@ def test_ten_kills_at_random_moments_lose_and_double_nothing(extracts):
 
 
 def test_every_extract_ends_with_a_reply_or_a_reason_whatever_the_endpoint_does(extracts):
-    folder, n = extracts(120), 120
+    folder, n = extracts(80), 80
     faults = ["429=0.2", "500=0.03", "503=0.02", "hang=0.01", "truncate=0.05", "garbage=0.05"]
     options = command(folder, "--concurrency", 16, "--timeout", 2)
     with serving("--latency", 0.02, "--retry-after", 0.05, "--faults", *faults) as (url, ledger):
@@ -144,7 +144,9 @@ def test_an_endpoint_that_is_down_or_never_was_ends_the_run(extracts):
     folder = extracts(50)
     started = time.monotonic()
     result = run_stage(STAGE, *command(folder), code=1, **environment("http://127.0.0.1:9"))
-    assert "requests in a row failed, the last with: Connection error" in one_error_line(result)
+    assert "requests in a row failed, the last with: Cannot connect to host" in one_error_line(
+        result
+    )
     assert time.monotonic() - started < 60
     with serving("--faults", "429=1", "--retry-after", 9999) as (url, ledger):
         result = run_stage(STAGE, *command(folder), code=1, **environment(url))
@@ -176,7 +178,7 @@ class Clock:
 
 
 def offered(clock, rates: Pace, cap: float, seconds: float) -> tuple[int, int]:
-    """(taken, refused) of an endpoint that takes `cap` requests in any second, asked by the pace."""
+    """(taken, refused) of an endpoint that takes `cap` requests in any second."""
     taken, refused, window, end = 0, 0, [], clock.now + seconds
     while clock.now < end:
         clock.now += max(rates.wait(), 0.0001)
@@ -197,10 +199,10 @@ def test_the_pace_finds_a_cap_and_a_new_one(monkeypatch, cap):
     clock = Clock(monkeypatch)
     rates = Pace(64)
     taken, refused = offered(clock, rates, cap, 60)
-    assert taken > 0.85 * cap * 60 and refused < 0.05 * taken + 5
+    assert taken > 0.85 * cap * 60 and refused < 0.05 * taken
     offered(clock, rates, cap / 4, 30)
     taken, refused = offered(clock, rates, cap / 4, 60)
-    assert taken > 0.8 * cap / 4 * 60 and refused < 0.05 * taken + 5
+    assert taken > 0.75 * cap / 4 * 60 and refused < 60  # after each it waits its second
 
 
 def test_one_moment_of_refusals_counts_once_and_a_server_error_leaves_the_rate(monkeypatch):
