@@ -81,7 +81,7 @@ def judge_requests(args: argparse.Namespace) -> list[dict]:
 
 def plan(args: argparse.Namespace) -> str:
     """A table of what the missing replies would take, for every model in the price file."""
-    prices = yaml.safe_load(PRICES.read_text())
+    prices = {k: v for k, v in yaml.safe_load(PRICES.read_text()).items() if v["input"]}
     requests = {split: teacher_requests(split, args) for split in args.splits}
     rate = args.max_rate or args.concurrency / SECONDS_A_REPLY
     rows = []
