@@ -31,7 +31,8 @@ SECONDS_A_REPLY = 10  # of a large model on a serverless endpoint, for the plan'
 
 def to_request(extract: dict, balance: bool, seed: int) -> dict:
     """What to ask about an extract; `longer` is the summary, 1 or 2, asked to be the longer one."""
-    longer = 2 if balance and share_of(extract["id"], seed) < 0.5 else 1
+    # By a key of its own: the extracts themselves were chosen by the share of their id.
+    longer = 2 if balance and share_of(f"longer {extract['id']}", seed) < 0.5 else 1
     template = BALANCED if balance else ORIGINAL
     prompt = render(template, text=extract["text"], **({"longer": longer} if balance else {}))
     return {

@@ -121,7 +121,9 @@ def answer(prompt: str) -> str:
                 ]
             )
         )
-    parts.append(f"Best summary: {1 if totals[0] >= totals[1] else 2}")
+    # Of two with the same total, the longer, wherever it stands.
+    best = max((0, 1), key=lambda i: (totals[i], len(summaries[i])))
+    parts.append(f"Best summary: {best + 1}")
     return "\n\n".join(parts)
 
 

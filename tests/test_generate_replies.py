@@ -7,6 +7,7 @@ import pytest
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 
 from data_prep.generate_replies import to_request
+from data_prep.sample_extracts import share_of
 from prompts import render, template_sha
 
 STAGE = "data_prep.generate_replies"
@@ -228,6 +229,9 @@ def test_the_draw_is_even_seeded_recorded_and_what_the_prompt_says(extracts, end
         key = "train" + re.search(r"text train (\d+)", prompt)[1]
         shorter, longer = ("second", "first") if replies[key] == 1 else ("first", "second")
         assert f"Make the {shorter} summary a bit shorter than the {longer}." in prompt
+    chosen = [key for key in map(str, range(400)) if share_of(key, 0) < 0.2]  # as extracts are
+    drawn = [to_request({"id": key, "text": ""}, True, 0)["longer"] for key in chosen]
+    assert 0.3 < drawn.count(1) / len(drawn) < 0.7
     other = [to_request({"id": key, "text": ""}, True, 1)["longer"] for key in replies]
     assert other != list(replies.values())
 
