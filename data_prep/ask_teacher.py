@@ -26,8 +26,8 @@ from data_prep.endpoint import (
     make_client,
     price_of,
     said,
+    split_by_length,
     to_record,
-    too_long,
     worst_case_usd,
 )
 from data_prep.pace import Pace, Purse, wanted_wait
@@ -61,22 +61,11 @@ def teacher_options(parser: argparse.ArgumentParser) -> None:
     option("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="$ per million tokens")
 
 
-def key_of(record: dict, model: str) -> tuple[str, str, str]:
-    return record["id"], model, record["prompt_sha"]
-
-
 def without_reply(requests: list[dict], path: Path, model: str) -> list[dict]:
     """The requests to which `path` holds no reply by this model."""
     replies = read_records(path, ("id", "model", "prompt_sha")) if path.exists() else ()
-    done = {key_of(reply, reply["model"]) for reply in replies}
-    return [request for request in requests if key_of(request, model) not in done]
-
-
-def split_by_length(requests: list[dict], price: dict, max_tokens: int) -> tuple[list[dict], dict]:
-    """(requests that fit the model's context, {id: why not} of the others)."""
-    why = {request["id"]: too_long(request, price, max_tokens) for request in requests}
-    fitting = [request for request in requests if not why[request["id"]]]
-    return fitting, {key: reason for key, reason in why.items() if reason}
+    done = {(reply["id"], reply["prompt_sha"]) for reply in replies if reply["model"] == model}
+    return [request for request in requests if (request["id"], request["prompt_sha"]) not in done]
 
 
 def write_reasons(path: Path, model: str, reasons: dict[str, str]) -> None:
@@ -196,9 +185,8 @@ class Asking:
 
     def take_failure(self, request: dict, error: Exception, sent_at: float) -> None:
         """Ask again, note the reason, or stop, whichever fits the error."""
-        key, status = request["id"], getattr(error, "status_code", None)
+        key, status, stop = request["id"], getattr(error, "status_code", None), ""
         wanted = wanted_wait(error.response.headers, time.time()) if status else 0.0
-        stop = ""
         if status in FINAL:
             stop = FINAL[status].format(said=said(error), model=self.args.model)
         elif wanted > LONGEST_WAIT:
@@ -238,21 +226,17 @@ class Asking:
 
     def table(self, left: int) -> str:
         count, purse = self.count, self.purse
-        return tabulate(
-            [
-                ("replies", f"{count['replies']:,}"),
-                ("of them cut at the token limit", f"{count['length']:,}"),
-                ("still without a reply", f"{left:,}"),
-                ("429s", f"{count['429s']:,}"),
-                ("server errors, timeouts, broken answers", f"{count['failures']:,}"),
-                ("tokens in", f"{count['prompt_tokens']:,}"),
-                ("tokens out", f"{count['completion_tokens']:,}"),
-                ("spent in this run", f"${purse.spent - self.spent_before:,.4f}"),
-                ("spent in this folder so far", self.money()),
-                ("of it without a reply, in full", f"${purse.unaccounted:,.4f}"),
-            ],
-            disable_numparse=True,
-        )
+        rows = {
+            "replies": f"{count['replies']:,}, {count['length']:,} of them cut at the token limit",
+            "still without a reply": f"{left:,}",
+            "429s": f"{count['429s']:,}",
+            "server errors, timeouts, broken answers": f"{count['failures']:,}",
+            "tokens": f"{count['prompt_tokens']:,} in, {count['completion_tokens']:,} out",
+            "this run": f"${purse.spent - self.spent_before:,.4f}",
+            "this folder so far": self.money(),
+            "of it for no reply, or perhaps none": f"${purse.unaccounted:,.4f}",
+        }
+        return tabulate(rows.items(), disable_numparse=True)
 
 
 def ask_all(requests: list[dict], path: Path, args: argparse.Namespace, label: str) -> int:

@@ -18,8 +18,16 @@ from together import AsyncTogether
 from together.types import BatchJob
 from tqdm import tqdm
 
-from data_prep.ask_teacher import batch_state, split_by_length, without_reply, write_reasons
-from data_prep.endpoint import FINAL, make_client, price_of, said, to_record, worst_case_usd
+from data_prep.ask_teacher import batch_state, without_reply, write_reasons
+from data_prep.endpoint import (
+    FINAL,
+    make_client,
+    price_of,
+    said,
+    split_by_length,
+    to_record,
+    worst_case_usd,
+)
 from data_prep.pace import Purse
 from data_prep.records import UserError, append_record, appending, read_records, replacing
 

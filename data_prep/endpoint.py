@@ -16,17 +16,18 @@ from data_prep.records import UserError, warn
 PRICES = Path(__file__).with_name("teachers.yaml")
 BYTES_A_TOKEN = 4  # of English text; the median of our documents is 4.3, by SmolLM2's tokenizer
 OVERHEAD = 256  # tokens, at most, that an endpoint's chat template adds to a prompt
+KEY_REFUSED = "the endpoint refuses the key ({said}); check TOGETHER_API_KEY"
 FINAL = {  # errors that asking again cannot mend
-    401: "the endpoint refuses the key ({said}); check TOGETHER_API_KEY",
+    401: KEY_REFUSED,
     402: "the endpoint wants payment ({said})",
-    403: "the endpoint refuses the key ({said}); check TOGETHER_API_KEY",
+    403: KEY_REFUSED,
     404: "the endpoint does not know {model} ({said}); check --model and TOGETHER_BASE_URL",
 }
 FREE = {*FINAL, 400, 413, 422, 429, 503}  # nothing was made, so nothing is paid
 
 
 def make_client(args: argparse.Namespace, retries: int = 0) -> AsyncTogether:
-    """A client of the endpoint in the environment. Raises UserError if there is no key."""
+    """A client of the endpoint in the environment. Raises UserError if there is none, or no key."""
     base_url = os.environ.get("TOGETHER_BASE_URL") or None
     key = os.environ.get("TOGETHER_API_KEY")
     if not key and not base_url:
@@ -36,14 +37,12 @@ def make_client(args: argparse.Namespace, retries: int = 0) -> AsyncTogether:
         )
     if base_url and base_url.rstrip("/").endswith("/v1"):
         raise UserError(f"TOGETHER_BASE_URL is {base_url}; leave out /v1, the client adds it")
+    # aiohttp underneath: httpx's own pool looks at all its connections for each request, and stalls
+    # for seconds with 128 of them on a busy machine (seen in `just bench replies`).
     limits = httpx.Limits(max_connections=args.concurrency)
-    return AsyncTogether(
-        api_key=key or "none",
-        base_url=base_url,
-        timeout=httpx.Timeout(args.timeout, connect=10),
-        max_retries=retries,
-        http_client=together.DefaultAioHttpClient(limits=limits),
-    )
+    http, timeout = together.DefaultAioHttpClient(limits=limits), httpx.Timeout(args.timeout)
+    options = {"timeout": timeout, "max_retries": retries, "http_client": http}
+    return AsyncTogether(api_key=key or "none", base_url=base_url, **options)
 
 
 def said(error: Exception) -> str:
@@ -86,12 +85,16 @@ def worst_case_usd(request: dict, price: dict, max_tokens: int) -> float:
     return cost_usd(prompt_bytes(request) + OVERHEAD, max_tokens, price) or 0.0
 
 
-def too_long(request: dict, price: dict, max_tokens: int) -> str | None:
-    """Why a request does not fit the model's context; None if it does, or nothing is known."""
-    tokens, context = prompt_bytes(request) // BYTES_A_TOKEN, price.get("context", math.inf)
-    if tokens + max_tokens <= context:
-        return None
-    return f"about {tokens:,} tokens and {max_tokens:,} to come, over the context of {context:,}"
+def split_by_length(requests: list[dict], price: dict, max_tokens: int) -> tuple[list[dict], dict]:
+    """(requests that fit the model's context as far as known, {id: why not} of the others)."""
+    context, fitting, reasons = price.get("context", math.inf), [], {}
+    for request in requests:
+        tokens = prompt_bytes(request) // BYTES_A_TOKEN + max_tokens
+        if tokens <= context:
+            fitting.append(request)
+        else:
+            reasons[request["id"]] = f"about {tokens:,} tokens, over the context of {context:,}"
+    return fitting, reasons
 
 
 def to_record(request: dict, body: dict, model: str, price: dict) -> dict:

@@ -16,9 +16,16 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
-from data_prep.ask_teacher import ask_all, split_by_length, teacher_options, without_reply
+from data_prep.ask_teacher import ask_all, teacher_options, without_reply
 from data_prep.batch_teacher import ask_batch
-from data_prep.endpoint import BYTES_A_TOKEN, PRICES, cost_usd, make_client, prompt_bytes
+from data_prep.endpoint import (
+    BYTES_A_TOKEN,
+    PRICES,
+    cost_usd,
+    make_client,
+    prompt_bytes,
+    split_by_length,
+)
 from data_prep.parse_reply import ParseError, parse_reply
 from data_prep.records import UserError, positive, read_records, run, script_parser
 from data_prep.sample_extracts import share_of

@@ -113,7 +113,7 @@ class Endpoint:
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.headers.append(dict(self.headers))
+                endpoint.headers.append({k.title(): v for k, v in self.headers.items()})
                 time.sleep(delay)
                 if status == 200:
                     prompt = request["messages"][-1]["content"]

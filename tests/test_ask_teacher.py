@@ -46,7 +46,7 @@ def written(folder) -> str:
 
 
 def test_ten_kills_at_random_moments_lose_and_double_nothing(extracts):
-    folder, concurrency, n = extracts(400), 8, 400
+    folder, concurrency, n = extracts(250), 8, 250
     options = command(folder, "--concurrency", concurrency, "--budget-usd", 100)
     rng = random.Random(0)
     with serving("--latency", 0.1) as (url, ledger):
@@ -137,7 +137,7 @@ def test_a_reply_cut_off_is_kept_and_marked(extracts, endpoint):
     assert [r["finish_reason"] for r in read_jsonl(folder / "replies/train.jsonl")] == [
         "length"
     ] * 2
-    assert "cut at the token limit           2" in result.stdout
+    assert "2, 2 of them cut at the token limit" in result.stdout
 
 
 def test_an_endpoint_that_is_down_or_never_was_ends_the_run(extracts):
