@@ -87,7 +87,12 @@ dataset: extracts replies pairs stage
 extracts *options: setup
     {{ python }} -m data_prep.sample_extracts "$@"
 
-# Ask the teacher for what is missing (TOGETHER_API_KEY, TOGETHER_BASE_URL)
+# What the missing replies would cost, by teacher; asks nothing
+[group('data')]
+plan *options: setup
+    {{ python }} -m data_prep.generate_replies --plan "$@"
+
+# Ask the teacher for what is missing (TOGETHER_API_KEY, TOGETHER_BASE_URL), e.g. --budget-usd 50
 [group('data')]
 replies *options: setup
     {{ python }} -m data_prep.generate_replies "$@"

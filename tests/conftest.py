@@ -113,7 +113,7 @@ class Endpoint:
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.headers.append(dict(self.headers))
+                endpoint.headers.append({k.title(): v for k, v in self.headers.items()})
                 time.sleep(delay)
                 if status == 200:
                     prompt = request["messages"][-1]["content"]
@@ -125,7 +125,13 @@ class Endpoint:
                         "object": "chat.completion",
                         "created": 1,
                         "model": request["model"],
-                        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                        "choices": [
+                            {
+                                "index": 0,
+                                "message": message,
+                                "finish_reason": reply.get("finish", "stop"),
+                            }
+                        ],
                         "usage": {
                             "prompt_tokens": 1000,
                             "completion_tokens": 100,

@@ -30,7 +30,7 @@ def pair(key: str, chosen: str = "Better.") -> dict:
 @pytest.fixture
 def stage(tmp_path):
     def run(train, test, **kwargs):
-        found = audit(train, {})
+        found = audit(train)
         made = {
             "max_similarity": 0.75,
             "min_difference": 1,

@@ -63,6 +63,15 @@ def test_the_teacher_answers_in_the_prompts_format():
         assert criteria["consistency"] == 5
 
 
+def test_the_teacher_writes_the_same_two_in_the_order_asked_for():
+    first, second = (
+        parse_reply(answer(render("summarize/teacher_balanced.jinja", text=TEXT, longer=longer)))
+        for longer in (1, 2)
+    )
+    assert first.summaries == second.summaries[::-1] and first.best != second.best
+    assert len(first.summaries[0]) >= len(first.summaries[1])
+
+
 def test_the_scores_measure_the_summary_against_the_text():
     good = rate("Ice floats on water because it is less dense.", TEXT)
     bad = rate("the stock market rose sharply on monday", TEXT)

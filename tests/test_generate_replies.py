@@ -1,9 +1,14 @@
 import random
+import re
 import signal
 import time
 
 import pytest
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
+
+from data_prep.generate_replies import to_request
+from data_prep.sample_extracts import share_of
+from prompts import render, template_sha
 
 STAGE = "data_prep.generate_replies"
 KEY = "sk-secret-0123456789"
@@ -45,6 +50,7 @@ def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
         "usage",
         "cost_usd",
         "created",
+        "longer",
     }
     assert "$0.0126" in result.stderr  # 60 replies
     assert len(server.ledger) == 64 and set(server.ledger.values()) == {1}
@@ -120,7 +126,7 @@ def test_ctrl_c_says_how_to_go_on(extracts, endpoint):
 )
 def test_what_asking_again_cannot_mend_stops_the_run(extracts, endpoint, status, message, said):
     server = endpoint(status=status, message=message)
-    result = ask(extracts, server.url, code=1)
+    result = ask(extracts, server.url, "--concurrency", 16, code=1)
     assert said in one_error_line(result)
     assert len(server.headers) <= 16 + 10  # at most what was in flight, no storm
 
@@ -189,3 +195,71 @@ def test_an_empty_reply_is_paid_for_and_so_kept(extracts, endpoint):
 @pytest.mark.parametrize("option", ["--concurrency", "--limit", "--max-tokens"])
 def test_a_number_that_makes_no_sense_is_wrong_usage(extracts, option):
     assert option in ask(extracts, "http://127.0.0.1:9", option, 0, code=2).stderr
+
+
+def test_the_plan_counts_what_is_missing_and_asks_nothing(extracts, endpoint):
+    ask(extracts, endpoint().url, "--splits", "train", "--limit", 20)
+    rows = read_jsonl(extracts / "extracts/test.jsonl")
+    rows[0]["text"] = "word " * 30_000  # 150,000 bytes, about 37,500 tokens
+    write_jsonl(extracts / "extracts/test.jsonl", rows)
+    result = run_stage(
+        STAGE, *options(extracts, "--plan", "--max-rate", 0.01, "--reply-tokens", 500)
+    )
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if "/" in line[:20]}
+    assert " 64 " in lines["Qwen/Qwen3.5-9B"]  # it has no reply yet
+    default = re.split(r"  +", lines["openai/gpt-oss-120b"].strip())
+    assert default[1:6] == ["131,072", "0.15", "0.60", "44", "0"]
+    prompts = [to_request(row, True, 0) for row in rows]
+    prompts += [to_request(r, True, 0) for r in read_jsonl(extracts / "extracts/train.jsonl")[20:]]
+    tokens_in = sum(len(p["messages"][0]["content"].encode()) for p in prompts) / 4
+    assert float(default[6]) == pytest.approx(tokens_in / 1e6, abs=0.006)
+    assert float(default[8]) == pytest.approx((tokens_in * 0.15 + 44 * 500 * 0.6) / 1e6, abs=0.006)
+    assert default[10] == "1.2"  # 44 at one in 100 seconds
+    original = re.split(r"  +", lines["Qwen/Qwen2-72B-Instruct"].strip())
+    assert original[0].endswith("(no longer served)") and original[4:6] == ["63", "1"]
+    assert "Llama" in result.stdout and "extractive" not in result.stdout
+
+
+def test_the_draw_is_even_seeded_recorded_and_what_the_prompt_says(extracts, endpoint):
+    server = endpoint()
+    ask(extracts, server.url, "--splits", "train")
+    replies = {r["id"]: r["longer"] for r in read_jsonl(extracts / "replies/train.jsonl")}
+    assert 20 < sum(longer == 1 for longer in replies.values()) < 40
+    for prompt in server.ledger:
+        key = "train" + re.search(r"text train (\d+)", prompt)[1]
+        shorter, longer = ("second", "first") if replies[key] == 1 else ("first", "second")
+        assert f"Make the {shorter} summary a bit shorter than the {longer}." in prompt
+    chosen = [key for key in map(str, range(400)) if share_of(key, 0) < 0.2]  # as extracts are
+    drawn = [to_request({"id": key, "text": ""}, True, 0)["longer"] for key in chosen]
+    assert 0.3 < drawn.count(1) / len(drawn) < 0.7
+    other = [to_request({"id": key, "text": ""}, True, 1)["longer"] for key in replies]
+    assert other != list(replies.values())
+
+
+def test_without_balance_the_prompt_is_the_originals(extracts, endpoint):
+    server = endpoint()
+    ask(extracts, server.url, "--splits", "test", "--no-balance")
+    assert set(server.ledger) == {
+        render("summarize/teacher.jinja", text=f"text test {i}") for i in range(4)
+    }
+    (sha,) = {r["prompt_sha"] for r in read_jsonl(extracts / "replies/test.jsonl")}
+    assert sha == template_sha("summarize/teacher.jinja")
+    balanced = render("summarize/teacher_balanced.jinja", text="t", longer=1)
+    assert balanced == render("summarize/teacher.jinja", text="t")
+
+
+def test_a_judge_sees_the_summaries_swapped_and_once(extracts, endpoint):
+    server = endpoint()
+    judge = ("--judge", "some/judge", "--price", 0, 0)
+    result = ask(extracts, server.url, "--splits", "train", *judge)
+    asked = [prompt for prompt in server.ledger if "<summary_1>" in prompt]
+    assert len(asked) == 60 and KEY not in result.stderr
+    first, second = asked[0].index("Another one."), asked[0].index("A first summary of it all.")
+    assert first < second
+    verdicts = read_jsonl(extracts / "replies/judge.jsonl")
+    assert {v["model"] for v in verdicts} == {"some/judge"} and verdicts[0]["order"] == [2, 1]
+    assert verdicts[0]["of"]["model"] == "openai/gpt-oss-120b"
+    ask(extracts, server.url, "--splits", "train", *judge)
+    assert set(server.ledger.values()) == {1}
+    ask(extracts, server.url, "--splits", "train", *judge, "--no-balance")  # other replies
+    assert len(read_jsonl(extracts / "replies/judge.jsonl")) == 120

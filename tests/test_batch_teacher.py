@@ -1,0 +1,191 @@
+"""The batch API against a local server that speaks its protocol, cut off at every step."""
+
+import json
+import os
+import re
+import signal
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import read_jsonl, start_stage, teacher_reply, write_jsonl
+
+STAGE = "data_prep.generate_replies"
+KEY = "sk-secret-0123456789"
+
+
+class BatchServer:
+    """Files and batches as Together serves them; `refuse` are the ids that end in the errors file.
+
+    Kills the client after it did what was asked in a step of `kill_at`, before it answers.
+    """
+
+    def __init__(self, refuse=(), kill_at=(), status="COMPLETED"):
+        self.files, self.batches, self.names, self.steps = {}, {}, {}, Counter()
+        self.kill_at, self.client = set(kill_at), None
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def send(self, step: str, status: int, body=None, **headers: str) -> None:
+                server.steps[step] += 1
+                if step in server.kill_at:
+                    server.kill_at.remove(step)
+                    os.kill(server.client.pid, signal.SIGKILL)
+                data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
+                try:
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name.replace("_", "-"), value)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:
+                    pass  # the client was killed
+
+            def body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    data = b""
+                    while size := int(self.rfile.readline(), 16):
+                        data += self.rfile.read(size)
+                        self.rfile.readline()
+                    self.rfile.readline()
+                    return data
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+            def do_POST(self) -> None:
+                data = self.body()
+                if self.path == "/v1/files":
+                    checksum = re.search(rb"[0-9a-f]{64}", data)[0]
+                    if checksum in server.names:
+                        return self.send("again", 409, {"file_id": server.names[checksum]})
+                    name = server.names[checksum] = f"file-{len(server.names)}"
+                    url = f"http://{self.headers['Host']}/store/{name}"
+                    return self.send("upload", 302, Location=url, X_Together_File_Id=name)
+                if self.path.endswith("/preprocess"):
+                    return self.send("preprocess", 200, server.file(self.path.split("/")[3]))
+                job = {"id": f"batch-{len(server.batches)}", "status": "VALIDATING"}
+                job |= {"input_file_id": json.loads(data)["input_file_id"], "progress": 0.0}
+                server.batches[job["id"]] = job
+                return self.send("create", 201, {"job": job})
+
+            def do_PUT(self) -> None:
+                server.files[self.path.split("/")[-1]] = self.body()
+                self.send("put", 200)
+
+            def do_GET(self) -> None:
+                parts = self.path.split("/")
+                if parts[2] == "files" and parts[-1] == "content":
+                    return self.send("content", 200, server.files[parts[3]])
+                if parts[2] == "files":
+                    return self.send("file", 200, server.file(parts[3]))
+                if len(parts) == 3:
+                    return self.send("list", 200, list(server.batches.values()))
+                job = server.batches[parts[3]]
+                if job["status"] == "IN_PROGRESS":
+                    job |= server.finish(job) | {"status": status, "progress": 100.0}
+                elif job["status"] == "VALIDATING":
+                    job |= {"status": "IN_PROGRESS", "progress": 50.0}
+                return self.send("poll", 200, job)
+
+        self.refuse = refuse
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def file(self, name: str) -> dict:
+        known = {"id": name, "bytes": len(self.files[name]), "created_at": 1, "filename": name}
+        return known | {"FileType": "jsonl", "object": "file", "purpose": "batch-api"}
+
+    def finish(self, job: dict) -> dict:
+        """Answer the requests, last first; write the output and the errors file."""
+        lines = [json.loads(line) for line in self.files[job["input_file_id"]].splitlines()]
+        out, errors = [], []
+        for line in reversed(lines):
+            name, model = line["custom_id"], line["body"]["model"]
+            if name.split(".")[0] in self.refuse:
+                errors.append({"custom_id": name, "error": {"message": "too hot"}})
+                continue
+            choice = {"message": {"content": teacher_reply()}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+            body = {"choices": [choice], "usage": usage, "model": model}
+            out.append({"custom_id": name, "response": {"status_code": 200, "body": body}})
+        for kind, rows in (("output", out), ("error", errors)):
+            data = "".join(json.dumps(row) + "\n" for row in rows)
+            self.files[f"{job['id']}-{kind}"] = data.encode()
+        return {f"{kind}_file_id": f"{job['id']}-{kind}" for kind in ("output", "error")}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [{"id": f"a{i}", "text": f"text number {i}"} for i in range(30)]
+    write_jsonl(tmp_path / "extracts/train.jsonl", rows)
+    return tmp_path
+
+
+def ask(folder, server, *more, code=0):
+    where = ["--extracts", folder / "extracts", "--output", folder / "replies"]
+    options = [*where, "--splits", "train", "--poll-seconds", 0.05, *more]
+    environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY}
+    server.client = start_stage(STAGE, *options, **environment)
+    server.client.stdout_text, server.client.stderr = server.client.communicate(timeout=120)
+    assert "Traceback" not in server.client.stderr and KEY not in server.client.stderr
+    assert server.client.returncode == code, server.client.stderr
+    return server.client
+
+
+def test_a_batch_ends_as_ordinary_replies_and_the_errors_are_told(folder):
+    server = BatchServer(refuse=["a3"])
+    model = "meta-llama/Llama-3.3-70B-Instruct-Turbo"  # half price in a batch
+    result = ask(folder, server, "--batch", "--model", model, code=1)
+    assert "29 replies, 1 still without one" in result.stdout_text
+    replies = read_jsonl(folder / "replies/train.jsonl")
+    assert {r["id"] for r in replies} == {f"a{i}" for i in range(30)} - {"a3"}
+    assert replies[0]["cost_usd"] == pytest.approx(1100 * 1.04 / 2 / 1e6)
+    assert {r["longer"] for r in replies} == {1, 2} and replies[0]["usage"]["prompt_tokens"] == 1000
+    (missing,) = read_jsonl(folder / "replies/train.missing.jsonl")
+    assert (missing["id"], missing["reason"]) == ("a3", "too hot")
+    server.refuse = ()
+    ask(folder, server, "--batch", "--model", model)  # asks for the one that is missing
+    assert len(read_jsonl(folder / "replies/train.jsonl")) == 30 and len(server.batches) == 2
+    ask(folder, server, "--batch", "--model", model)
+    assert len(server.batches) == 2  # nothing was missing
+    assert sorted(p.name for p in (folder / "replies").glob("*batch*")) == []
+
+
+def test_cut_off_between_any_two_steps_the_same_batch_goes_on(folder):
+    steps = ["upload", "put", "preprocess", "list", "create", "poll", "content"]
+    server = BatchServer(kill_at=steps)
+    for _ in steps:
+        ask(folder, server, "--batch", code=-signal.SIGKILL)
+    refused = ask(folder, server, code=1)  # asking singly would pay twice
+    (line,) = re.findall("error: .*", refused.stderr)
+    assert "a batch is under way" in line and "--batch" in line
+    ask(folder, server, "--batch")
+    assert not server.kill_at and len(server.batches) == 1
+    replies = read_jsonl(folder / "replies/train.jsonl")
+    assert sorted(r["id"] for r in replies) == sorted(f"a{i}" for i in range(30))
+
+
+def test_a_batch_stays_within_the_budget_at_its_worst_case(folder):
+    server = BatchServer()
+    result = ask(folder, server, "--batch", "--budget-usd", 0.03, "--max-tokens", 4096, code=1)
+    asked = len(server.files["file-0"].splitlines())
+    assert 5 < asked < 30 and f"{30 - asked} still without" in result.stdout_text
+    for line in map(json.loads, server.files["file-0"].splitlines()):
+        assert line["body"]["max_tokens"] == 4096 and len(line["custom_id"]) <= 64
+
+
+@pytest.mark.parametrize("status", ["FAILED", "EXPIRED", "CANCELLED"])
+def test_a_batch_that_failed_leaves_the_way_free(folder, status):
+    server = BatchServer(status=status, refuse=[f"a{i}" for i in range(30)])
+    result = ask(folder, server, "--batch", code=1)
+    assert f"ended as {status}" in result.stdout_text
+    assert not (folder / "replies/train.batch.json").exists()
+    assert len(read_jsonl(folder / "replies/train.missing.jsonl")) == 30
