@@ -96,7 +96,7 @@ def group_table(result: dict, kind: str) -> pd.DataFrame:
     target = result["target"]
     return pd.DataFrame(
         {
-            label: {"n": group["n"], f"F1 of {target}": f"{group['mean'][target]:.3f}"}
+            label: {"n": group["n"], f"F1 of {target}": f"{group['mean']:.3f}"}
             | {f"minus {o}": INTERVAL.format(*gain) for o, gain in group["differences"].items()}
             for label, group in result["groups"][kind].items()
         }
@@ -115,10 +115,15 @@ def tables(result: dict) -> dict[str, pd.DataFrame]:
     }
 
 
+def markdown(frame: pd.DataFrame) -> str:
+    sides = ("left", *["right"] * len(frame.columns))
+    return frame.to_markdown(disable_numparse=True, colalign=sides)
+
+
 def table(result: dict) -> str:
     """The chief scores and differences as Markdown."""
     chief = score_table(result, TITLES), difference_table(result, {m: TITLES[m] for m in COMPARED})
-    return "\n\n".join([*(frame.to_markdown() for frame in chief), small_n(result)]).strip()
+    return "\n\n".join([*(markdown(frame) for frame in chief), small_n(result)]).strip()
 
 
 def small_n(result: dict) -> str:
@@ -204,7 +209,7 @@ def write_report(folder: Path, result: dict, rows: list[dict], summaries: dict[s
     judge = folder / "judge.json"
     verdicts = json.loads(judge.read_text()) if judge.is_file() else None
     images = plot_all(result, rows, folder / "plots")
-    parts = [f"## {heading}\n\n{frame.to_markdown()}" for heading, frame in tables(result).items()]
+    parts = [f"## {heading}\n\n{markdown(frame)}" for heading, frame in tables(result).items()]
     settings = f"```json\n{json.dumps(result['settings'], indent=1)}\n```"
     parts = [f"# {result['settings']['config']}", small_n(result), *parts, settings]
     with replacing(folder / "scores.md") as temporary:

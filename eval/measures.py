@@ -17,7 +17,7 @@ from data_prep.filter_pairs import repetition
 from data_prep.records import UserError, file_sha
 
 WINDOW = 512  # tokens an encoder reads
-BASELINES = Path("results/rescale_baselines.csv")
+BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
 
 
 def paired_bootstrap(
@@ -176,13 +176,15 @@ class BertScore:
             scores[:, full] = [part.numpy() for part in result]
         return scores
 
-    def by_segments(self, candidates: list[str], references: list[str]) -> np.ndarray:
-        """The same with texts over the window read in segments and matched whole: shape (3, n).
+    def by_segments(
+        self, candidates: list[str], references: list[str], scores: np.ndarray
+    ) -> np.ndarray:
+        """`scores` with texts over the window read in segments and matched whole: shape (3, n).
 
         Each text is encoded in windows of whole sentences; the tokens of all its windows take part
-        in the greedy matching. Pairs within the window get the official score.
+        in the greedy matching.
         """
-        scores = self(candidates, references)
+        scores = scores.copy()
         for i, pair in enumerate(zip(candidates, references, strict=True)):
             if pair[0].strip() and any(map(self.n_cut, ([text] for text in pair))):
                 hypothesis, reference = (self._embed(text) for text in pair)

@@ -63,7 +63,7 @@ def score_system(
     texts = [record["text"] for record in records]
     golds = [row["reference"] for row in rows]
     raw = scorer(texts, golds)
-    kinds = {"": raw, "_segments": scorer.by_segments(texts, golds)}
+    kinds = {"": raw, "_segments": scorer.by_segments(texts, golds, raw)}
     if scorer.baseline:
         kinds["_rescaled"] = scorer.rescale(raw)
     per_text = {
@@ -106,30 +106,32 @@ def differences(per_text: dict, target: str, places: list[int]) -> dict:
     }
 
 
+def length_bins(lengths: list[int]) -> list[str]:
+    """The quartile of each length, named by its shortest and longest; fewer where they coincide."""
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75]))
+    bins = pd.Series(lengths).groupby(np.searchsorted(edges, lengths))
+    return [
+        f"{a:,} to {b:,}" for a, b in zip(bins.transform("min"), bins.transform("max"), strict=True)
+    ]
+
+
 def groups(per_text: dict, target: str, rows: list[dict]) -> dict:
-    """By source and by length bin (quartiles of characters): n, means and gains of the F1."""
+    """By source and by length in characters: n, means and gains of the BERTScore F1."""
     f1 = {system: {"bertscore_f1": v["bertscore_f1"]} for system, v in per_text.items()}
-    bins = pd.qcut([len(row["text"]) for row in rows], LENGTH_BINS, duplicates="drop", precision=0)
-    labels = {
-        "source": pd.Series([row["source"] for row in rows]),
-        "characters": pd.Series(bins.map(lambda b: f"{int(b.left):06,} to {int(b.right):,}")),
-    }
-    return {
-        kind: {
-            str(label): {
+    lengths = [len(row["text"]) for row in rows]
+    kinds = {"source": [row["source"] for row in rows], "characters": length_bins(lengths)}
+    result = {}
+    for kind, labels in kinds.items():
+        result[kind] = {}
+        for label in dict.fromkeys(labels[i] for i in np.argsort(lengths)):
+            places = [i for i, one in enumerate(labels) if one == label]
+            gains = differences(f1, target, places)
+            result[kind][label] = {
                 "n": len(places),
-                "mean": {
-                    s: float(np.asarray(v["bertscore_f1"])[places].mean()) for s, v in f1.items()
-                },
-                "differences": {
-                    other: values["bertscore_f1"]
-                    for other, values in differences(f1, target, places).items()
-                },
+                "mean": float(np.mean([f1[target]["bertscore_f1"][i] for i in places])),
+                "differences": {other: gain["bertscore_f1"] for other, gain in gains.items()},
             }
-            for label, places in series.groupby(series, observed=True).indices.items()
-        }
-        for kind, series in labels.items()
-    }
+    return result
 
 
 def score_systems(
