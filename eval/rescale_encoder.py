@@ -31,7 +31,9 @@ def main() -> None:
     args = parser.parse_args()
     texts = [record["text"] for record in load_records(args.articles, ("text",))]
     scorer = BertScore(args.encoder, args.layer, batch_size=64)
-    means = scorer(*zip(*unrelated_pairs(texts, args.n), strict=True)).mean(axis=1).round(6)
+    means = (
+        scorer(*zip(*unrelated_pairs(texts, args.n), strict=True)).mean(axis=1).round(6).tolist()
+    )
     row = {"encoder": Path(args.encoder).name, "weights": encoder_key(args.encoder)}
     row |= {"layer": args.layer, **dict(zip("PRF", means, strict=True)), "pairs": args.n}
     rows = [pd.read_csv(BASELINES)] if BASELINES.is_file() else []

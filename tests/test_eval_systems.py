@@ -56,9 +56,7 @@ def test_adapters_endpoints_and_lead_sentences_stand_beside_the_base(
     assert all("Ice floats." in prompt for prompt in server.ledger)
     assert sum(server.ledger.values()) == 4  # the second run asked for nothing
     loaded, _ = load_model(str(adapter), None)
-    base, _ = load_model(
-        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"], None
-    )
+    base, _ = load_model(str(tiny_qwen2), None)
     ids = torch.arange(3, 13)[None]
     assert (loaded(ids).logits - base(ids).logits).abs().max() > 1e-3
 
