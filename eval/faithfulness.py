@@ -81,8 +81,12 @@ class Entailment:
             split_sentences(document), lambda text: len(text.split()), PASSAGE_WORDS
         )
         pairs = [(p, s) for s in sentences for p in nearest(s, passages)]
-        scores = np.array(self.probabilities(pairs)).reshape(len(sentences), -1)
-        return list(zip(sentences, map(float, scores.max(axis=1, initial=0)), strict=True))
+        scores = self.probabilities(pairs)
+        each = len(pairs) // (len(sentences) or 1)  # passages of a sentence
+        return [
+            (s, max(scores[i * each : (i + 1) * each], default=0.0))
+            for i, s in enumerate(sentences)
+        ]
 
 
 def nearest(sentence: str, passages: list[str]) -> list[str]:

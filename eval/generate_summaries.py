@@ -34,18 +34,12 @@ from eval.systems import (
     base_of_adapter,
     load_test_rows,
     model_config,
+    precision,
     summaries_path,
     systems_of,
     write_lead,
 )
 from prompts import student_messages, template_sha
-
-
-def precision() -> str:
-    """The number format of generation: bfloat16 on a GPU, float32 without one."""
-    import torch
-
-    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def load_model(name: str, revision: str | None, overrides: dict | None = None):

@@ -41,8 +41,14 @@ def _segmenter():
 
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text, paragraph by paragraph, white space made single."""
-    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
-    return [s.strip() for p in paragraphs if p for s in _segmenter().segment(p) if s.strip()]
+    sentences = []
+    for paragraph in filter(str.strip, re.split(r"\n\s*\n", text)):
+        whole = " ".join(paragraph.split())
+        found = [sentence.strip() for sentence in _segmenter().segment(whole)]
+        # pysbd loses a character of some odd punctuation; such a paragraph stays in one piece.
+        complete = "".join(found).replace(" ", "") == whole.replace(" ", "")
+        sentences += filter(None, found if complete else [whole])
+    return sentences
 
 
 def pack_sentences(sentences: list[str], size: Callable[[str], int], most: int) -> list[str]:

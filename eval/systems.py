@@ -109,6 +109,13 @@ def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
     return rows
 
 
+def precision() -> str:
+    """The number format of generation: bfloat16 on a GPU, float32 without one."""
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
 def model_config(name: str, revision: str | None, overrides: dict | None):
     """The model's configuration with the run's `overrides_of_model_config`, as axolotl sets them.
 
@@ -144,7 +151,7 @@ def lead_sentences(text: str, words: float) -> str:
 def write_lead(rows: list[dict], path: Path) -> None:
     """The lead sentences of every text, as long as the references are on average."""
     words = float(np.mean([len(row["reference"].split()) for row in rows]))
-    made = {"finish_reason": "stop", "n_cut_tokens": 0, "settings": {"model": None, "words": words}}
+    made = {"finish_reason": "stop", "settings": {"model": None, "words": words}}
     write_records(
         path, ({"id": r["id"], "text": lead_sentences(r["text"], words), **made} for r in rows)
     )
@@ -161,30 +168,15 @@ def ask_endpoint(
     fixed = ["--model", system.model, "--max-tokens", str(args.max_new_tokens), "--temperature=0"]
     options = parser.parse_args([*args.endpoint_options.split(), *fixed])
     sha = f"{template_sha(system.template)}-{args.max_new_tokens}"
+    prompts = {row["id"]: render(system.template, text=row["text"]) for row in rows}
     requests = [
-        {
-            "id": row["id"],
-            "messages": [{"role": "user", "content": render(system.template, text=row["text"])}],
-            "prompt_sha": sha,
-        }
-        for row in rows
+        {"id": key, "prompt_sha": sha, "messages": [{"role": "user", "content": prompt}]}
+        for key, prompt in prompts.items()
     ]
     replies = path.with_name("endpoints") / path.name
     if left := ask_all(requests, replies, options, f"{name} summaries"):
         raise UserError(f"{left} of {len(rows)} texts have no summary by {name}; run again")
     settings = {"model": system.model, "template": sha, "decoding": "temperature 0"}
-    wanted = {row["id"] for row in rows}
-    write_records(
-        path,
-        (
-            {
-                "id": reply["id"],
-                "text": reply["text"].strip(),
-                "finish_reason": reply["finish_reason"],
-                "n_cut_tokens": 0,
-                "settings": settings,
-            }
-            for reply in read_records(replies)
-            if reply["prompt_sha"] == sha and reply["id"] in wanted
-        ),
-    )
+    wanted, kept = {row["id"] for row in rows}, ("id", "text", "finish_reason")
+    mine = (r for r in read_records(replies) if r["prompt_sha"] == sha and r["id"] in wanted)
+    write_records(path, ({k: r[k] for k in kept} | {"settings": settings} for r in mine))

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.records import UserError
-from eval.systems import System, base_of_adapter, model_config
+from eval.systems import System, base_of_adapter, model_config, precision
 
 CHUNK = 256  # prompts that vLLM is given at once, and so the most that a kill can lose
 
@@ -23,6 +23,7 @@ def vllm_engine(system: System, overrides: dict, args: argparse.Namespace) -> tu
         system.model,
         revision=system.revision,
         max_model_len=context,
+        dtype=precision(),
         hf_overrides={"rope_parameters": config.rope_parameters} if overrides else None,
     )
     greedy = SamplingParams(temperature=0.0, max_tokens=args.max_new_tokens)
