@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-from data_prep.ask_teacher import ask_all, teacher_options
 
 from axolotl_configs.run_config import load_run_config
+from data_prep.ask_teacher import ask_all, teacher_options
 from data_prep.records import UserError, read_records, replacing, run, script_parser, warn
 from eval.build_report import load_scores, write_report
 from eval.measures import paired_bootstrap
@@ -61,7 +61,7 @@ def compare(points: dict[str, list[float]]) -> dict:
     return {
         "n": len(points),
         "win_rate": paired_bootstrap(both, [0.0] * len(both)),
-        "first_wins": float(np.mean(decided)) if decided else None,
+        "first_wins": round(float(np.mean(decided)), 3) if decided else None,
         "disagreements": [key for key, (first, second) in points.items() if first != second],
     }
 
@@ -83,7 +83,8 @@ def main() -> None:
     requests = [r for o in against for r in to_requests(rows, summaries, scores["target"], o)]
     path = config.eval_dir / "judge" / "replies.jsonl"
     left = ask_all(requests, path, args, "verdicts")
-    said = {(r["id"], r["prompt_sha"]): r["text"] for r in read_records(path)}
+    replies = (r for r in read_records(path) if r["model"] == args.model)
+    said = {(r["id"], r["prompt_sha"]): r["text"] for r in replies}
     points = {other: {row["id"]: [0.5, 0.5] for row in rows} for other in against}
     for request in requests:
         verdict = said.get((request["id"], request["prompt_sha"]), "")
@@ -96,10 +97,10 @@ def main() -> None:
             warn(f"{other}: {len(pairs) - len(whole)} pairs lack a verdict and are left out")
         if whole:
             result["systems"][other] = found = compare(whole)
+            mean, low, high = found["win_rate"]
             print(
-                f"{scores['target']} against {other}: wins {found['win_rate'][0]:.3f} "
-                "[{1:.3f}, {2:.3f}]".format(*found["win_rate"])
-                + f", n = {found['n']}; the first shown wins {found['first_wins']} of the decided; "
+                f"{scores['target']} against {other}: wins {mean:.3f} [{low:.3f}, {high:.3f}], "
+                f"n = {found['n']}; of the decided the first shown wins {found['first_wins']}; "
                 f"{len(found['disagreements'])} verdicts depend on the order"
             )
     with replacing(config.eval_dir / "judge.json") as temporary:

@@ -25,8 +25,6 @@ from eval.faithfulness import Entailment, is_entailment_model
 from eval.measures import BertScore, paired_bootstrap, rouge, shape
 from eval.systems import add_run_options, load_test_rows, summaries_path, systems_of
 
-LENGTH_BINS = 4
-
 
 def load_summaries(
     config: RunConfig, rows: list[dict], systems: list[str]
