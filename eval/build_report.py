@@ -116,6 +116,8 @@ def tables(result: dict) -> dict[str, pd.DataFrame]:
 
 
 def markdown(frame: pd.DataFrame) -> str:
+    if frame.empty:  # one system alone has no differences
+        return "none"
     sides = ("left", *["right"] * len(frame.columns))
     return frame.to_markdown(disable_numparse=True, colalign=sides)
 
@@ -163,7 +165,8 @@ def plot_all(result: dict, rows: list[dict], folder: Path) -> dict[str, str]:
     figure, axes = plt.subplots(figsize=(6, 1 + 0.45 * len(others)))
     for place, other in enumerate(others):
         mean, low, high = result["differences"][other]["bertscore_f1"]
-        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=4)
+        reach = np.maximum(0, [[mean - low], [high - mean]])
+        axes.errorbar(mean, place, xerr=reach, fmt="o", capsize=4)
     axes.set_yticks(range(len(others)), [f"minus {title(other)}" for other in others])
     axes.invert_yaxis()
     axes.axvline(0, color="grey", linewidth=0.8)
@@ -204,10 +207,10 @@ def documents(result: dict, rows: list[dict], summaries: dict[str, dict[str, dic
     return shown
 
 
-def write_report(folder: Path, result: dict, rows: list[dict], summaries: dict[str, dict]) -> None:
-    """Write scores.md, the plots and report.html into `folder`."""
-    judge = folder / "judge.json"
-    verdicts = json.loads(judge.read_text()) if judge.is_file() else None
+def write_report(
+    folder: Path, result: dict, rows: list[dict], summaries: dict, verdicts: dict | None = None
+) -> None:
+    """Write scores.md, the plots and report.html, with the judge's verdicts, into `folder`."""
     images = plot_all(result, rows, folder / "plots")
     parts = [f"## {heading}\n\n{markdown(frame)}" for heading, frame in tables(result).items()]
     settings = f"```json\n{json.dumps(result['settings'], indent=1)}\n```"

@@ -105,7 +105,7 @@ def main() -> None:
             )
     with replacing(config.eval_dir / "judge.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1))
-    write_report(config.eval_dir, scores, rows, summaries)
+    write_report(config.eval_dir, scores, rows, summaries, result)
     if left:
         raise UserError(f"{left} pairs got no verdict; run again to ask for them")
 

@@ -134,8 +134,8 @@ def encoder_key(encoder: str) -> str:
 def rescale_baseline(encoder: str, layer: int) -> list[float] | None:
     """P, R and F1 of unrelated texts for an encoder's layer, or None where none was computed.
 
-    bert-score's own file, or a row that `eval.rescale_encoder` added to results/. A raw score x is
-    rescaled to (x - b) / (1 - b), bert-score's `rescale_with_baseline`.
+    bert-score's own file, or a row that `just bench rescale_encoder` added to results/. A raw
+    score x is rescaled to (x - b) / (1 - b), bert-score's `rescale_with_baseline`.
     """
     official = Path(bert_score.__file__).parent / f"rescale_baseline/en/{encoder}.tsv"
     if official.is_file():

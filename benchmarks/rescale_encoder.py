@@ -3,7 +3,7 @@
 As bert-score's own baselines (Zhang et al. 2020, section 5): sentences of different articles are
 paired at random. Reads articles ({"text"} a line), adds a row to results/rescale_baselines.csv.
 
-    python -m eval.rescale_encoder data/demo/wikipedia.jsonl --encoder models/minilm --layer 6
+    python -m benchmarks.rescale_encoder data/demo/wikipedia.jsonl --encoder models/minilm --layer 6
 """
 
 import random
