@@ -26,7 +26,7 @@ from eval.generate_summaries import (
     pack_batches,
 )
 from eval.measures import BertScore, split_sentences
-from eval.systems import TOLD, load_test_rows
+from eval.systems import load_test_rows
 from prompts import student_messages
 
 STUDENT, ENCODER, LAYERS = "models/smollm2-135m-instruct", "models/minilm", 6
@@ -49,7 +49,7 @@ def snippet(texts: list[str], n_new: int) -> tuple[list[str], np.ndarray]:
     summaries, started = [], now()
     for text in texts:
         inputs = tokenizer.apply_chat_template(
-            student_messages(text, TOLD),
+            student_messages(text, None),
             add_generation_prompt=True,
             return_tensors="pt",
             return_dict=True,
@@ -64,7 +64,7 @@ def batched(texts: list[str], n_new: int, batch_size: int) -> tuple[list[str], n
     """Our generation: (summaries, wall and CPU seconds without loading)."""
     model, tokenizer = load_model(STUDENT, None)
     started = now()
-    prompts = [build_prompt(tokenizer, text, TOLD, 8192)[0] for text in texts]
+    prompts = [build_prompt(tokenizer, text, None, 8192)[0] for text in texts]
     lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
     token_bytes = cache_bytes_per_token(model.config, 4)
     summaries = [""] * len(texts)
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--n", type=int, default=32, help="texts to summarize")
     parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=1000, help="pairs to score")
     parser.add_argument("--sample", type=int, default=100, help="pairs for the per-pair way")
     args = parser.parse_args()

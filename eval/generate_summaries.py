@@ -230,7 +230,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--max-new-tokens", type=positive, default=512, help="longest summary")
     option("--max-prompt-tokens", type=tokens, default=8192, help="longer texts are cut; 16K, 32K")
-    option("--batch-size", type=positive, default=32, help="most texts of like length at once")
+    option("--batch-size", type=positive, default=16, help="most texts of like length at once")
     option("--kv-cache-gib", type=float, default=2.0, help="memory for a batch's KV cache")
     option("--backend", choices=["transformers", "vllm"], default="transformers")
     option("--endpoint-options", default="", help='as for the teacher, e.g. "--budget-usd 2"')
