@@ -122,7 +122,14 @@ train config *options: setup
 merge config *options: setup
     shift; {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml "$@"
 
-# Summarize the test documents with base, base told to, and tuned
+# Merge, summarize the test documents, score, report, e.g. just eval qwen2-1.5b-dpo-sft-qlora --n 32
+[group('model')]
+eval config *options: setup
+    shift; {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml && \
+        {{ python }} -m eval.evaluate axolotl_configs/{{ config }}.yaml "$@" && \
+        {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml --note "just eval {{ config }} $*"
+
+# Summarize the test documents with every system (--systems)
 [group('model')]
 summaries config *options: setup
     shift; {{ python }} -m eval.generate_summaries axolotl_configs/{{ config }}.yaml "$@"
@@ -131,6 +138,11 @@ summaries config *options: setup
 [group('model')]
 scores config *options: setup
     shift; {{ python }} -m eval.score_summaries axolotl_configs/{{ config }}.yaml "$@"
+
+# Have the teacher compare the tuned summaries with the others', in both orders
+[group('model')]
+judge config *options: setup
+    shift; {{ python }} -m eval.judge_summaries axolotl_configs/{{ config }}.yaml "$@"
 
 # Write a config's scores into results/ledger.csv
 [group('results')]

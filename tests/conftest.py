@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 QWEN2_TEMPLATE = (
@@ -231,3 +232,33 @@ def demo_parts(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     run_stage("demo.prepare_parts", "--data", folder / "data", "--models", folder / "models")
     return folder
+
+
+@pytest.fixture
+def finished_run(tmp_path, tiny_qwen2):
+    """A config whose base and merged model are the tiny student, with four test documents."""
+    message = [{"role": "user", "content": ""}]
+    rows = [
+        {
+            "id": f"t{i}",
+            "source": "wikipedia",
+            "prompt": [{**message[0], "content": "Ice floats. " * (i + 1)}],
+            "chosen": [{"role": "assistant", "content": "Ice."}],
+        }
+        for i in range(4)
+    ]
+    (tmp_path / "hub").mkdir()
+    write_jsonl(tmp_path / "hub/test.jsonl", rows)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/merged").symlink_to(tiny_qwen2)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "base_model": str(tiny_qwen2),
+                "datasets": [{"path": str(tmp_path / "hub")}],
+                "output_dir": str(tmp_path / "out"),
+            }
+        )
+    )
+    return config

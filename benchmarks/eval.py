@@ -1,0 +1,132 @@
+"""Generate and score beside the one-at-a-time ways, the same outputs checked.
+
+Generation: 32 of the demo's test texts with SmolLM2-135M, our packed batches against the published
+snippet (README, "Use an adapter"): one text at a time. Scoring: 1,000 pairs with MiniLM against
+`bert_score.score` called once a pair. Prints both ratios and the peak memory.
+
+    python -m benchmarks.eval
+"""
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_configs.run_config import load_run_config
+from data_prep.records import load_records
+from eval.generate_summaries import (
+    build_prompt,
+    cache_bytes_per_token,
+    generate_batch,
+    load_model,
+    pack_batches,
+)
+from eval.measures import BertScore, split_sentences
+from eval.systems import load_test_rows
+from prompts import student_messages
+
+STUDENT, ENCODER, LAYERS = "models/smollm2-135m-instruct", "models/minilm", 6
+CONFIG = Path("axolotl_configs/smollm2-135m-dpo-sft-lora.yaml")
+
+
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def now() -> np.ndarray:
+    """Seconds on the wall and of this process's CPU time, which other programs disturb less."""
+    return np.array([time.monotonic(), time.process_time()])
+
+
+def snippet(texts: list[str], n_new: int) -> tuple[list[str], np.ndarray]:
+    """The README's snippet, text by text: (summaries, wall and CPU seconds without loading)."""
+    tokenizer = AutoTokenizer.from_pretrained(STUDENT)
+    model = AutoModelForCausalLM.from_pretrained(STUDENT)
+    summaries, started = [], now()
+    for text in texts:
+        inputs = tokenizer.apply_chat_template(
+            student_messages(text, None),
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        output = model.generate(**inputs, max_new_tokens=n_new, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        summaries.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+    return summaries, now() - started
+
+
+def batched(texts: list[str], n_new: int, batch_size: int) -> tuple[list[str], np.ndarray]:
+    """Our generation: (summaries, wall and CPU seconds without loading)."""
+    model, tokenizer = load_model(STUDENT, None)
+    started = now()
+    prompts = [build_prompt(tokenizer, text, None, 8192)[0] for text in texts]
+    lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
+    token_bytes = cache_bytes_per_token(model.config, 4)
+    summaries = [""] * len(texts)
+    for batch in pack_batches(lengths, n_new, token_bytes, 2 * 2**30, batch_size):
+        outputs = generate_batch(model, tokenizer, [prompts[i] for i in batch], n_new)
+        for i, output in zip(batch, outputs, strict=True):
+            summaries[i] = output["text"]
+    return summaries, now() - started
+
+
+def bench_generation(args: argparse.Namespace) -> None:
+    texts = [row["text"] for row in load_test_rows(load_run_config(CONFIG), args.n)]
+    ours, fast = batched(texts, args.max_new_tokens, args.batch_size)
+    theirs, slow = snippet(texts, args.max_new_tokens)
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    print(
+        f"generation, {len(texts)} texts, up to {args.max_new_tokens} new tokens: one at a time "
+        f"{slow[0]:.1f} s, batched {fast[0]:.1f} s, {slow[0] / fast[0]:.1f} times as fast "
+        f"({slow[1] / fast[1]:.1f} in CPU time); {same} of {len(texts)} summaries the same; "
+        f"peak memory {peak_gib():.2f} GiB",
+        flush=True,
+    )
+
+
+def bench_scoring(args: argparse.Namespace) -> None:
+    import bert_score
+
+    articles = load_records(Path("data/demo/wikipedia.jsonl"), ("text",))
+    found = [s for a in articles[:40] for s in split_sentences(a["text"][:6000])]
+    texts = [" ".join(found[i : i + 3]) for i in range(len(found) - 3)][: args.pairs + 1]
+    candidates, references = texts[:-1], texts[1:]
+    started = now()
+    ours = BertScore(ENCODER, LAYERS, 64)(candidates, references)
+    fast = now() - started
+    few = min(args.sample, len(candidates))
+    started, theirs = now(), []
+    for candidate, reference in zip(candidates[:few], references[:few], strict=True):
+        score = bert_score.score([candidate], [reference], model_type=ENCODER, num_layers=LAYERS)
+        theirs.append([float(part) for part in score])
+    slow = (now() - started) * len(candidates) / few
+    gap = float(np.abs(ours[:, :few].T - np.array(theirs)).max())
+    print(
+        f"scoring, {len(candidates)} pairs: bert_score.score called per pair {slow[0]:.0f} s (from "
+        f"{few} calls), ours {fast[0]:.1f} s with loading, {slow[0] / fast[0]:.0f} times as fast "
+        f"({slow[1] / fast[1]:.0f} in CPU time); largest difference {gap:.1e}; "
+        f"peak memory {peak_gib():.2f} GiB",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--n", type=int, default=32, help="texts to summarize")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=1000, help="pairs to score")
+    parser.add_argument("--sample", type=int, default=100, help="pairs for the per-pair way")
+    args = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads")
+    bench_generation(args)
+    bench_scoring(args)
+
+
+if __name__ == "__main__":
+    main()
