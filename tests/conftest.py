@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hub_server import Hub
 
 ROOT = Path(__file__).parent.parent
 QWEN2_TEMPLATE = (
@@ -162,6 +163,14 @@ def endpoint():
     for one in started:
         one.server.shutdown()
         one.server.server_close()
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
 
 
 def make_tokenizer(folder: Path, template: str = QWEN2_TEMPLATE):
