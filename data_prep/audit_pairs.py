@@ -45,6 +45,11 @@ def first_wins(pairs: list[dict]) -> dict:
     return share(pair["chosen_position"] == 1 for pair in pairs)
 
 
+def first_wins_asked_longer(pairs: list[dict], longer: int) -> dict:
+    """How often the first summary was chosen where summary 1 or 2 was asked to be the longer."""
+    return first_wins([pair for pair in pairs if pair.get("longer") == longer])
+
+
 def differences(pairs: list[dict]) -> tuple[list[float], list[int]]:
     """(score, words) of the first summary minus the second, per pair."""
     scores, words = [], []
@@ -55,8 +60,8 @@ def differences(pairs: list[dict]) -> tuple[list[float], list[int]]:
     return scores, words
 
 
-def audit(pairs: list[dict], judgements: dict[str, int]) -> dict:
-    """What is said of the training pairs; `judgements`: id -> the position a second judge chose."""
+def audit(pairs: list[dict]) -> dict:
+    """What is said of the training pairs."""
     scores, words = differences(pairs)
     varied = len(set(scores)) > 1 and len(set(words)) > 1
     groups = {key: defaultdict(list) for key in ("source", "teacher")}
@@ -68,12 +73,14 @@ def audit(pairs: list[dict], judgements: dict[str, int]) -> dict:
         "n": len(pairs),
         "longer wins": longer_wins(pairs),
         "first wins": first_wins(pairs),
+        "first wins, longer": first_wins_asked_longer(pairs, 1),
+        "first wins, shorter": first_wins_asked_longer(pairs, 2),
         "correlation": float(pearsonr(scores, words)[0]) if varied else None,
         "mean words": {side: float(np.mean(values)) for side, values in sides.items()},
         "length distance": float(ks_2samp(*sides.values()).statistic),
         "meta openers": sum(bool(META.match(p[s])) for p in pairs for s in sides),
         "judge agrees": share(
-            judgements[p["id"]] == p["chosen_position"] for p in pairs if p["id"] in judgements
+            p["judge"]["best"] == p["chosen_position"] for p in pairs if p.get("judge")
         ),
         "groups": [
             {
@@ -147,6 +154,8 @@ def to_markdown(found: dict) -> str:
     rows = {
         "the longer summary wins": percent(found["longer wins"]),
         "the summary written first wins": percent(found["first wins"]),
+        "... asked to be the longer one": percent(found["first wins, longer"]),
+        "... asked to be the shorter one": percent(found["first wins, shorter"]),
         "correlation of score with length, first minus second": "none"
         if correlation is None
         else f"{correlation:+.2f}",

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from data_prep.generate_replies import PRICES, TEMPLATE
+from data_prep.endpoint import PRICES
+from data_prep.generate_replies import BALANCED, ORIGINAL
 from data_prep.records import file_sha, load_records, read_records, replacing, run, script_parser
 from data_prep.sample_extracts import share_of
 from prompts import FOLDER, answer_message, render, student_messages, template_sha
@@ -133,8 +134,8 @@ def teacher_terms(teacher: str) -> str:
 def card_facts(train: list[dict], test: list[dict], dates: list[str], made: dict) -> dict:
     """The variables of the dataset card; `made` is what build_pairs recorded of its run."""
     sha, teacher = train[0]["prompt_sha"], train[0]["teacher"]
-    prompt = (FOLDER / TEMPLATE).read_text()
-    earlier = "An earlier version of prompts/summarize/teacher.jinja."
+    prompts = {template_sha(name): (FOLDER / name).read_text() for name in (ORIGINAL, BALANCED)}
+    earlier = "An earlier version of a prompt in prompts/summarize."
     return {
         **made,
         "n_train": len(train),
@@ -146,7 +147,7 @@ def card_facts(train: list[dict], test: list[dict], dates: list[str], made: dict
         },
         "dates": dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}",
         "prompt_sha": sha,
-        "teacher_prompt": prompt if sha == template_sha(TEMPLATE) else earlier,
+        "teacher_prompt": prompts.get(sha, earlier),
         "example": sorted(train, key=lambda pair: len(pair["prompt"]))[len(train) // 2],
     }
 

@@ -2,8 +2,8 @@
 
 Reads data/extracts and data/replies, writes data/pairs/{train,test}.jsonl, dropped.jsonl (every
 reply is in exactly one of them), plots/ and made.json with the funnel and the audit. Of a test pair
-only the better summary counts, as the reference, so checks of the pair do not apply to it. If
-data/replies/judge.jsonl holds a second judge's choices ({"id", "best": 1 or 2}), agreement is told.
+only the better summary counts, as the reference, so checks of the pair do not apply to it. Where
+data/replies/judge.jsonl holds a second judge's reply, its verdict stands in the pair as "judge".
 
     python -m data_prep.build_pairs
 """
@@ -11,6 +11,7 @@ data/replies/judge.jsonl holds a second judge's choices ({"id", "best": 1 or 2})
 import argparse
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from data_prep.audit_pairs import audit, draw_plots, length_match, to_markdown
 from data_prep.filter_pairs import CHECKS, Limits, fault
-from data_prep.parse_reply import ParseError, parse_reply
+from data_prep.parse_reply import ParseError, parse_reply, parse_verdict
 from data_prep.records import (
     UserError,
     load_records,
@@ -46,12 +47,30 @@ def to_pair(extract: dict, reply: dict) -> dict:
         "chosen": parsed.summaries[best],
         "rejected": parsed.summaries[other],
         "chosen_position": best + 1,
+        "longer": reply.get("longer"),
         "ratings": [parsed.scores[best], parsed.scores[other]],
         "teacher": reply["model"],
         "prompt_sha": reply["prompt_sha"],
         "criteria": [parsed.criteria[best], parsed.criteria[other]],
         "n_tokens": extract["n_tokens"],
     }
+
+
+def read_verdicts(path: Path, teacher: tuple[str, str]) -> dict[str, dict]:
+    """id -> {model, best: 1 or 2, ratings}, both in the teacher's order, where readable."""
+    verdicts = {}
+    for record in (
+        read_records(path, ("id", "model", "text", "of", "order")) if path.exists() else ()
+    ):
+        if (record["of"]["model"], record["of"]["prompt_sha"]) == teacher:
+            with suppress(ParseError):
+                scores, best = parse_verdict(record["text"])
+                verdicts[record["id"]] = {
+                    "model": record["model"],
+                    "best": record["order"][best],
+                    "ratings": [scores[record["order"].index(n)] for n in (1, 2)],
+                }
+    return verdicts
 
 
 def only_teacher(replies: list[dict], model: str | None) -> tuple[str, str]:
@@ -197,6 +216,10 @@ def main() -> None:
                 if p["id"] not in matched
             ]
             pairs = [pair for pair in pairs if pair["id"] in matched]
+        if split == "train" and pairs:
+            teacher = pairs[0]["teacher"], pairs[0]["prompt_sha"]
+            verdicts = read_verdicts(args.replies / "judge.jsonl", teacher)
+            pairs = [pair | {"judge": verdicts.get(pair["id"])} for pair in pairs]
         made[split] = funnel(pairs, dropped, replies)
         print_funnel(split, made[split])
         if not pairs:
@@ -204,9 +227,7 @@ def main() -> None:
         write_records(args.output / f"{split}.jsonl", pairs)
         all_dropped += dropped
         if split == "train":
-            judge = args.replies / "judge.jsonl"
-            judged = read_records(judge, ("id", "best")) if judge.exists() else []
-            found = audit(pairs, {record["id"]: record["best"] for record in judged})
+            found = audit(pairs)
             made["plots"] = draw_plots(pairs, found, args.output / "plots")
             made["audit"] = to_markdown(found)
     write_records(args.output / "dropped.jsonl", all_dropped)

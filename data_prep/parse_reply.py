@@ -69,15 +69,33 @@ class ParsedReply:
 
 def parse_reply(reply: str) -> ParsedReply:
     """Read a reply. Raises ParseError with the reason where it cannot be read honestly."""
+    first, second, best = _sections(_bare(reply))
+    summaries = _read_summary(first), _read_summary(second)
+    return ParsedReply(summaries, *_read_verdict(first, second, best))
+
+
+def parse_verdict(reply: str) -> tuple[tuple[float, float], int]:
+    """(totals, the better one as 0 or 1) of a reply without summaries, a judge's.
+
+    Raises ParseError with the reason.
+    """
+    return _read_verdict(*_sections(_bare(reply)))[:2]
+
+
+def _bare(reply: str) -> str:
+    """A reply without code fences and thoughts."""
     text = _FENCE.sub("", _THINKING.sub("", reply.replace("\r\n", "\n"))).strip()
     if re.search(r"<(think|thinking|reasoning)>", text, re.IGNORECASE):
         raise ParseError("cut off while thinking")
-    first, second, best = _sections(text)
-    parsed = [_read_section(section) for section in (first, second)]
-    summaries, scores, criteria = zip(*parsed, strict=True)
+    return text
+
+
+def _read_verdict(first: str, second: str, best: int) -> tuple[tuple, int, tuple]:
+    """(totals, best, criteria) from the parts under the two labels and the one named best."""
+    scores, criteria = zip(*map(_read_scores, (first, second)), strict=True)
     if scores[0] != scores[1] and best != (scores[1] > scores[0]):
         raise ParseError("the best summary contradicts the scores")
-    return ParsedReply(summaries, scores, best, criteria)
+    return scores, best, criteria
 
 
 def _sections(text: str) -> tuple[str, str, int]:
@@ -97,16 +115,21 @@ def _sections(text: str) -> tuple[str, str, int]:
     return text[first.end() : second.start()], text[second.end() : end], named[-1][1]
 
 
-def _read_section(section: str) -> tuple[str, float, dict[str, float]]:
-    """The summary's text, its total and its criteria, from the part under its label."""
-    fields = list(_FIELD.finditer(section))
-    summary = _clean(section[: fields[0].start()] if fields else section)
+def _read_summary(section: str) -> str:
+    """The summary's text, from the part under its label."""
+    match = _FIELD.search(section)
+    summary = _clean(section[: match.start()] if match else section)
     if not summary or re.fullmatch(
         r"[<(\[].{0,60}summary[^\n]{0,60}[>)\]]", summary, re.IGNORECASE
     ):
         raise ParseError("an empty summary")
+    return summary
+
+
+def _read_scores(section: str) -> tuple[float, dict[str, float]]:
+    """The total and the criteria, from the part under a summary's label."""
     totals, criteria = [], {}
-    for match in fields:
+    for match in _FIELD.finditer(section):
         name = match["name"].lower()
         if name in CRITERIA:
             criteria[name] = _read_number(match["rest"])
@@ -119,7 +142,7 @@ def _read_section(section: str) -> tuple[str, float, dict[str, float]]:
     criteria = {name: value for name, value in criteria.items() if value is not None}
     if len(criteria) == len(CRITERIA) and sum(criteria.values()) != totals[-1]:
         raise ParseError("a total that is not the sum of its criteria")
-    return summary, totals[-1], criteria
+    return totals[-1], criteria
 
 
 def _read_number(rest: str, scale: int | None = None) -> float | None:

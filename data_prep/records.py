@@ -146,9 +146,10 @@ def _end_of_last_line(file: BinaryIO) -> int:
     return 0
 
 
-def append_record(file: BinaryIO, record: dict) -> None:
-    """Append one line; on return it is on disk."""
-    file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+def append_record(file: BinaryIO, *records: dict) -> None:
+    """Append a line for each; on return they are on disk."""
+    for record in records:
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
 

@@ -1,7 +1,7 @@
 """An extractive teacher behind an OpenAI-compatible endpoint on loopback, for the demo.
 
-LexRank writes the first summary and Luhn's method the shorter second one (both by sumy); each is
-rated by measures of the summary against the text. The answer has the format that
+LexRank writes one summary and Luhn's method another (both by sumy); which is the longer one, the
+prompt says. Each is rated by measures of it against the text. The answer has the format that
 prompts/summarize/teacher.jinja asks for. With a command after `--`, serves only while the command
 runs, which finds the endpoint in TOGETHER_BASE_URL and a placeholder key; keys and endpoints of
 the surrounding environment are not passed on.
@@ -103,7 +103,8 @@ def answer(prompt: str) -> str:
         pick_sentences(document, LexRankSummarizer(Stemmer("english")), LONG),
         pick_sentences(document, LuhnSummarizer(Stemmer("english")), SHORT),
     ]
-    summaries.sort(key=len, reverse=True)
+    asked = prompt.rpartition("</text>")[2]
+    summaries.sort(key=len, reverse="Make the first summary a bit shorter" not in asked)
     parts, totals = [], []
     for number, summary in enumerate(summaries, 1):
         scores = rate(summary, flat)

@@ -1,26 +1,22 @@
-"""Summarize the test documents with the base model, the base model told to, and the tuned one.
+"""Summarize the test documents with every system: models, adapters, endpoints, the lead sentences.
 
 Reads the test split of the config's dataset and outputs/<config>/merged, appends to
-outputs/<config>/eval/summaries/{base,base_told,tuned}.jsonl batch by batch; a killed run goes on
-where it stopped. Greedy decoding; every record carries the settings that made it.
+outputs/<config>/eval/summaries/<system>.jsonl batch by batch; a killed run goes on where it
+stopped. Greedy decoding; every record carries the settings that made it. A system is base,
+base_told, tuned, lead, a folder with a merged model or an adapter, or endpoint:MODEL (any
+OpenAI-compatible one, named by TOGETHER_BASE_URL).
 
     python -m eval.generate_summaries axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --n 32
 """
 
 import argparse
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from axolotl_configs.run_config import (
-    RunConfig,
-    check_dataset,
-    check_model_folder,
-    fingerprint,
-    load_run_config,
-)
+from axolotl_configs.run_config import RunConfig, fingerprint, load_run_config
 from data_prep.records import (
     UserError,
     append_record,
@@ -30,62 +26,53 @@ from data_prep.records import (
     run,
     script_parser,
 )
+from eval.systems import (
+    ENDPOINT,
+    System,
+    add_run_options,
+    ask_endpoint,
+    base_of_adapter,
+    load_test_rows,
+    model_config,
+    summaries_path,
+    systems_of,
+    write_lead,
+)
 from prompts import student_messages, template_sha
 
-TOLD = "summarize/told.jinja"
 
-
-@dataclass(frozen=True)
-class System:
-    """A model and the template around the text, None for the bare text."""
-
-    model: str
-    revision: str | None
-    template: str | None
-
-
-def systems_of(config: RunConfig) -> dict[str, System]:
-    """The systems by name, in the order of the table."""
-    return {
-        "base": System(config.base_model, config.base_revision, None),
-        "base_told": System(config.base_model, config.base_revision, TOLD),
-        "tuned": System(str(config.merged), None, None),
-    }
-
-
-def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
-    """[{id, text, reference}] of the first `n` test documents, by the dataset's own order."""
-    from datasets import load_dataset
-
-    check_dataset(config.dataset)
-    try:
-        rows = load_dataset(config.dataset, split="test", revision=config.dataset_revision)
-    except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
-        raise UserError(
-            f"cannot load the test split of {config.dataset}: {' '.join(str(error).split())[:200]}"
-        ) from None
-    rows = [
-        {"id": r["id"], "text": r["prompt"][-1]["content"], "reference": r["chosen"][-1]["content"]}
-        for r in rows
-    ]
-    if not rows:
-        raise UserError(f"the test split of {config.dataset} is empty")
-    return rows[:n]
-
-
-def load_model(name: str, revision: str | None):
-    """(model, tokenizer) ready for batched generation, on the GPU in bf16 where there is one."""
+def precision() -> str:
+    """The number format of generation: bfloat16 on a GPU, float32 without one."""
     import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def load_model(name: str, revision: str | None, overrides: dict | None = None):
+    """(model, tokenizer) of a Hub id, a model folder or an adapter folder, for batched generation.
+
+    On the GPU in bf16 where there is one. Raises UserError if a weight is NaN or infinite.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    device, dtype = (
-        ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    base = base_of_adapter(Path(name)) or name
+    with_tokenizer = base == name or (Path(name) / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(
+        name if with_tokenizer else base, revision=revision, padding_side="left"
     )
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
-    return model.to(device).eval(), tokenizer
+    config = model_config(base, revision, overrides)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, revision=revision, dtype=precision(), config=config
+    )
+    if base != name:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"{name} holds weights that are NaN or infinite; its training diverged")
+    return model.to("cuda" if precision() == "bfloat16" else "cpu").eval(), tokenizer
 
 
 def build_prompt(tokenizer, text: str, template: str | None, max_tokens: int) -> tuple[str, int]:
@@ -142,10 +129,52 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int) ->
     return results
 
 
+def pack_batches(
+    lengths: list[int], max_new_tokens: int, token_bytes: int, budget: float, largest: int
+) -> Iterator[list[int]]:
+    """Indices of the prompts in batches of like length, longest first.
+
+    A padded batch holds for each prompt a KV cache of `token_bytes` a token and an attention mask
+    of 4 bytes a pair of prompt tokens; together at most `budget` bytes. Raises UserError if one
+    prompt alone is over it (its mask is left out: it has no padding).
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        cache = token_bytes * (lengths[order[0]] + max_new_tokens)
+        if cache > budget:
+            raise UserError(
+                f"a prompt of {lengths[order[0]]:,} tokens needs a KV cache of "
+                f"{cache / 2**30:.2f} GiB; raise --kv-cache-gib or lower --max-prompt-tokens"
+            )
+        size = max(1, min(largest, int(budget // (cache + 4 * lengths[order[0]] ** 2))))
+        yield order[:size]
+        order = order[size:]
+
+
+def cache_bytes_per_token(config, bytes_per_value: int) -> int:
+    """Bytes of keys and values that one token adds over all layers."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * bytes_per_value
+
+
+def transformers_engine(system: System, overrides: dict, args: argparse.Namespace) -> tuple:
+    """(tokenizer, context in tokens, batches of prompt lengths, continuations of prompts)."""
+    model, tokenizer = load_model(system.model, system.revision, overrides)
+    token_bytes = cache_bytes_per_token(model.config, model.dtype.itemsize)
+    limits = (args.max_new_tokens, token_bytes, args.kv_cache_gib * 2**30, args.batch_size)
+    return (
+        tokenizer,
+        getattr(model.config, "max_position_embeddings", 10**9),
+        lambda lengths: pack_batches(lengths, *limits),
+        lambda prompts: generate_batch(model, tokenizer, prompts, args.max_new_tokens),
+    )
+
+
 def summarize(
-    name: str, system: System, rows: list[dict], path: Path, args: argparse.Namespace
+    name: str, system: System, rows: list[dict], path: Path, overrides: dict, args
 ) -> None:
-    """Complete one system's file with the rows that it lacks."""
+    """Complete one model's file with the rows that it lacks."""
     settings = {
         "model": system.model,
         "revision": system.revision,
@@ -154,6 +183,9 @@ def summarize(
         "max_new_tokens": args.max_new_tokens,
         "max_prompt_tokens": args.max_prompt_tokens,
         "decoding": "greedy",
+        "backend": args.backend,
+        "precision": precision(),
+        "overrides": overrides,
     }
     with appending(path) as log:
         done = {
@@ -163,48 +195,66 @@ def summarize(
         if not rows:
             print(f"{name}: all summaries are there")
             return
-        model, tokenizer = load_model(system.model, system.revision)
-        room = getattr(model.config, "max_position_embeddings", 10**9) - args.max_new_tokens
-        limit = min(args.max_prompt_tokens, room)
-        for row in rows:
-            row["prompt"], row["n_cut_tokens"] = build_prompt(
-                tokenizer, row["text"], system.template, limit
-            )
-        if cut := sum(row["n_cut_tokens"] > 0 for row in rows):
-            print(f"{name}: {cut} of {len(rows)} documents are cut to {limit:,} prompt tokens")
-        rows.sort(key=lambda row: len(row["prompt"]))
+        if args.backend == "vllm":
+            from eval.vllm_engine import vllm_engine as engine
+        else:
+            engine = transformers_engine
+        tokenizer, context, batches, generate = engine(system, overrides, args)
+        limit = min(args.max_prompt_tokens, context - args.max_new_tokens)
+        prompts, cuts = zip(
+            *(build_prompt(tokenizer, r["text"], system.template, limit) for r in rows), strict=True
+        )
+        if n_cut := sum(cut > 0 for cut in cuts):
+            print(f"{name}: {n_cut} of {len(rows)} documents are cut to {limit:,} prompt tokens")
+        lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
         started, n_new = time.monotonic(), 0
         with tqdm(total=len(rows), desc=f"{name} summaries", unit="text") as bar:
-            for start in range(0, len(rows), args.batch_size):
-                batch = rows[start : start + args.batch_size]
-                outputs = generate_batch(
-                    model, tokenizer, [row["prompt"] for row in batch], args.max_new_tokens
-                )
-                for row, output in zip(batch, outputs, strict=True):
-                    cut = {"n_cut_tokens": row["n_cut_tokens"], "settings": settings}
-                    append_record(log, {"id": row["id"], **output, **cut})
+            for batch in batches(lengths):
+                for i, output in zip(batch, generate([prompts[i] for i in batch]), strict=True):
+                    cut = {"n_cut_tokens": cuts[i], "settings": settings}
+                    append_record(log, {"id": rows[i]["id"], **output, **cut})
                     n_new += output["n_new_tokens"]
                 rate = n_new / (time.monotonic() - started)
                 bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
                 bar.update(len(batch))
 
 
+def summarize_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
+    """Complete the summaries of all systems that `args` names."""
+    overrides = config.settings.get("overrides_of_model_config") or {}
+    for name, system in systems_of(config, args.systems).items():
+        path = summaries_path(config, name)
+        if system.model is None:
+            write_lead(rows, path)
+        elif name.startswith(ENDPOINT):
+            ask_endpoint(name, system, rows, path, args)
+        else:
+            summarize(name, system, rows, path, overrides, args)
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option("--max-new-tokens", type=positive, default=512, help="longest summary")
+    option("--max-prompt-tokens", type=tokens, default=8192, help="longer texts are cut; 16K, 32K")
+    option("--batch-size", type=positive, default=32, help="most texts of like length at once")
+    option("--kv-cache-gib", type=float, default=2.0, help="memory for a batch's KV cache")
+    option("--backend", choices=["transformers", "vllm"], default="transformers")
+    option("--endpoint-options", default="", help='as for the teacher, e.g. "--budget-usd 2"')
+
+
+def tokens(text: str) -> int:
+    """8192 or 8K, for argparse."""
+    return positive(text[:-1]) * 1024 if text[-1:] in ("k", "K") else positive(text)
+
+
 def main() -> None:
     parser = script_parser(__doc__)
-    option = parser.add_argument
-    option("config", type=Path, help="the axolotl YAML of the run")
-    option("--n", type=positive, help="only the first N test documents")
-    option("--max-new-tokens", type=positive, default=512, help="longest summary")
-    option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
-    option("--batch-size", type=positive, default=8, help="texts of like length at once")
+    add_run_options(parser)
+    add_generation_options(parser)
     args = parser.parse_args()
     config = load_run_config(args.config)
-    for system in systems_of(config).values():
-        check_model_folder(system.model)
-    rows = load_test_rows(config, args.n)
-    for name, system in systems_of(config).items():
-        path = config.eval_dir / "summaries" / f"{name}.jsonl"
-        summarize(name, system, [dict(row) for row in rows], path, args)
+    systems_of(config, args.systems)
+    summarize_all(config, load_test_rows(config, args.n), args)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Reads outputs/<config>/eval/scores.json, appends a row to results/ledger.csv.
     python -m eval.record_result axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --note "just demo"
 """
 
-import json
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from axolotl_configs.run_config import load_run_config
-from data_prep.records import UserError, run, script_parser
-from eval.score_summaries import INTERVAL
+from data_prep.records import run, script_parser
+from eval.build_report import COMPARED, INTERVAL, load_scores
 
 
 def commit() -> str:
@@ -36,11 +35,11 @@ def to_row(scores: dict, note: str) -> dict:
         "n": scores["n"],
     }
     for system, values in scores["systems"].items():
-        row |= {f"{system} {m}": round(values[m], 3) for m in ("bertscore_f1", "rouge_l")}
+        row |= {f"{system} {m}": round(values[m], 3) for m in COMPARED if m in values}
         row[f"{system} words"] = round(values["words"], 1)
     for name, metrics in scores["differences"].items():
-        for metric, interval in metrics.items():
-            row[f"tuned - {name} {metric}"] = INTERVAL.format(*interval)
+        gains = {m: INTERVAL.format(*metrics[m]) for m in COMPARED if m in metrics}
+        row |= {f"{scores['target']} - {name} {metric}": gain for metric, gain in gains.items()}
     return row
 
 
@@ -50,13 +49,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="the command that made it")
     parser.add_argument("--ledger", type=Path, default=Path("results/ledger.csv"))
     args = parser.parse_args()
-    path = load_run_config(args.config).eval_dir / "scores.json"
-    try:
-        scores = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; make it with `just scores`"
-        ) from None
+    scores = load_scores(load_run_config(args.config))
     args.ledger.parent.mkdir(parents=True, exist_ok=True)
     rows = pd.read_csv(args.ledger, dtype=str) if args.ledger.exists() else pd.DataFrame()
     rows = pd.concat([rows, pd.DataFrame([to_row(scores, args.note)])], ignore_index=True)

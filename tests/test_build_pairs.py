@@ -242,20 +242,22 @@ def audited(n: int, longer: float, first: float) -> list[dict]:
             "chosen_position": 1 if i < first * n else 2,
             "ratings": [10 + i % 5, 8],
             "criteria": [{"fluency": 3}, {"fluency": 1 + i % 2}],
+            "longer": 1 + i % 2,
+            "judge": {"best": 1} if i in (0, n - 1) else None,
         }
 
     return [one(i) for i in range(n)]
 
 
 def test_the_audit_counts_what_it_says():
-    found = audit(audited(100, 0.9, 0.5), {"0": 1, "99": 1})
+    found = audit(audited(100, 0.9, 0.5))
     assert found["longer wins"]["share"] == 0.9 and found["first wins"]["share"] == 0.5
     assert found["judge agrees"] == {**share([True, False]), "share": 0.5}
     assert found["criteria"]["rejected"]["fluency"] == {1: 50, 2: 50}
     assert [group["group"] for group in found["groups"]] == ["arxiv", "wikipedia", "m"]
     assert warnings(found) and "Length alone predicts" in to_markdown(found)
-    assert not warnings(audit(audited(100, 0.5, 0.5), {}))
-    assert "Position alone predicts" in to_markdown(audit(audited(100, 0.5, 0.1), {}))
+    assert not warnings(audit(audited(100, 0.5, 0.5)))
+    assert "Position alone predicts" in to_markdown(audit(audited(100, 0.5, 0.1)))
 
 
 def test_a_wilson_interval():
@@ -292,9 +294,35 @@ def test_length_match_accounts_for_what_it_leaves_out(tmp_path):
     assert (tmp_path / "pairs/plots/lengths.png").stat().st_size > 5000
 
 
-def test_a_second_judge_is_compared_where_there_is_one(tmp_path):
-    judge = write_jsonl(tmp_path / "replies/judge.jsonl", [{"id": "a", "best": 2}])
-    build(tmp_path, [reply("a", teacher_reply(ONE, TWO))])
-    assert judge.exists()
+def test_a_second_judges_verdict_stands_beside_the_teachers_and_is_compared(tmp_path):
+    def verdict(key: str, best: int, **other) -> dict:
+        scores = (12, 16) if best == 2 else (16, 12)
+        lines = [line for line in teacher_reply("", "", scores).splitlines() if line]
+        judged = {"id": key, "model": "judge", "of": {"model": "m", "prompt_sha": "p"}}
+        return {**judged, "order": [2, 1], "text": "\n".join(lines), **other}
+
+    write_jsonl(
+        tmp_path / "replies/judge.jsonl",
+        [
+            verdict("a", 2),  # it saw them swapped, so its second is the teacher's first
+            verdict("b", 1),
+            verdict("c", 1, text="I cannot say."),
+            verdict("c", 1, of={"model": "m", "prompt_sha": "an earlier prompt"}),
+        ],
+    )
+    build(tmp_path, [reply(key, teacher_reply(ONE, TWO)) for key in "abc"])
+    verdicts = {pair["id"]: pair["judge"] for pair in read_jsonl(tmp_path / "pairs/train.jsonl")}
+    assert verdicts == {
+        "a": {"model": "judge", "best": 1, "ratings": [16, 12]},
+        "b": {"model": "judge", "best": 2, "ratings": [12, 16]},
+        "c": None,
+    }
     audit_text = json.loads((tmp_path / "pairs/made.json").read_text())["audit"]
-    assert "agrees | 0.0% [0.0%, 79.3%], n 1" in audit_text
+    assert "agrees | 50.0% [9.5%, 90.5%], n 2" in audit_text
+
+
+def test_longer_and_first_are_told_apart_by_the_recorded_draw():
+    pairs = [pair | {"chosen_position": pair["longer"]} for pair in audited(100, 0.5, 0.5)]
+    found = audit(pairs)  # the one asked to be the longer always won, so the first in half of them
+    assert found["first wins"]["share"] == 0.5
+    assert found["first wins, longer"]["share"] == 1 and found["first wins, shorter"]["share"] == 0

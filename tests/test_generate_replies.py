@@ -45,6 +45,7 @@ def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
         "usage",
         "cost_usd",
         "created",
+        "longer",
     }
     assert "$0.0126" in result.stderr  # 60 replies
     assert len(server.ledger) == 64 and set(server.ledger.values()) == {1}

@@ -1,0 +1,190 @@
+"""The systems that an evaluation sets side by side, and the test documents they are given."""
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from axolotl_configs.run_config import RunConfig, check_dataset, check_model_folder
+from data_prep.records import UserError, positive, read_records, script_parser, write_records
+from prompts import render, template_sha
+
+TOLD = "summarize/told.jinja"
+SYSTEMS = ("base", "base_told", "tuned", "lead")
+ENDPOINT = "endpoint:"
+
+
+@dataclass(frozen=True)
+class System:
+    """A model and the template around the text, None for the bare text; lead has no model."""
+
+    model: str | None
+    revision: str | None = None
+    template: str | None = None
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every stage of an evaluation takes."""
+    parser.add_argument("config", type=Path, help="the axolotl YAML of the run")
+    documents = parser.add_mutually_exclusive_group()
+    documents.add_argument("--n", type=positive, help="only the first N test documents")
+    documents.add_argument("--all", action="store_true", help="all test documents, as without --n")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        default=list(SYSTEMS),
+        help="of base, base_told, tuned, lead, folders of models or adapters, endpoint:MODEL",
+    )
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The model that the adapter in `folder` was trained on, None if it holds no adapter."""
+    path = folder / "adapter_config.json"
+    return json.loads(path.read_text())["base_model_name_or_path"] if path.is_file() else None
+
+
+def systems_of(config: RunConfig, names: list[str]) -> dict[str, System]:
+    """The systems by name, in the order of the table.
+
+    Raises UserError for one that is not there, and for an adapter of another base.
+    """
+    known = {
+        "base": System(config.base_model, config.base_revision),
+        "base_told": System(config.base_model, config.base_revision, TOLD),
+        "tuned": System(str(config.merged)),
+        "lead": System(None),
+    }
+    systems = {}
+    for name in names:
+        if name.startswith(ENDPOINT):
+            systems[name] = System(name.removeprefix(ENDPOINT), None, TOLD)
+            continue
+        if name not in known and not Path(name).is_dir():
+            choices = f"{', '.join(SYSTEMS)}, a folder that is there, or {ENDPOINT}MODEL"
+            raise UserError(f"no system {name}: --systems takes {choices}")
+        systems[name] = system = known.get(name) or System(name.rstrip("/"))
+        base = system.model and base_of_adapter(Path(system.model))
+        if base and base != config.base_model:
+            raise UserError(f"{name} is an adapter of {base}, not of {config.base_model}")
+        if name == "tuned" and not (config.merged / "config.json").is_file():
+            hint = f"make it with `just merge {config.path.stem}`"
+            raise UserError(f"{config.merged} is not a model folder (nothing merged); {hint}")
+        if system.model and not base:
+            check_model_folder(system.model)
+    return systems
+
+
+def summaries_path(config: RunConfig, name: str) -> Path:
+    """outputs/<config>/eval/summaries/<system>.jsonl, the system's name made a file name."""
+    return config.eval_dir / "summaries" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.jsonl"
+
+
+def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
+    """[{id, source, text, reference}] of the first `n` test documents, in the dataset's order."""
+    from datasets import load_dataset
+
+    check_dataset(config.dataset)
+    try:
+        rows = load_dataset(config.dataset, split="test", revision=config.dataset_revision)
+    except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
+        raise UserError(
+            f"cannot load the test split of {config.dataset}: {' '.join(str(error).split())[:200]}"
+        ) from None
+    rows = [
+        {
+            "id": r["id"],
+            "source": r.get("source") or "unknown",
+            "text": r["prompt"][-1]["content"],
+            "reference": r["chosen"][-1]["content"],
+        }
+        for r in rows
+    ][:n]
+    if not rows:
+        raise UserError(f"the test split of {config.dataset} is empty")
+    if bare := [row["id"] for row in rows if not row["reference"].strip()]:
+        raise UserError(f"{len(bare)} test documents of {config.dataset} lack a reference: {bare}")
+    return rows
+
+
+def model_config(name: str, revision: str | None, overrides: dict | None):
+    """The model's configuration with the run's `overrides_of_model_config`, as axolotl sets them.
+
+    A rope_scaling such as YaRN's (Peng et al. 2023) keeps the model's own rope base and lengthens
+    its context by the factor; without one the model's own rope stands.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    for key, value in (overrides or {}).items():
+        if key in ("rope_scaling", "rope_parameters"):
+            config.rope_parameters = {**config.rope_parameters, **value}
+            own = value.get("original_max_position_embeddings", config.max_position_embeddings)
+            config.max_position_embeddings = int(own * value.get("factor", 1))
+        else:
+            setattr(config, key, value)
+    return config
+
+
+def lead_sentences(text: str, words: float) -> str:
+    """As many of the text's first sentences as come nearest to `words`; never none."""
+    from pysbd import Segmenter
+
+    best = summary = ""
+    beginning = " ".join(text[: 2000 + int(30 * words)].split())
+    for sentence in Segmenter(language="en").segment(beginning):
+        summary = f"{summary} {sentence}".strip()
+        if not best or abs(len(summary.split()) - words) < abs(len(best.split()) - words):
+            best = summary
+    return best
+
+
+def write_lead(rows: list[dict], path: Path) -> None:
+    """The lead sentences of every text, as long as the references are on average."""
+    words = float(np.mean([len(row["reference"].split()) for row in rows]))
+    made = {"finish_reason": "stop", "n_cut_tokens": 0, "settings": {"model": None, "words": words}}
+    write_records(
+        path, ({"id": r["id"], "text": lead_sentences(r["text"], words), **made} for r in rows)
+    )
+
+
+def ask_endpoint(
+    name: str, system: System, rows: list[dict], path: Path, args: argparse.Namespace
+) -> None:
+    """Complete a system behind an endpoint, asked as the teacher is: budget, rate, resume."""
+    from data_prep.ask_teacher import ask_all, teacher_options
+
+    parser = script_parser("options of the endpoint")
+    teacher_options(parser)
+    fixed = ["--model", system.model, "--max-tokens", str(args.max_new_tokens), "--temperature=0"]
+    options = parser.parse_args([*args.endpoint_options.split(), *fixed])
+    sha = f"{template_sha(system.template)}-{args.max_new_tokens}"
+    requests = [
+        {
+            "id": row["id"],
+            "messages": [{"role": "user", "content": render(system.template, text=row["text"])}],
+            "prompt_sha": sha,
+        }
+        for row in rows
+    ]
+    replies = path.with_name("endpoints") / path.name
+    if left := ask_all(requests, replies, options, f"{name} summaries"):
+        raise UserError(f"{left} of {len(rows)} texts have no summary by {name}; run again")
+    settings = {"model": system.model, "template": sha, "decoding": "temperature 0"}
+    wanted = {row["id"] for row in rows}
+    write_records(
+        path,
+        (
+            {
+                "id": reply["id"],
+                "text": reply["text"].strip(),
+                "finish_reason": reply["finish_reason"],
+                "n_cut_tokens": 0,
+                "settings": settings,
+            }
+            for reply in read_records(replies)
+            if reply["prompt_sha"] == sha and reply["id"] in wanted
+        ),
+    )
