@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-from data_prep.ask_teacher import ask_all, teacher_options
 
 from axolotl_configs.run_config import load_run_config
+from data_prep.ask_teacher import ask_all, teacher_options
 from data_prep.records import UserError, read_records, replacing, run, script_parser, warn
 from eval.build_report import load_scores, write_report
 from eval.measures import paired_bootstrap

@@ -22,6 +22,7 @@ from data_prep.build_dataset import teacher_terms
 from data_prep.hub_repo import CARD, add_hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
 from data_prep.records import UserError, is_made, replacing, run, script_parser, warn
+from eval.build_report import MORE_TITLES, TITLES, table
 from eval.merge_adapter import merge_settings
 from prompts import render
 
@@ -52,15 +53,13 @@ def check_adapter(config: RunConfig) -> dict:
 
 
 def load_scores(config: RunConfig) -> dict:
-    """The adapter's scores, with their table. Raises UserError if there are none of this adapter."""
+    """The adapter's scores. Raises UserError if there are none, or they are another adapter's."""
     path, name = config.eval_dir / "scores.json", config.path.stem
     scores = json.loads(path.read_text()) if path.exists() else {}
-    scored = scores.get("settings", {}).get("generation", {}).get("fingerprint")
+    scored = scores.get("settings", {}).get("generation", {}).get("tuned", {})
     merged = is_made(config.merged, merge_settings(config)) and fingerprint(str(config.merged))
-    if scores and scored == merged:
-        from eval.score_summaries import TITLES, table  # slow to import
-
-        return {**scores, "titles": TITLES, "table": table(scores)}
+    if merged and scored.get("fingerprint") == merged:
+        return scores
     raise UserError(
         f"{path} {'is of another adapter' if scores else 'is not there'}; run `just merge {name}`, "
         f"`just summaries {name}`, `just scores {name}`, or pass --unevaluated"
@@ -116,6 +115,7 @@ def data_facts(config: RunConfig) -> dict:
 def metadata(facts: dict) -> str:
     """The card's front matter, with the scores as `model-index`."""
     scores, repo, merged = facts["scores"], facts["data_repo"], facts["merged"]
+    titles = TITLES | MORE_TITLES
     results = [
         EvalResult(
             task_type="summarization",
@@ -124,11 +124,11 @@ def metadata(facts: dict) -> str:
             dataset_split="test",
             dataset_revision=facts["data_revision"],
             metric_type=metric.split("_")[0],
-            metric_name=f"{scores['titles'][metric]}, n = {scores['n']}",
+            metric_name=f"{titles[metric]}, n = {scores['n']}",
             metric_value=round(value, 4),
         )
         for metric, value in (scores["systems"]["tuned"] if scores else {}).items()
-        if metric in scores["titles"] and metric.startswith(("bertscore_f1", "rouge"))
+        if metric in titles and metric.startswith(("bertscore_f1", "rouge"))
     ]
     data = ModelCardData(
         **facts["licence"],
@@ -177,11 +177,13 @@ def main() -> None:
     args = parser.parse_args()
     config = load_run_config(args.config)
     rank = check_adapter(config)["r"]
+    scores = {} if args.unevaluated else load_scores(config)
     facts = {
         "repo": args.repo,
         "name": args.repo.split("/")[-1],
         "merged": args.merged,
-        "scores": {} if args.unevaluated else load_scores(config),
+        "scores": scores,
+        "table": table(scores) if scores else "",
         "config": config.path.name,
         "recipe": MACHINE_PATH.sub(r"\1", config.path.read_text()),
         "versions": [f"{p} {version(p)}" for p in ("axolotl", "trl", "peft", "transformers")],

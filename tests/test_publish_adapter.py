@@ -70,7 +70,7 @@ def write_scores(run) -> None:
         "differences": {"base": interval},
         "settings": {
             "hash": "tiny_L6",
-            "generation": {"fingerprint": fingerprint(str(run.merged))},
+            "generation": {"tuned": {"fingerprint": fingerprint(str(run.merged))}},
         },
     }
     run.eval_dir.mkdir(exist_ok=True)
@@ -272,7 +272,7 @@ def test_what_cannot_be_published_ends_in_one_line(finished, tmp_path):
     scores.rename(tmp_path / "scores.json")
     assert "is not there" in (line := refused()) and "--unevaluated" in line
     stale = json.loads((tmp_path / "scores.json").read_text())
-    stale["settings"]["generation"]["fingerprint"] = "0" * 12
+    stale["settings"]["generation"]["tuned"]["fingerprint"] = "0" * 12
     scores.write_text(json.dumps(stale))
     assert "is of another adapter" in refused()
     (tmp_path / "scores.json").rename(scores)
