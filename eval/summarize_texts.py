@@ -103,25 +103,28 @@ def read_text(path: Path) -> str:
     return text
 
 
-def outdated(texts: dict[str, Path], settings: dict, folder: Path) -> dict[str, Path]:
-    """The texts without a summary of their present state. Raises UserError for other settings."""
+def outdated(texts: dict[str, Path], settings: dict, folder: Path) -> list[str]:
+    """Names of the texts without an up-to-date summary. Raises UserError for other settings."""
     if (folder / "made.json").exists() and not is_made(folder, settings):
         raise UserError(f"{folder} holds summaries of another model or setting; name another")
     mark_made(folder, settings)
     ages = {name: (folder / name).stat().st_mtime for name in texts if (folder / name).exists()}
     done = {name for name, age in ages.items() if age >= texts[name].stat().st_mtime}
     print(f"{len(done)} of {len(texts)} summaries are there", file=sys.stderr)
-    return {name: path for name, path in texts.items() if name not in done}
+    return [name for name in texts if name not in done]
 
 
 def load(name: str, revision: str | None):
     """(model, tokenizer). Raises UserError if they cannot be loaded."""
     print(f"loading {name}", file=sys.stderr, flush=True)
     try:
-        return load_model(name, revision)
+        model, tokenizer = load_model(name, revision)
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"cannot load {name}: {said}") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"{name} has no chat template, so it is no model that was taught here")
+    return model, tokenizer
 
 
 def stream(model, tokenizer, prompts: dict[str, str], max_new_tokens: int) -> None:
@@ -172,23 +175,23 @@ def main() -> None:
     option("--batch-size", type=positive, default=8, help="texts at once, with --output-dir")
     args = parser.parse_args()
     paths, template = find_texts(args.texts, args.output_dir), TOLD if args.told else None
+    texts = {name: read_text(path) for name, path in paths.items()}
     name, revision = find_model(
         args.model or newest_adapter(), args.revision, args.base or args.told
     )
     if args.output_dir:
         settings = {"model": fingerprint(name), "revision": revision, "template": template}
         settings |= {key: getattr(args, key) for key in ("max_new_tokens", "max_prompt_tokens")}
-        paths = outdated(paths, settings, args.output_dir)
-    texts = {name: read_text(path) for name, path in paths.items()}
+        texts = {key: texts[key] for key in outdated(paths, settings, args.output_dir)}
     if not texts:
         return
     model, tokenizer = load(name, revision)
     room = getattr(model.config, "max_position_embeddings", 10**9) - args.max_new_tokens
     limit, prompts = min(args.max_prompt_tokens, room), {}
-    for name, text in texts.items():
-        prompts[name], cut = build_prompt(tokenizer, text, template, limit)
+    for text, content in texts.items():
+        prompts[text], cut = build_prompt(tokenizer, content, template, limit)
         if cut:
-            warn(f"{name}: its last {cut:,} tokens do not fit into {limit:,} and are left out")
+            warn(f"{text}: its last {cut:,} tokens do not fit into {limit:,} and are left out")
     if args.output_dir:
         write(model, tokenizer, prompts, args)
     else:

@@ -11,7 +11,12 @@ import pytest
 import yaml
 from conftest import ROOT, clean_environment, one_error_line, run_stage, start_stage
 
+from axolotl_configs.run_config import load_run_config
+from data_prep.records import mark_made
 from eval.generate_summaries import build_prompt, generate_batch, load_model
+from eval.merge_adapter import merge_settings
+from eval.summarize_texts import find_model
+from eval.systems import TOLD
 
 STAGE = "eval.summarize_texts"
 CAPTURED = {"capture_output": True, "text": True}
@@ -22,13 +27,14 @@ TEXTS = {"a.txt": "Ice floats on water.", "sub/b.md": "Lakes freeze from the top
 def adapter(tmp_path_factory, tiny_qwen2):
     """An adapter folder as axolotl leaves it, with a config that names it."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("run") / "out"
     model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
     model.save_pretrained(folder)  # axolotl leaves the quantized base beside its adapter
     lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(model, lora).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
     settings = {"base_model": str(tiny_qwen2), "datasets": [{"path": "x"}]}
     settings["output_dir"] = str(folder)
     (folder.parent / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -54,26 +60,26 @@ def evaluated(folder, text: str, template: str | None = None) -> list[str]:
     return generate_batch(model, tokenizer, [prompt], 16)[0]["text"].split()
 
 
-def test_a_config_its_base_and_the_told_base_say_what_the_evaluation_says(
-    adapter, texts, tiny_qwen2
-):
+def test_a_config_and_its_told_base_say_what_the_evaluation_says(adapter, texts, tiny_qwen2):
     config, text = adapter.parent / "run.yaml", TEXTS["a.txt"]
-    tuned, base, told = (
-        summarize(texts / "a.txt", "--model", config, *option)
-        for option in ((), ("--base",), ("--told",))
-    )
-    assert tuned.stdout.split() == evaluated(adapter, text)
-    assert base.stdout.split() == evaluated(tiny_qwen2, text)
-    assert told.stdout.split() == evaluated(tiny_qwen2, text, "summarize/told.jinja")
-    assert len({tuned.stdout, base.stdout, told.stdout}) == 3
+    tuned = summarize(texts / "a.txt", "--model", config)
+    assert tuned.stdout.split() == evaluated(adapter, text) != evaluated(tiny_qwen2, text)
     assert "a.txt: " in tuned.stderr and "tokens read, " in tuned.stderr
+    told = summarize(texts / "a.txt", "--model", config, "--told")
+    assert told.stdout.split() == evaluated(tiny_qwen2, text, TOLD)
 
 
-def test_the_merged_model_is_taken_where_it_is_of_this_adapter(adapter, texts):
-    run_stage("eval.merge_adapter", adapter.parent / "run.yaml")
-    result = summarize(texts / "a.txt", "--model", adapter.parent / "run.yaml")
-    assert f"loading {adapter}/merged" in result.stderr
-    assert result.stdout.split() == evaluated(adapter, TEXTS["a.txt"])
+def test_what_a_name_stands_for(adapter, tiny_qwen2):
+    config, folder = adapter.parent / "run.yaml", str(adapter)
+    assert find_model(str(config), None, base=False) == (folder, None)
+    assert find_model(str(config), None, base=True) == (str(tiny_qwen2), None)
+    assert find_model(folder, None, base=False) == (folder, None)
+    assert find_model(folder, None, base=True) == (str(tiny_qwen2), None)
+    merged = adapter / "merged"
+    mark_made(merged, merge_settings(load_run_config(config)))
+    assert find_model(str(config), None, base=False) == (str(merged), None)
+    mark_made(merged, {"adapter": "another one"})
+    assert find_model(str(config), None, base=False) == (folder, None)
 
 
 def pipe(shell: str, **env) -> subprocess.CompletedProcess:
@@ -120,13 +126,11 @@ def test_a_folder_of_summaries_is_completed(adapter, texts, tmp_path):
     assert [p.read_text().split() for p in made.values()] == [
         evaluated(adapter, text) for text in TEXTS.values()
     ]
-    made["sub/b.md"].unlink()
-    made["a.txt"].write_text("kept")
-    assert "1 of 2 summaries are there" in write().stderr
-    assert made["a.txt"].read_text() == "kept" and made["sub/b.md"].exists()
+    made["sub/b.md"].write_text("kept")
     os.utime(texts / "a.txt", (time.time() + 9, time.time() + 9))  # the text changed since
-    write()
-    assert made["a.txt"].read_text() != "kept"
+    made["a.txt"].write_text("old")
+    assert "1 of 2 summaries are there" in write().stderr
+    assert made["a.txt"].read_text() != "old" and made["sub/b.md"].read_text() == "kept"
     assert "of another model or setting" in one_error_line(write("--told", code=1))
 
 
