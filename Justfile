@@ -144,6 +144,16 @@ scores config *options: setup
 judge config *options: setup
     shift; {{ python }} -m eval.judge_summaries axolotl_configs/{{ config }}.yaml "$@"
 
+# Summarize your own texts, e.g. just summarize paper.txt --model qwen2-1.5b-dpo-sft-qlora
+[group('model')]
+summarize *options: setup
+    {{ python }} -m eval.summarize_texts "$@"
+
+# Push a config's adapter to the Hub with a card, e.g. just publish-adapter CONFIG me/name --dry-run
+[group('model')]
+publish-adapter config repo *options: setup
+    shift; {{ python }} -m eval.publish_adapter axolotl_configs/{{ config }}.yaml "$@"
+
 # Write a config's scores into results/ledger.csv
 [group('results')]
 record config *options: setup

@@ -125,18 +125,23 @@ def metadata(configs: list[dict], n_rows: int) -> str:
     ).strip()
 
 
+def teacher_terms(teacher: str) -> str:
+    """What a card says of the terms on a teacher's summaries."""
+    known = yaml.safe_load(PRICES.read_text()).get(teacher, {})
+    return known.get("outputs", "See the model's licence and the provider's terms.")
+
+
 def card_facts(train: list[dict], test: list[dict], dates: list[str], made: dict) -> dict:
     """The variables of the dataset card; `made` is what build_pairs recorded of its run."""
     sha, teacher = train[0]["prompt_sha"], train[0]["teacher"]
     prompts = {template_sha(name): (FOLDER / name).read_text() for name in (ORIGINAL, BALANCED)}
     earlier = "An earlier version of a prompt in prompts/summarize."
-    terms = yaml.safe_load(PRICES.read_text()).get(teacher, {})
     return {
         **made,
         "n_train": len(train),
         "n_test": len(test),
         "teacher": teacher,
-        "teacher_terms": terms.get("outputs", "See the model's licence and the provider's terms."),
+        "teacher_terms": teacher_terms(teacher),
         "licences": {
             s: LICENCES.get(s, "see the source") for s in {p["source"] for p in train + test}
         },

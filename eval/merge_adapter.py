@@ -24,6 +24,19 @@ LLAMA_CPP = "llama-cpp-python==0.3.36"  # its source package carries llama.cpp's
 PROBE = "The harbour was built in 1823 and protects the market square from the sea."
 
 
+def merge_settings(config: RunConfig) -> dict:
+    """What merged/made.json records: base and adapter. Raises UserError if there is no adapter."""
+    if not (config.output_dir / ADAPTER).is_file():
+        raise UserError(
+            f"no adapter in {config.output_dir}; train it with `just train {config.path.stem}`"
+        )
+    return {
+        "base_model": config.base_model,
+        "revision": config.base_revision,
+        "adapter": file_sha(config.output_dir / ADAPTER),
+    }
+
+
 def merge(config: RunConfig, merged: Path) -> None:
     """Write base + adapter as an ordinary model folder, with the tokenizer of the trained run.
 
@@ -99,15 +112,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_run_config(args.config)
     check_model_folder(config.base_model)
-    if not (config.output_dir / ADAPTER).is_file():
-        raise UserError(
-            f"no adapter in {config.output_dir}; train it with `just train {args.config.stem}`"
-        )
-    settings = {
-        "base_model": config.base_model,
-        "revision": config.base_revision,
-        "adapter": file_sha(config.output_dir / ADAPTER),
-    }
+    settings = merge_settings(config)
     if is_made(config.merged, settings):
         print(f"{config.merged} is up to date")
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hub_server import Hub
 
 ROOT = Path(__file__).parent.parent
 QWEN2_TEMPLATE = (
@@ -169,6 +170,14 @@ def endpoint():
     for one in started:
         one.server.shutdown()
         one.server.server_close()
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
 
 
 def make_tokenizer(folder: Path, template: str = QWEN2_TEMPLATE):

@@ -1,4 +1,4 @@
-"""A Hub on loopback: what huggingface_hub needs to create, commit to and read dataset repos.
+"""A Hub on loopback: what huggingface_hub needs to create, commit to and read repos.
 
 Content lies in memory, one commit after another per repo; LFS uploads are checked by their hash.
 """
@@ -9,13 +9,16 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote
+
+import yaml
 
 TOKEN = "hf_good"
 
 
 def is_lfs(path: str) -> bool:
-    return path.endswith((".parquet", ".png"))
+    return path.endswith((".parquet", ".png", ".safetensors"))
 
 
 def file_entry(path: str, content: bytes) -> dict:
@@ -28,8 +31,12 @@ def file_entry(path: str, content: bytes) -> dict:
     return entry
 
 
+def front_matter(card: str) -> dict | None:
+    return yaml.safe_load(card.split("\n---\n")[0]) if card.startswith("---\n") else None
+
+
 class Hub:
-    """`repos`: "datasets/me/name" -> {path: bytes}; `commits`: every commit's summary."""
+    """`repos`: "datasets/me/name" or "models/me/name" -> {path: bytes}; `commits`: summaries."""
 
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
@@ -37,6 +44,7 @@ class Hub:
         self.branches: dict[tuple[str, str], dict[str, bytes]] = {}
         self.tags: dict[str, str] = {}
         self.commits: list[str] = []
+        self.shas: dict[str, list[str]] = {}  # of every repo, the newest last
         self.blobs: dict[str, bytes] = {}
         self.uploads = 0
         self.drop_uploads = 0
@@ -57,6 +65,16 @@ class Hub:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def environment(self, folder: Path, token: str | None = TOKEN) -> dict[str, str]:
+        """What makes a stage use this Hub, with its cache below `folder`."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(folder / "home"),
+            **({"HF_TOKEN": token} if token else {}),
+        }
+
     def route(self, request: BaseHTTPRequestHandler, method: str) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         path = unquote(request.path.partition("?")[0])
@@ -72,14 +90,15 @@ class Hub:
             return self.send(request, 200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":
             return self.create(request, json.loads(body))
-        if match := re.fullmatch(r"/(datasets/[^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+        if path.endswith(".git/info/lfs/objects/batch"):
             return self.batch(request, json.loads(body))
         match = re.fullmatch(
-            r"/(?:api/)?(datasets/[^/]+/[^/]+)(?:/(preupload|commit|tree|revision|resolve|paths-info|branch|tag)"
-            r"/([^/]+)(?:/(.*))?)?",
+            r"/(?:api/)?(datasets/|models/)?([^/]+/[^/]+)"
+            r"(?:/(preupload|commit|tree|revision|resolve|paths-info|branch|tag)/([^/]+)(?:/(.*))?)?",
             path,
         )
-        name, action, revision, rest = match.groups() if match else (None,) * 4
+        kind, repo, action, revision, rest = match.groups() if match else (None,) * 5
+        name = f"{kind or 'models/'}{repo}"
         if name not in self.repos:
             return self.send(request, 404, {"error": "no"}, {"X-Error-Code": "RepoNotFound"})
         files = self.branches.get((name, revision), self.repos[name])
@@ -91,9 +110,8 @@ class Hub:
                 return self.send(request, 409, {"error": "tag exists"})
             self.tags[json.loads(body)["tag"]] = revision
             return self.send(request, 200, {})
-        if action == "revision" and (
-            revision not in ("main", self.sha(name)) and (name, revision) not in self.branches
-        ):
+        known = ["main", "HEAD", *self.shas[name], *(b for r, b in self.branches if r == name)]
+        if revision and revision not in known:
             return self.send(request, 404, {"error": "no"}, {"X-Error-Code": "RevisionNotFound"})
         if action == "preupload":
             asked = json.loads(body)["files"]
@@ -119,11 +137,12 @@ class Hub:
             entries = self.entries(files, "", True)
             return self.send(request, 200, [e for e in entries if e["path"] in wanted])
         info = {
-            "id": name.removeprefix("datasets/"),
+            "id": repo,
             "sha": self.sha(name),
             "private": self.private[name],
             "siblings": [{"rfilename": p} for p in files],
             "tags": [],
+            "cardData": front_matter(files.get("README.md", b"").decode()),
         }
         return self.send(request, 200, info)
 
@@ -139,16 +158,26 @@ class Hub:
         ]
 
     def sha(self, name: str) -> str:
-        return hashlib.sha1(f"{name}{len(self.commits)}".encode()).hexdigest()
+        return self.shas[name][-1]
+
+    def move_on(self, name: str) -> None:
+        number = len(self.shas.setdefault(name, []))
+        self.shas[name].append(hashlib.sha1(f"{name}{number}".encode()).hexdigest())
+
+    def put(self, name: str, files: dict[str, bytes]) -> str:
+        """Make a public repo, as if pushed by another. Returns its revision."""
+        self.repos[name], self.private[name] = files, False
+        self.move_on(name)
+        return self.sha(name)
 
     def create(self, request, asked: dict) -> None:
         namespace = asked.get("organization") or "me"
-        name = f"datasets/{namespace}/{asked['name']}"
+        name = f"{asked.get('type') or 'model'}s/{namespace}/{asked['name']}"
         if namespace != "me":
             return self.send(request, 403, {"error": "no rights in this namespace"})
         if name in self.repos:
             return self.send(request, 409, {"error": "exists", "url": f"{self.url}/{name}"})
-        self.repos[name] = {".gitattributes": b""}
+        self.put(name, {".gitattributes": b""})
         self.private[name] = asked.get("private", asked.get("visibility") == "private")
         return self.send(request, 200, {"url": f"{self.url}/{name}"})
 
@@ -184,7 +213,8 @@ class Hub:
                 files[value["path"]] = self.blobs[value["oid"]]
             elif line["key"] == "deletedFile":
                 files.pop(value["path"], None)
-        url = f"{self.url}/{name}/commit/{self.sha(name)}"
+        self.move_on(name)
+        url = f"{self.url}/{name.removeprefix('models/')}/commit/{self.sha(name)}"
         self.send(request, 200, {"commitUrl": url, "commitOid": self.sha(name), "success": True})
 
     def send_file(self, request, commit: str, files: dict, path: str) -> None:

@@ -5,17 +5,11 @@ import sys
 import pytest
 from conftest import clean_environment, one_error_line, run_stage, write_jsonl
 from datasets import Dataset
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN
+
+from data_prep.records import file_sha
 
 STAGE = "data_prep.publish_dataset"
-
-
-@pytest.fixture
-def hub():
-    hub = Hub()
-    yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
 
 
 CARD = """---
@@ -45,20 +39,15 @@ def folder(tmp_path):
     return write_folder(tmp_path / "hub")
 
 
-def environment(hub, folder, token: str | None = TOKEN) -> dict[str, str]:
-    credentials = {"HF_TOKEN": token} if token else {}
-    return {
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(folder.parent / "home"),
-        **credentials,
-    }
-
-
 def push(hub, folder, *options, code=0, token=TOKEN, repo="me/pairs"):
     return run_stage(
-        STAGE, repo, "--folder", folder, *options, code=code, **environment(hub, folder, token)
+        STAGE,
+        repo,
+        "--folder",
+        folder,
+        *options,
+        code=code,
+        **hub.environment(folder.parent, token),
     )
 
 
@@ -73,7 +62,8 @@ def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
     assert f"pushed: {hub.url}/datasets/me/pairs/commit/" in result.stdout
     assert TOKEN not in result.stdout + result.stderr
     lock = json.loads((folder.parent / "hub.lock").read_text())
-    assert lock == {"repo": "me/pairs", "revision": hub.sha("datasets/me/pairs")}
+    hashes = [file_sha(path) for path in folder.glob("data/*.parquet")]
+    assert lock == {"repo": "me/pairs", "revision": hub.sha("datasets/me/pairs"), "hashes": hashes}
 
     script = (
         "import sys; from datasets import load_dataset; "
@@ -84,7 +74,7 @@ def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
         capture_output=True,
         text=True,
         cwd=folder.parent,
-        env=clean_environment(**environment(hub, folder)),
+        env=clean_environment(**hub.environment(folder.parent)),
     )
     assert back.stdout.strip() == str([str(i) for i in range(50)]), back.stderr
 

@@ -1,0 +1,299 @@
+"""An adapter and its merged model, pushed to the loopback Hub and used from there by its card."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import clean_environment, one_error_line, run_stage
+from datasets import Dataset
+from hub_server import TOKEN, Hub
+from huggingface_hub import ModelCard
+
+from axolotl_configs.run_config import fingerprint, load_run_config
+from axolotl_configs.train_adapter import inputs_of
+from data_prep.publish_dataset import row_hashes
+from data_prep.records import mark_made
+from eval.merge_adapter import merge_settings
+
+STAGE = "eval.publish_adapter"
+BASE, REPO = "other/tiny-base", "me/tiny-summarize"
+BASE_CARD = b"---\nlicense: other\nlicense_name: tiny-1\n---\n# A base\n"
+RUN = "tiny-dpo-lora"
+TEXT = "The text to be summarized, and nothing else."
+
+
+def write_dataset(folder):
+    rows = [
+        {
+            "id": str(i),
+            "source": "wikipedia",
+            "prompt": [{"role": "user", "content": f"{TEXT} {i}"}],
+            "chosen": [{"role": "assistant", "content": "A text."}],
+            "teacher": "openai/gpt-oss-120b",
+        }
+        for i in range(3)
+    ]
+    for split in ("train", "test"):
+        Dataset.from_list(rows).to_parquet(folder / f"data/{split}-0.parquet")
+
+
+def write_models(base, folder, name: str) -> None:
+    """What axolotl and the merge leave: adapter, tokenizer, placeholder card, base beside it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model.save_pretrained(folder)
+    torch.manual_seed(1)
+    linear = [f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")]
+    lora = LoraConfig(r=12, target_modules=linear, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora)
+    model.peft_config["default"].base_model_name_or_path = name
+    model.save_pretrained(folder, save_embedding_layers=False)
+    model.merge_and_unload().save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder / "merged")
+    (folder / "README.md").write_text(f"a placeholder that tells {folder}")
+
+
+def write_scores(run) -> None:
+    scores = {"bertscore_f1": 0.71234, "rouge_l": 0.5, "words": 9.0}
+    interval = {"bertscore_f1": [0.1, 0.05, 0.15], "rouge_l": [0.2, 0.1, 0.3]}
+    result = {
+        "n": 3,
+        "systems": {"base": {**scores, "bertscore_f1": 0.6}, "tuned": scores},
+        "differences": {"base": interval},
+        "settings": {
+            "hash": "tiny_L6",
+            "generation": {"tuned": {"fingerprint": fingerprint(str(run.merged))}},
+        },
+    }
+    run.eval_dir.mkdir(exist_ok=True)
+    (run.eval_dir / "scores.json").write_text(json.dumps(result))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_qwen2):
+    """(loopback Hub with the base, config of a run that is trained, merged and scored)."""
+    folder = tmp_path_factory.mktemp("run")
+    hub = Hub()
+    files = {path.name: path.read_bytes() for path in tiny_qwen2.iterdir()}
+    revision = hub.put(f"models/{BASE}", {**files, "README.md": BASE_CARD})
+    write_dataset(folder / "data/hub")
+    config = folder / "tiny-dpo-lora.yaml"
+    settings = {
+        "base_model": BASE,
+        "revision_of_model": revision,
+        "rl": "dpo",
+        "lora_r": 12,
+        "datasets": [{"path": str(folder / "data/hub"), "split": "train[:2]"}],
+        "dataset_prepared_path": str(folder / "outputs/tiny-dpo-lora/prepared"),
+        "output_dir": str(folder / "outputs/tiny-dpo-lora"),
+    }
+    config.write_text("# A reason beside a value.\n" + yaml.safe_dump(settings))
+    run = load_run_config(config)
+    write_models(tiny_qwen2, run.output_dir, BASE)
+    mark_made(run.output_dir, inputs_of(run))
+    mark_made(run.merged, merge_settings(run))
+    write_scores(run)
+    yield hub, config
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+def push(finished, *options, repo=REPO, code=0, token=TOKEN, config=None):
+    hub, own = finished
+    environment = hub.environment(own.parent, token)
+    return run_stage(STAGE, config or own, repo, *options, code=code, **environment)
+
+
+@pytest.fixture(scope="module")
+def pushed(finished):
+    push(finished)
+    push(finished, "--merged", "--unevaluated", repo=f"{REPO}-merged")
+    return finished
+
+
+def run_code(finished, *programs: str) -> list[str]:
+    """What each program prints, run one after the other on a machine that only has the Hub."""
+    hub, config = finished
+    code = f"for part in {programs!r}: exec(part, {{}}); print('\\0')"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=config.parent,
+        env=clean_environment(**hub.environment(config.parent / "elsewhere")),
+    )
+    assert result.returncode == 0, result.stderr
+    return [" ".join(part.split()) for part in result.stdout.split("\0\n")[:-1]]
+
+
+def card_of(finished, repo: str) -> str:
+    return finished[0].repos[f"models/{repo}"]["README.md"].decode()
+
+
+def snippets(finished, repo: str) -> list[str]:
+    card = card_of(finished, repo).replace("max_new_tokens=512", "max_new_tokens=64")
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
+def local_summary(finished) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from eval.generate_summaries import build_prompt, generate_batch
+
+    folder = load_run_config(finished[1]).merged
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    prompt, _ = build_prompt(tokenizer, TEXT, None, 4000)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return " ".join(generate_batch(model.eval(), tokenizer, [prompt], 64)[0]["text"].split())
+
+
+def test_the_cards_code_gives_the_local_summary(pushed):
+    with_peft, in_4_bits, _ = snippets(pushed, REPO)
+    whole, whole_in_4_bits, _ = snippets(pushed, f"{REPO}-merged")
+    assert "peft" in in_4_bits and "peft" not in whole + whole_in_4_bits
+    found_by_adapter = whole.replace(f"{REPO}-merged", REPO)  # transformers then finds the base
+    exact = local_summary(pushed)
+    said = run_code(pushed, with_peft, whole, found_by_adapter, in_4_bits, whole_in_4_bits)
+    assert said[:3] == [exact] * 3 and len(exact) > 20
+    assert all(len(text) > 20 for text in said[3:])
+
+
+@pytest.mark.parametrize("repo", [REPO, f"{REPO}-merged"])
+def test_the_vllm_code(pushed, repo):
+    code = snippets(pushed, repo)[2]
+    revision = pushed[0].sha(f"models/{BASE}")
+    adapted = f'"{BASE}", revision="{revision}", enable_lora=True, max_lora_rank=16'
+    compile(code, repo, "exec")
+    assert (adapted if repo == REPO else f'LLM("{repo}")') in code
+    pytest.importorskip("vllm", reason="vLLM is not installed here; the code was compiled only")
+    run_code(pushed, code)
+
+
+def test_what_is_pushed_is_whole_private_and_tells_of_no_machine(pushed):
+    hub, config = pushed
+    files = hub.repos[f"models/{REPO}"]
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    adapter = {"adapter_model.safetensors", "adapter_config.json"}
+    ours = {"README.md", config.name, ".gitattributes"}
+    assert files.keys() == tokenizer | adapter | ours
+    merged = hub.repos[f"models/{REPO}-merged"]
+    assert merged.keys() == tokenizer | ours | {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+    told = json.loads(files["adapter_config.json"])
+    assert told["base_model_name_or_path"] == BASE
+    assert told["revision"] == hub.sha(f"models/{BASE}")
+    assert hub.private[f"models/{REPO}"] and len(hub.commits) == 2
+    for content in (*files.values(), *merged.values()):
+        assert str(config.parent).encode() not in content and b"local_files_only" not in content
+    uploaded = files[config.name].decode()
+    assert uploaded.startswith("# A reason") and yaml.safe_load(uploaded)["output_dir"] == RUN
+
+
+def test_the_card_tells_data_recipe_results_and_licences(pushed):
+    card = ModelCard(card_of(pushed, REPO))
+    front = card.data
+    assert (front.base_model, front.library_name, front.license) == (BASE, "peft", "other")
+    scores = {r.metric_type: (r.metric_value, r.metric_name) for r in front.eval_results}
+    assert scores["bertscore"] == (0.7123, "BERTScore F1, n = 3") and scores["rouge"][0] == 0.5
+    for said in (
+        "2 rows (`train[:2]`; texts from wikipedia)",
+        "not on the Hub in this state",
+        "# A reason beside a value.",
+        "+0.100 [+0.050, +0.150]",
+        "under 30",
+        "other, tiny-1",
+        "Apache-2.0, which sets no terms on outputs",
+    ):
+        assert said in card.content, said
+
+
+def test_the_data_is_named_by_repo_and_revision_where_exactly_it_was_pushed(pushed):
+    folder, run = pushed[1].parent / "data/hub", load_run_config(pushed[1])
+    lock = {"repo": "me/pairs", "revision": "f" * 40, "hashes": row_hashes(folder)}
+    (folder.parent / "hub.lock").write_text(json.dumps(lock))
+    push(pushed, "--dry-run")
+    card = ModelCard((run.output_dir / "model_card.md").read_text())
+    (folder.parent / "hub.lock").unlink()
+    assert card.data.datasets == "me/pairs" and f"at revision `{'f' * 40}`" in card.content
+    assert card.data.eval_results[0].dataset_revision == "f" * 40
+
+
+def test_a_second_push_sends_what_changed_and_keeps_what_was_written_by_hand(pushed):
+    hub, _ = pushed
+    files, commits = hub.repos[f"models/{REPO}"], len(hub.commits)
+    assert "nothing to push" in push(pushed).stdout
+    files["README.md"] += b"\n## By hand\n"
+    hub.move_on(f"models/{REPO}")
+    dry = push(pushed, "--dry-run", "--unevaluated").stdout
+    assert "renew README.md" in dry and "safetensors" not in dry and len(hub.commits) == commits
+    push(pushed, "--unevaluated")
+    card = ModelCard(files["README.md"].decode())
+    assert "## By hand" in card.content and "Not evaluated" in card.content
+    assert card.data.eval_results is None
+    line = one_error_line(push(pushed, "--merged", "--unevaluated", repo=REPO, code=1))
+    assert "pass --update" in line  # the merged model has a repo of its own
+    push(pushed, "--merged", "--update", "--unevaluated", repo=REPO)
+    assert not files.keys() & {"adapter_model.safetensors", "adapter_config.json"}
+
+
+def changed(finished, tmp_path, **settings):
+    """A config like the run's, with other settings."""
+    config = tmp_path / finished[1].name
+    config.write_text(yaml.safe_dump(load_run_config(finished[1]).settings | settings))
+    return config
+
+
+def test_what_cannot_be_published_ends_in_one_line(finished, tmp_path):
+    def refused(*options, **kwargs) -> str:
+        return one_error_line(push(finished, *options, code=1, **kwargs))
+
+    hub, config = finished
+    run, before = load_run_config(config), len(hub.commits)
+    assert "is not a repo name" in refused("--unevaluated", repo="not a name")
+    assert "may not write to stranger/x" in refused("--unevaluated", repo="stranger/x")
+    assert "no Hub token" in refused("--unevaluated", token=None)
+    nowhere = changed(finished, tmp_path, output_dir=str(tmp_path))
+    assert "no adapter in" in refused(config=nowhere)
+    other = changed(finished, tmp_path, base_model="other/large-base")
+    assert f"is for the base {BASE}, but" in refused(config=other)
+    assert "changed since" in refused(config=changed(finished, tmp_path, lora_r=8))
+    scores, made = run.eval_dir / "scores.json", run.merged / "made.json"
+    scores.rename(tmp_path / "scores.json")
+    assert "is not there" in (line := refused()) and "--unevaluated" in line
+    stale = json.loads((tmp_path / "scores.json").read_text())
+    stale["settings"]["generation"]["tuned"]["fingerprint"] = "0" * 12
+    scores.write_text(json.dumps(stale))
+    assert "is of another adapter" in refused()
+    (tmp_path / "scores.json").rename(scores)
+    kept = made.read_text()
+    made.write_text(kept.replace('"adapter": "', '"adapter": "0'))
+    assert "is of another adapter" in refused()
+    assert "run `just merge tiny-dpo-lora`" in refused("--merged", "--unevaluated")
+    made.write_text(kept)
+    assert len(hub.commits) == before
+
+
+def test_a_base_that_others_cannot_get(finished, tmp_path, tiny_qwen2):
+    hub, _ = finished
+    local = changed(finished, tmp_path, base_model=str(tiny_qwen2), output_dir=str(tmp_path))
+    write_models(tiny_qwen2, tmp_path, str(tiny_qwen2))
+    options = ("--unevaluated", "--dry-run")
+    assert "--base NAME" in one_error_line(push(finished, *options, config=local, code=1))
+    revision = hub.sha(f"models/{BASE}")
+    missing = push(finished, *options, "--base", f"{BASE}@v9", config=local, code=1)
+    assert f"{BASE} is not on the Hub at v9" in one_error_line(missing)
+    result = push(finished, *options, "--base", f"{BASE}@{revision}", config=local, repo="me/new")
+    assert "no made.json" in result.stderr and "nothing sent to me/new" in result.stdout
+    card = (tmp_path / "model_card.md").read_text()
+    assert "a local copy of the base" in card and str(tmp_path) not in card

@@ -1,0 +1,182 @@
+"""`just summarize` on the tiny student: what is read, which model it takes, where it writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT, clean_environment, one_error_line, run_stage, start_stage
+
+from axolotl_configs.run_config import load_run_config
+from data_prep.records import mark_made
+from eval.generate_summaries import build_prompt, generate_batch, load_model
+from eval.merge_adapter import merge_settings
+from eval.summarize_texts import find_model
+from eval.systems import TOLD
+
+STAGE = "eval.summarize_texts"
+CAPTURED = {"capture_output": True, "text": True}
+TEXTS = {"a.txt": "Ice floats on water.", "sub/b.md": "Lakes freeze from the top. " * 3}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_qwen2):
+    """An adapter folder as axolotl leaves it, with a config that names it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("run") / "out"
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    model.save_pretrained(folder)  # axolotl leaves the quantized base beside its adapter
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
+    settings = {"base_model": str(tiny_qwen2), "datasets": [{"path": "x"}]}
+    settings["output_dir"] = str(folder)
+    (folder.parent / "run.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path):
+    for name, text in TEXTS.items():
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    return tmp_path / "texts"
+
+
+def summarize(*args, code=0, **env):
+    return run_stage(STAGE, *args, "--max-new-tokens", 16, code=code, **env)
+
+
+def evaluated(folder, text: str, template: str | None = None) -> list[str]:
+    """The words that the evaluation's own functions give."""
+    model, tokenizer = load_model(str(folder), None)
+    prompt, _ = build_prompt(tokenizer, text, template, 4000)
+    return generate_batch(model, tokenizer, [prompt], 16)[0]["text"].split()
+
+
+def test_a_config_and_its_told_base_say_what_the_evaluation_says(adapter, texts, tiny_qwen2):
+    config, text = adapter.parent / "run.yaml", TEXTS["a.txt"]
+    tuned = summarize(texts / "a.txt", "--model", config)
+    assert tuned.stdout.split() == evaluated(adapter, text) != evaluated(tiny_qwen2, text)
+    assert "a.txt: " in tuned.stderr and "tokens read, " in tuned.stderr
+    told = summarize(texts / "a.txt", "--model", config, "--told")
+    assert told.stdout.split() == evaluated(tiny_qwen2, text, TOLD)
+
+
+def test_what_a_name_stands_for(adapter, tiny_qwen2):
+    config, folder = adapter.parent / "run.yaml", str(adapter)
+    assert find_model(str(config), None, base=False) == (folder, None)
+    assert find_model(str(config), None, base=True) == (str(tiny_qwen2), None)
+    assert find_model(folder, None, base=False) == (folder, None)
+    assert find_model(folder, None, base=True) == (str(tiny_qwen2), None)
+    merged = adapter / "merged"
+    mark_made(merged, merge_settings(load_run_config(config)))
+    assert find_model(str(config), None, base=False) == (str(merged), None)
+    mark_made(merged, {"adapter": "another one"})
+    assert find_model(str(config), None, base=False) == (folder, None)
+
+
+def pipe(shell: str, **env) -> subprocess.CompletedProcess:
+    """Run `shell`, in which $RUN stands for the stage."""
+    run = f"{sys.executable} -m {STAGE} --max-new-tokens 16"
+    environment = clean_environment(RUN=run, **env)
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {shell}"], cwd=ROOT, env=environment, **CAPTURED
+    )
+
+
+def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
+    long = " ".join(map(str, range(500)))
+    result = pipe(f"echo {long} | $RUN - {texts} --model {adapter} --max-prompt-tokens 70")
+    heads = [line for line in result.stdout.splitlines() if line.startswith("==>")]
+    assert heads == ["==> stdin <==", "==> a.txt <==", "==> sub/b.md <=="]
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning")]
+    assert "stdin: its last" in warning and "do not fit into 70" in warning
+
+
+def test_a_reader_that_leaves_early_is_no_failure(adapter, texts):
+    result = pipe(f"$RUN {texts} --model {adapter} --max-new-tokens 2000 | head -c 5")
+    assert result.returncode == 0 and "Error" not in result.stderr
+    assert "error" not in result.stderr
+
+
+def test_ctrl_c_ends_quietly(adapter, texts):
+    process = start_stage(STAGE, texts, "--model", adapter, "--max-new-tokens", 4000)
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and "error" not in errors
+
+
+def test_a_folder_of_summaries_is_completed(adapter, texts, tmp_path):
+    def write(*options, **kwargs):
+        return summarize(
+            texts, "--model", adapter, "--output-dir", tmp_path / "out", *options, **kwargs
+        )
+
+    write()
+    made = {name: (tmp_path / "out" / name) for name in TEXTS}
+    assert [p.read_text().split() for p in made.values()] == [
+        evaluated(adapter, text) for text in TEXTS.values()
+    ]
+    made["sub/b.md"].write_text("kept")
+    os.utime(texts / "a.txt", (time.time() + 9, time.time() + 9))  # the text changed since
+    made["a.txt"].write_text("old")
+    assert "1 of 2 summaries are there" in write().stderr
+    assert made["a.txt"].read_text() != "old" and made["sub/b.md"].read_text() == "kept"
+    assert "of another model or setting" in one_error_line(write("--told", code=1))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b" \n", "is empty"),
+        (b"\xff\xfe\x00", "is not text in UTF-8"),
+        (b"%PDF-1.7\0", "is not text in UTF-8"),
+        (None, "cannot read"),
+    ],
+)
+def test_a_file_that_is_no_text(tmp_path, tiny_qwen2, content, said):
+    path = tmp_path / "paper.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert said in one_error_line(summarize(path, "--model", tiny_qwen2, code=1))
+
+
+def test_a_model_that_is_not_there(texts, tmp_path, tiny_qwen2, adapter):
+    def refused(*options, cwd=ROOT) -> str:
+        return one_error_line(run_stage(STAGE, texts / "a.txt", *options, cwd=cwd, code=1))
+
+    assert "outputs/ holds no adapter" in refused(cwd=tmp_path)
+    assert "is not a model folder" in refused("--model", tmp_path)
+    assert "cannot load nobody/nothing" in refused("--model", "nobody/nothing")
+    assert "names no base" in refused("--base", "--model", tiny_qwen2)
+    assert "no adapter in" in refused("--model", changed(adapter, tmp_path))
+    assert "would be overwritten" in refused("--model", tiny_qwen2, "--output-dir", texts)
+
+
+def changed(adapter, folder):
+    """The run's config with an output folder that holds no adapter."""
+    settings = yaml.safe_load((adapter.parent / "run.yaml").read_text())
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings | {"output_dir": str(folder)}))
+    return folder / "run.yaml"
+
+
+def test_an_adapter_from_the_hub(hub, adapter, texts, tiny_qwen2, tmp_path):
+    base = {path.name: path.read_bytes() for path in tiny_qwen2.iterdir()}
+    revision = hub.put("models/other/base", base)
+    told = json.loads((adapter / "adapter_config.json").read_text())
+    told |= {"base_model_name_or_path": "other/base", "revision": revision}
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    files = {"adapter_config.json": json.dumps(told).encode(), "adapter_model.safetensors": weights}
+    hub.put("models/other/adapter", files)
+    environment = hub.environment(tmp_path)
+    result = summarize(texts / "a.txt", "--model", "other/adapter", **environment)
+    assert result.stdout.split() == evaluated(adapter, TEXTS["a.txt"])
