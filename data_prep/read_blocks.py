@@ -7,7 +7,6 @@ sampled by line. `ReadBlocks` is a datatrove step; data_prep.sample_extracts run
 """
 
 import argparse
-import glob
 import io
 import os
 import random
@@ -17,15 +16,17 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from glob import has_magic
 from pathlib import Path
-from typing import NamedTuple
 
-import fsspec.utils
+import fsspec
 import httpx
 import orjson
+import zstandard
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from fsspec.compression import compr
+from fsspec.utils import infer_compression
 from loguru import logger
 
 from data_prep.records import UserError, warn
@@ -35,20 +36,13 @@ BLOCK = 1 << 20  # bytes; the last line of a block reaches beyond it, 3% to 10% 
 AHEAD = 1 << 15  # bytes read at first beyond a block, to end its last line
 LONGEST_LINE = 16 << 20  # bytes; a longer line is skipped, so that memory stays bounded
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth another try
-
-
-class Unit(NamedTuple):
-    """Bytes [start, end) of a file, read by one task in one go."""
-
-    path: str
-    size: int
-    start: int
-    end: int
+BROKEN = (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError)
+Unit = tuple[str, int, int, int]  # bytes [start, end) of a file: path, size of the file, start, end
 
 
 def subset_of(path: str) -> str:
     """RedPajama's subset as a file's path names it, or "other"."""
-    names = re.findall(rf"(?:^|[/\\])({SUBSETS})(?=[/._])", path)
+    names = re.findall(rf"(?:^|/)({SUBSETS})(?=[/._])", path)
     return names[-1] if names else "other"
 
 
@@ -66,70 +60,58 @@ class RangeFile(io.RawIOBase):
 
     def __init__(self, path: str, size: int | None = None, retries: int = 6):
         self.path, self.retries, self.position, self.transferred = path, retries, 0, 0
-        self.headers, self.url = {"Accept-Encoding": "identity"}, path
-        if path.startswith("hf://"):
-            from huggingface_hub import HfFileSystem
-            from huggingface_hub.utils import build_hf_headers
+        self.url, self.headers = path, {"Accept-Encoding": "identity"}
+        try:
+            if path.startswith("hf://"):
+                from huggingface_hub.utils import build_hf_headers
 
-            self.headers |= build_hf_headers()
-            try:
-                self.url = HfFileSystem().url(path)
-            except (OSError, ValueError, httpx.HTTPError) as error:
-                raise self.failure(error) from None
-        self.remote = "://" in path
-        self.size = size if size is not None else self._find_size()
+                self.url = fsspec.filesystem("hf").url(path)
+                self.headers |= build_hf_headers()
+            self.size = self._request(0, 1)[1] if size is None else size
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            raise self.failure(getattr(error, "strerror", None) or error) from None
 
     def failure(self, said: object) -> UserError:
         return UserError(f"cannot read {self.path}: {' '.join(str(said).split())[:300]}")
 
-    def _find_size(self) -> int:
-        if self.remote:
-            return self._retrying(0, 1)[1]
-        try:
-            with Path(self.path).open("rb") as file:
-                return file.seek(0, os.SEEK_END)
-        except OSError as error:
-            raise self.failure(error.strerror) from None
-
     def fetch(self, start: int, end: int) -> bytes:
         """Bytes [start, end) of the file."""
-        if self.remote:
-            return self._retrying(start, end)[0]
-        try:
-            with Path(self.path).open("rb") as file:
-                data = os.pread(file.fileno(), end - start, start)
-        except OSError as error:
-            raise self.failure(error.strerror) from None
-        self.transferred += len(data)
+        data, size = self._request(start, end)
+        if size != self.size or len(data) != end - start:
+            raise self.failure(f"its size changed from {self.size:,} to {size:,} bytes")
         return data
 
-    def _retrying(self, start: int, end: int) -> tuple[bytes, int]:
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(min(30, 2 ** (attempt - 2)) * random.uniform(0.8, 1.2))
-            try:
-                return self._request(start, end)
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                said = error
-        raise self.failure(f"{said or type(said).__name__} ({self.retries + 1} tries)")
-
     def _request(self, start: int, end: int) -> tuple[bytes, int]:
-        """(bytes, size of the whole file). Raises httpx.HTTPError for what may pass."""
+        """(bytes, size of the whole file)."""
+        if "://" not in self.path:
+            with Path(self.path).open("rb") as file:
+                data, size = os.pread(file.fileno(), end - start, start), file.seek(0, os.SEEK_END)
+            self.transferred += len(data)
+            return data, size
+        for attempt in range(self.retries + 1):
+            time.sleep(attempt and min(30, 2 ** (attempt - 2)) * random.uniform(0.8, 1.2))
+            try:
+                return self._ask_server(start, end)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                said = str(error) or type(error).__name__
+        raise self.failure(f"{said} ({self.retries + 1} tries)")
+
+    def _ask_server(self, start: int, end: int) -> tuple[bytes, int]:
+        """As `_request`, once. Raises httpx.HTTPError for what may pass, else UserError."""
         headers = {**self.headers, "Range": f"bytes={start}-{end - 1}"}
         with client().stream("GET", self.url, headers=headers) as answer:
             if answer.status_code in PASSING:
                 raise httpx.ReadError(f"HTTP status {answer.status_code}")
-            told = answer.headers.get("Content-Range", "")
+            told, data = answer.headers.get("Content-Range", ""), bytearray()
             if answer.status_code == 416 and told.endswith("*/0"):
                 return b"", 0
             if answer.status_code == 200:
                 raise self.failure("the server ignores Range; download the file and pass its path")
             if answer.status_code != 206:
                 raise self.failure(f"HTTP status {answer.status_code}")
-            match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", told)
-            if not match or (int(match[1]), int(match[2])) != (start, end - 1):
+            match = re.fullmatch(rf"bytes {start}-{end - 1}/(\d+)", told)
+            if not match:
                 raise self.failure(f"asked for bytes {start}-{end - 1}, the server sent {told!r}")
-            data = bytearray()
             for chunk in answer.iter_raw():
                 self.transferred += len(chunk)
                 data += chunk
@@ -137,7 +119,7 @@ class RangeFile(io.RawIOBase):
                     break
         if len(data) != end - start:
             raise httpx.ReadError(f"{len(data):,} bytes came for {end - start:,}")
-        return bytes(data), int(match[3])
+        return bytes(data), int(match[1])
 
     def readable(self) -> bool:
         return True
@@ -151,14 +133,11 @@ class RangeFile(io.RawIOBase):
         self.position = offset + (0, self.position, self.size)[whence]
         return self.position
 
-    def readinto(self, buffer) -> int:
-        end = min(self.size, self.position + len(buffer))
-        if end <= self.position:
-            return 0
-        data = self.fetch(self.position, end)
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
+    def readinto(self, buffer: memoryview) -> int:
+        n = max(0, min(len(buffer), self.size - self.position))
+        buffer[:n] = self.fetch(self.position, self.position + n) if n else b""
+        self.position += n
+        return n
 
 
 def block_lines(
@@ -169,22 +148,22 @@ def block_lines(
     `fetch(start, end)` gives bytes of the file. A line of more than `longest` bytes is None.
     """
     first = max(0, start - 1)  # one byte more: it tells whether a line starts with the block
-    data = fetch(first, min(size, end + AHEAD)) if start < size else b""
+    data = fetch(first, min(size, end + AHEAD))
     position = data.find(b"\n") + 1 if start else 0
     if start and not position:
         return
-    while (offset := first + position) < min(end, size):
+    while first + position < min(end, size):
         stop = data.find(b"\n", position) + 1
         while not stop and first + len(data) < size and len(data) - position <= longest:
-            reached, ahead = first + len(data), max(AHEAD, len(data) - position)
-            more = fetch(reached, min(size, reached + ahead))
-            stop = more.find(b"\n") + 1 and len(data) + more.find(b"\n") + 1
-            data += more
-        whole = stop or first + len(data) >= size
+            searched, ahead = len(data), max(AHEAD, len(data) - position)
+            data += fetch(first + searched, min(size, first + searched + ahead))
+            stop = data.find(b"\n", searched) + 1
+        ends_here = stop or first + len(data) == size
         stop = stop or len(data)
-        yield offset, data[position:stop] if whole and stop - position <= longest else None
-        if not whole:
-            return  # the line ends in a later block
+        fits = ends_here and stop - position <= longest
+        yield first + position, data[position:stop] if fits else None
+        if not ends_here:
+            return  # no other line starts before the one that is too long ends, in a later block
         position = stop
 
 
@@ -192,20 +171,23 @@ def stream_lines(file: io.BufferedIOBase, longest: int) -> Iterator[tuple[int, b
     """(number, line) of every line of a file without random access, over-long ones as None."""
     number = 0
     while line := file.readline(longest + 1):
-        number, whole = number + 1, len(line) <= longest
-        yield number, line if whole else None
+        number += 1
+        yield number, line if len(line) <= longest else None
         while line and not line.endswith(b"\n"):
             line = file.readline(longest)
 
 
-def parquet_rows(file: RangeFile) -> Iterator[tuple[int, dict]]:
-    import pyarrow.parquet
+def stream_records(file: RangeFile) -> Iterator[tuple[int, bytes | dict | None]]:
+    """(number, line or row) of a compressed or a Parquet file."""
+    if file.path.endswith(".parquet"):
+        import pyarrow.parquet
 
-    number = 0
-    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    else:
+        unpack = compr[infer_compression(file.path)]
+        unpacked = unpack(io.BufferedReader(file, BLOCK), mode="rb")
+        yield from stream_lines(io.BufferedReader(unpacked, BLOCK), LONGEST_LINE)
 
 
 def parse_record(line: bytes | dict | None) -> dict | str:
@@ -226,23 +208,21 @@ def expand_paths(inputs: list[str], retries: int) -> list[str]:
     found = []
     for path in inputs:
         if path.endswith(".txt"):
-            lines = io.BufferedReader(RangeFile(path, retries=retries)).read().decode().split()
-            found += expand_paths(lines, retries)
-        elif path.startswith("hf://") and glob.has_magic(path):
-            from huggingface_hub import HfFileSystem
-
-            found += [f"hf://{match}" for match in sorted(HfFileSystem().glob(path))]
-        elif not glob.has_magic(path) or path.startswith(("http://", "https://", "hf://")):
-            found.append(path)
+            listed = RangeFile(path, retries=retries).readall().decode(errors="replace").split()
+            found += expand_paths(listed, retries)
+        elif has_magic(path) and not path.startswith("http"):
+            files, pattern = fsspec.core.url_to_fs(path)
+            hub = "hf://" * path.startswith("hf://")
+            found += [hub + match for match in sorted(files.glob(pattern))]
         else:
-            found += map(str, sorted(Path().glob(path)))
+            found.append(path if "://" in path else str(Path(path).absolute()))
     if not found:
         raise UserError(f"no file matches {' '.join(inputs)}")
     return found
 
 
 def is_splittable(path: str) -> bool:
-    return not path.endswith(".parquet") and not fsspec.utils.infer_compression(path)
+    return not path.endswith(".parquet") and not infer_compression(path)
 
 
 def draw_units(files: list[tuple[str, int]], fraction: float, seed: int) -> list[Unit]:
@@ -251,16 +231,15 @@ def draw_units(files: list[tuple[str, int]], fraction: float, seed: int) -> list
     Drawn without replacement, so each line of a subset has the same chance, the share of blocks
     drawn. Small inputs have smaller blocks, so that a fraction of them is still a sample.
     """
-    subsets, units = defaultdict(list), []
+    units = [(path, size, 0, size) for path, size in files if not is_splittable(path)]
+    subsets = defaultdict(list)
     for path, size in files:
         if is_splittable(path):
             subsets[subset_of(path)].append((path, size))
-        else:
-            units.append(Unit(path, size, 0, size))
     for subset, members in sorted(subsets.items()):
         step = max(4096, min(BLOCK, int(fraction * sum(size for _, size in members)) // 20))
         blocks = [
-            Unit(path, size, start, min(start + step, size))
+            (path, size, start, min(start + step, size))
             for path, size in members
             for start in range(0, size, step)
         ]
@@ -270,7 +249,7 @@ def draw_units(files: list[tuple[str, int]], fraction: float, seed: int) -> list
 
 
 class ReadBlocks(PipelineStep):
-    """The documents of every `world_size`-th unit, with what was transferred in the statistics.
+    """The records of every `world_size`-th unit, with what was transferred in the statistics.
 
     Statistics are named subset|row; unusable lines are named on stderr, once per task and reason.
     """
@@ -288,39 +267,33 @@ class ReadBlocks(PipelineStep):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         done, told = 0, set()
-        for unit in map(Unit._make, self.units[rank::world_size]):
-            started, subset = time.perf_counter(), subset_of(unit.path)
-            file = RangeFile(unit.path, unit.size, self.options.retries)
-            for where, line in self._lines(file, unit):
+        for path, size, start, end in self.units[rank::world_size]:
+            started, subset = time.perf_counter(), subset_of(path)
+            file = RangeFile(path, size, self.options.retries)
+            for where, line in self._lines(file, start, end):
                 record = parse_record(line)
-                if isinstance(record, str):
-                    self.stat_update(f"{subset}|dropped: {record}")
-                    if record not in told:
-                        told.add(record)
-                        warn(f"{unit.path}:{where}: {record}, skipped; more of this are counted")
+                if isinstance(record, dict):
+                    yield Document(record["text"], f"{path}:{where}", metadata=record)
                     continue
-                yield Document(record["text"], f"{unit.path}:{where}", metadata=record)
-            done += unit.end - unit.start
-            self.progress.joinpath(f"{rank:05d}").write_text(str(done))
+                self.stat_update(f"{subset}|dropped: {record}")
+                if record not in told:
+                    told.add(record)
+                    warn(f"{path}:{where}: {record}, skipped; more of this are only counted")
+            done += end - start
+            (self.progress / f"{rank:05d}").write_text(str(done))
             self.stat_update(f"{subset}|MB transferred", value=file.transferred / 1e6)
             self.stat_update(f"{subset}|seconds", value=time.perf_counter() - started)
 
-    def _lines(self, file: RangeFile, unit: Unit) -> Iterator[tuple[str, bytes | dict | None]]:
-        if is_splittable(unit.path):
-            for offset, line in block_lines(file.fetch, unit.size, unit.start, unit.end):
-                if line is None or line.strip():
-                    yield f"byte {offset}", line
-            return
-        chance = random.Random(f"{self.options.seed}/{unit.path}")
+    def _lines(self, file: RangeFile, start: int, end: int) -> Iterator[tuple[str, object]]:
         try:
-            if unit.path.endswith(".parquet"):
-                lines = parquet_rows(file)
-            else:
-                unpack = compr[fsspec.utils.infer_compression(unit.path)]
-                unpacked = unpack(io.BufferedReader(file, BLOCK), mode="rb")
-                lines = stream_lines(io.BufferedReader(unpacked, BLOCK), LONGEST_LINE)
-            for number, line in lines:
+            if is_splittable(file.path):
+                for offset, line in block_lines(file.fetch, file.size, start, end):
+                    if line is None or line.strip():
+                        yield f"byte {offset}", line
+                return
+            chance = random.Random(f"{self.options.seed}/{file.path}")
+            for number, line in stream_records(file):
                 if chance.random() < self.options.fraction and line != b"\n":
                     yield f"line {number}", line
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+        except BROKEN as error:
             raise file.failure(f"broken file, {error}") from None

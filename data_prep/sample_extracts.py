@@ -13,6 +13,7 @@ run finished are kept, and no number of tasks or workers changes the extracts.
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -22,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-import pandas as pd
 from loguru import logger
+from tabulate import tabulate
 from tqdm import tqdm
 
 from data_prep.clean_documents import Duplicates, SelectExtracts, load_counter
@@ -232,12 +233,12 @@ def write_report(folder: Path, splits: dict, counts: Counter, facts: dict) -> No
     for column in table.values():
         if column.get("seconds"):
             column["MB a second"] = column["MB transferred"] / column["seconds"]
+        column |= {row: round(number, 2) for row, number in column.items()}
     (folder / "report.json").write_text(json.dumps({**facts, "sources": table}, indent=1) + "\n")
-    frame = pd.DataFrame(table).fillna(0)
-    order = sorted(frame.index, key=lambda row: (ROWS.index(row.split()[0].strip(":")), row))
-    frame = frame.loc[order, sorted(frame.columns, key=lambda source: (source == "all", source))]
-    shown = frame.map(lambda n: f"{n:,.0f}" if n == round(n) else f"{n:,.2f}")
-    text = shown.to_markdown(colalign=["left"] + ["right"] * len(shown.columns))
+    sources = sorted(table, key=lambda source: (source == "all", source))
+    names = sorted(table["all"], key=lambda row: (ROWS.index(re.match(r"\w+", row)[0]), row))
+    rows = [[name, *(f"{table[s].get(name, 0):,}" for s in sources)] for name in names]
+    text = tabulate(rows, ["", *sources], "pipe", colalign=["left", *["right"] * len(sources)])
     notes = ", ".join(f"{name} {value:,.4g}" for name, value in facts.items() if name != "settings")
     (folder / "report.md").write_text(f"{text}\n\n{notes}\n")
     plot_lengths(splits, folder / "lengths.png")
