@@ -25,7 +25,7 @@ from data_prep.records import UserError
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TAIL_HEADING = r"(?:See also|References|External links|Further reading|Notes|Bibliography)[ \t]*"
 EMPTY_SECTION = re.compile(  # a heading with another of its rank, or the end, right behind it
-    rf"(?<=\n){TAIL_HEADING}(?:\n\s*|\Z)(?=(?:{TAIL_HEADING})?(?:\n|\Z))"
+    rf"(?<=\n){TAIL_HEADING}(?:\n\s*)?(?={TAIL_HEADING}(?:\n|\Z)|\Z)"
     r"|(?<=\n)(={2,6})[^=\n]+\1\s*(?=\1[^=]|\Z)"
     r"|(\\(?:sub)*section)\*?\{[^\n]*\}\s*(?=\2\*?\{|\Z)"
 )
@@ -199,11 +199,10 @@ def words_of(text: str) -> np.ndarray:
 
 
 def ngrams(words: np.ndarray, n: int) -> np.ndarray:
-    """Hashes of all runs of `n` words (of all words if there are fewer)."""
-    n = min(n, len(words))
-    found = np.zeros(len(words) - n + 1, np.uint64)
+    """Hashes of all runs of `n` words, in order."""
+    found = np.zeros(max(0, len(words) - n + 1), np.uint64)
     for i in range(n):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + words[i : len(words) - n + 1 + i]
+        found = found * np.uint64(0x9E3779B97F4A7C15) + words[i : i + len(found)]
     return found ^ (found >> np.uint64(31))
 
 
@@ -226,7 +225,7 @@ class Duplicates:
         runs = ngrams(words, RUN)
         if self.runs.size and (self.runs[np.searchsorted(self.runs[:-1], runs)] == runs).any():
             return "shares a run of words with a test document"
-        shingles = ngrams(words, SHINGLE)[:, None]
+        shingles = ngrams(words, min(SHINGLE, len(words)))[:, None]
         smallest = (shingles * self.factors + self.terms).min(axis=0).reshape(BANDS, ROWS)
         marks = {(band, row.tobytes()) for band, row in enumerate(smallest)}
         exact = (digest(*words.tolist()),)
