@@ -7,10 +7,12 @@ import argparse
 import ast
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +128,11 @@ class TokenCounter:
 
     def __init__(self, tokenizer: Tokenizer):
         settings = json.loads(tokenizer.to_str())
-        cutter, normalizer = tokenizer.pre_tokenizer, settings["normalizer"] or {"type": "NFC"}
+        cutter, normalizer = tokenizer.pre_tokenizer, settings["normalizer"] or {"normalizers": []}
         starts = {start for _, (start, _) in cutter.pre_tokenize_str(PROBE)} if cutter else set()
         self.additive = (
             settings["model"]["type"] == "BPE"
-            and normalizer["type"] == "NFC"
+            and {part["type"] for part in normalizer.get("normalizers", [normalizer])} <= {"NFC"}
             and starts >= {i for i, c in enumerate(PROBE) if c == " "}
             and not any(
                 " " in added["content"] or added["lstrip"] or added["rstrip"]
@@ -140,37 +142,36 @@ class TokenCounter:
         self.tokenizer, self.known = tokenizer, {}
         self.longest = max(map(len, tokenizer.get_vocab()))
 
-    def count(self, text: str) -> int:
+    def count(self, text: str, low: float = -1, high: float = math.inf) -> int | None:
+        """The number of tokens if low < number < high, else None, mostly with no tokenizing."""
         if not self.additive:
-            return self._counts([text])[0]
+            number = self._counts([text])[0]
+            return number if low < number < high else None
+        # A token covers a byte or more, and no more than the longest one (NFC shortens at most
+        # fourfold); every word begins a token.
+        if (text.isascii() and len(text) <= low) or len(text) > 4 * self.longest * high:
+            return None
+        if high < math.inf and len(text.split(None, int(high))) >= high:
+            return None
         # A space beside other white space may belong to the piece before it.
         uneven = re.search(r"\s | \s", text)
         first, *words = re.split(r"(?<=\S) (?=\S)", text) if uneven else text.split(" ")
-        new = list(set(words) - self.known.keys())
-        self.known.update(zip(new, self._counts([f" {word}" for word in new]), strict=True))
-        total = self._counts([first])[0] + sum(map(self.known.__getitem__, words))
-        for word in new:
-            if len(word) > LONGEST_REMEMBERED:
-                del self.known[word]
+        sure = sum(map(self.known.get, words, repeat(0)))
+        new = [word for word in words if word not in self.known]
+        most = sum(len(word) * (1 if word.isascii() else 12) + 1 for word in [first, *new])
+        if sure + len(new) >= high or sure + most <= low:
+            return None
+        fresh = list(set(new))
+        counts = dict(zip(fresh, self._counts([f" {word}" for word in fresh]), strict=True))
+        number = sure + self._counts([first])[0] + sum(map(counts.__getitem__, new))
         if len(self.known) > MOST_REMEMBERED:
             self.known.clear()
-        return total
+        self.known |= {w: n for w, n in counts.items() if len(w) <= LONGEST_REMEMBERED}
+        return number if low < number < high else None
 
     def _counts(self, texts: list[str]) -> list[int]:
         found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [len(encoding) for encoding in found]
-
-    def count_inside(self, text: str, low: int, high: int) -> int | None:
-        """The number of tokens if low < number < high, else None, mostly with no tokenizing."""
-        if self.additive:
-            if text.isascii() and len(text) <= low:  # a token covers a byte or more
-                return None
-            # A token covers no more than the longest one (NFC shortens fourfold at most), and
-            # every word begins a token.
-            if len(text) > 4 * self.longest * high or len(text.split(None, high)) >= high:
-                return None
-        number = self.count(text)
-        return number if low < number < high else None
 
 
 @lru_cache
@@ -283,7 +284,7 @@ def select(document: dict, counter: TokenCounter, options: argparse.Namespace) -
     if not options.passages:
         if options.min_chars <= len(text) <= options.max_chars:
             yield {**document, "split": "test"}
-        elif number := counter.count_inside(text, low, high):
+        elif number := counter.count(text, low, high):
             yield {**document, "split": "train", "n_tokens": number}
         return
     split = "test" if share_of(document["id"], options.seed) < options.test_share else "train"

@@ -252,7 +252,7 @@ def fraction(text: str) -> float:
     return number
 
 
-def main() -> None:
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__doc__)
     option = parser.add_argument
     option("--input", nargs="+", default=RED_PAJAMA, help="files, globs, URLs, .txt lists of them")
@@ -276,17 +276,17 @@ def main() -> None:
     option("--retries", type=int, default=6, help="of a failed transfer, with growing pauses")
     option("--partition", default="cpu", help="with slurm")
     option("--time", default="04:00:00", help="with slurm: limit of a task")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     ours = options.input == RED_PAJAMA
     options.fraction = options.fraction or (0.01 if ours else 1.0)
     options.sources = options.sources or (["arxiv", "wikipedia", "stackexchange"] if ours else [])
-    run_stage(options)
+    return options
 
 
-def run_stage(options: argparse.Namespace) -> None:
+def main() -> None:
+    options = parse_options()
     output, started = options.output.absolute(), time.monotonic()
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    settings = {k: v for k, v in settings.items() if k not in WAYS}
+    settings = {k: str(v) for k, v in vars(options).items() if k not in WAYS}
     work = output / "unfinished"
     if is_made(output, settings):
         print(f"{options.output} is done with these settings; delete it to sample again")
