@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -82,6 +82,7 @@ def test_control_characters_and_empty_sections_are_mended(text, mended, what):
     assert mend(text) == (mended, what)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_mending_leaves_no_control_character_and_is_done_at_once(text):
     mended, _ = mend(text)
@@ -112,6 +113,7 @@ def test_prose_is_told(text):
 paragraphs = st.lists(st.text(alphabet="ab \n", min_size=0, max_size=30), max_size=12)
 
 
+@settings(deadline=None)
 @given(paragraphs, st.integers(0, 30), st.integers(1, 60))
 def test_passages_are_runs_of_whole_paragraphs_inside_the_window(parts, low, high):
     text = "\n\n".join(parts)
@@ -122,6 +124,7 @@ def test_passages_are_runs_of_whole_paragraphs_inside_the_window(parts, low, hig
     assert all(paragraph in source for paragraph in kept)  # in order, none twice
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(0, 5))
 def test_shares_depend_on_key_and_seed_alone(key, seed):
     assert 0 <= share_of(key, seed) < 1
@@ -183,6 +186,7 @@ def test_only_tokenizers_that_cut_at_single_spaces_are_taken_apart():
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+@settings(deadline=None)
 @given(text=TEXTS, low=st.integers(0, 12), width=st.integers(1, 30))
 @example(text="the 's  12 \n (a)", low=0, width=30)
 def test_the_window_is_decided_as_by_tokenizing_whole_texts(name, text, low, width):
@@ -243,6 +247,7 @@ def test_exact_and_near_duplicates_are_told_and_others_not():
     assert all(duplicates.reason(" ".join(prose(seed, 800))) is None for seed in range(3, 60))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(0, 60))
 def test_a_run_of_words_shared_with_a_test_document_is_found_wherever_it_stands(seed, n, position):
     duplicates = Duplicates()

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 from conftest import make_tokenizer, read_jsonl, run_stage, write_jsonl
 from hub_server import TOKEN, Hub
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from range_server import RangeServer
 
@@ -42,6 +42,7 @@ def fetching(content: bytes, fetched: list | None = None):
     return fetch
 
 
+@settings(deadline=None)
 @given(LINES, st.binary(max_size=5), st.integers(1, 40), st.integers(1, 7))
 def test_over_all_blocks_every_line_is_read_once(lines, last, block, ahead):
     content = b"".join(line + end for line, end in lines) + last.replace(b"\n", b"")
@@ -59,6 +60,7 @@ def test_over_all_blocks_every_line_is_read_once(lines, last, block, ahead):
     assert found == list(zip(offsets, expected, strict=True))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=9), st.integers(1, 50), st.integers(1, 40))
 def test_too_long_lines_are_told_and_no_others_are_lost(lengths, block, longest):
     lines = [b"x" * n + b"\n" for n in lengths]
@@ -94,6 +96,7 @@ def test_a_200_mb_line_is_passed_over_in_little_memory():
     assert not list(block_lines(fetch, size, 5 << 20, 6 << 20))  # no line starts in there
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3 << 20), min_size=1, max_size=5),
     st.floats(0.01, 1),
