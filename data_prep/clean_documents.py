@@ -1,7 +1,4 @@
-"""Turn records into extracts: mend, check, decide the token window fast, tell near duplicates.
-
-`SelectExtracts` is a datatrove step; data_prep.sample_extracts runs it after `ReadBlocks`.
-"""
+"""Turn records into extracts: mend, check, decide the token window fast, tell near duplicates."""
 
 import argparse
 import ast
@@ -80,15 +77,12 @@ def mend(text: str) -> tuple[str, list[str]]:
     """`text` without control characters and empty sections, and which of the two it had."""
     text, mended = text.replace("\r\n", "\n").replace("\x0c", "\n").replace("\r", "\n"), []
     raw = text.encode(errors="replace")  # bytes are searched ten times faster than patterns
-    suspects = {
-        "control characters": (CONTROL, b"\xc2" in raw or len(raw.translate(None, C0)) < len(raw)),
-        "empty section": (EMPTY_SECTION, any(mark in raw for mark in HEADING_MARKS)),
-    }
-    for what, (pattern, suspect) in suspects.items():
-        shorter = pattern.sub("", text) if suspect else text
-        if len(shorter) < len(text):
-            text = shorter
-            mended.append(what)
+    if b"\xc2" in raw or len(raw.translate(None, C0)) < len(raw):
+        text, n = CONTROL.subn("", text)
+        mended += ["control characters"] * bool(n)
+    if any(mark in raw for mark in HEADING_MARKS):
+        text, n = EMPTY_SECTION.subn("", text)
+        mended += ["empty section"] * bool(n)
     return text.strip(), mended
 
 
@@ -139,6 +133,7 @@ class TokenCounter:
         settings = json.loads(tokenizer.to_str())
         cutter, normalizer = tokenizer.pre_tokenizer, settings["normalizer"] or {"normalizers": []}
         starts = {start for _, (start, _) in cutter.pre_tokenize_str(PROBE)} if cutter else set()
+        tokenizer.no_truncation()
         self.additive = (
             settings["model"]["type"] == "BPE"
             and {part["type"] for part in normalizer.get("normalizers", [normalizer])} <= {"NFC"}
@@ -183,23 +178,24 @@ class TokenCounter:
         return [len(encoding) for encoding in found]
 
 
-@lru_cache
-def load_counter(name: str) -> TokenCounter:
-    """The counter of a tokenizer from a model folder or from the Hub. Raises UserError."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core per task
+def load_tokenizer(name: str) -> Tokenizer:
+    """A tokenizer from a model folder or from the Hub. Raises UserError."""
     try:
         local = Path(name) / "tokenizer.json"
-        found = (
-            Tokenizer.from_file(str(local)) if local.exists() else Tokenizer.from_pretrained(name)
-        )
+        if local.exists():
+            return Tokenizer.from_file(str(local))
+        return Tokenizer.from_pretrained(name)
     except Exception:  # the tokenizers package raises plain Exception
         raise UserError(
             f"no tokenizer at {name}: not a folder with tokenizer.json, and not to be had from the "
-            "Hub; pass --tokenizer FOLDER (e.g. of `hf download NAME --local-dir FOLDER`)"
+            "Hub; pass --tokenizer FOLDER (`hf download NAME --local-dir FOLDER` makes one)"
         ) from None
-    found.no_truncation()
-    found.no_padding()
-    return TokenCounter(found)
+
+
+@lru_cache
+def load_counter(name: str) -> TokenCounter:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core per task
+    return TokenCounter(load_tokenizer(name))
 
 
 def words_of(text: str) -> np.ndarray:
@@ -253,10 +249,7 @@ class Duplicates:
 
 
 class SelectExtracts(PipelineStep):
-    """Documents in, extracts of the training and test windows out, everything dropped counted.
-
-    Statistics are named source|row, the row as the report shows it.
-    """
+    """A datatrove step, documents in, extracts out; all dropped is counted, named source|row."""
 
     type, name = "FILTER", "extracts"
 

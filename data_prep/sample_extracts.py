@@ -50,15 +50,11 @@ INDEX = np.dtype([("order", "S32"), ("source", "S16"), ("file", "u4"), ("offset"
 def make_plan(options: argparse.Namespace, settings: dict, work: Path) -> dict:
     """{settings, units, tasks}, kept in `work`/plan.json; a run begun there keeps its tasks."""
     load_counter(options.tokenizer)  # fails before anything is transferred
-    paths = [
-        path
-        for path in expand_paths(options.input, options.retries)
-        if not options.sources or subset_of(path) in {*options.sources, "other"}
-    ]
-    sizes = [
-        (path, RangeFile(path, retries=options.retries).size)
-        for path in tqdm(paths, desc="sizes of the files", unit="file")
-    ]
+    wanted = {*options.sources, "other"} if options.sources else {}
+    paths = expand_paths(options.input, options.retries)
+    paths = [path for path in paths if not wanted or subset_of(path) in wanted]
+    paths = tqdm(paths, desc="sizes of the files", unit="file")
+    sizes = [(path, RangeFile(path, retries=options.retries).size) for path in paths]
     units = draw_units(sizes, options.fraction, options.seed)
     plan = {"settings": settings, "units": units, "tasks": min(options.tasks, len(units) or 1)}
     path, plan = work / "plan.json", json.loads(json.dumps(plan))
@@ -119,13 +115,9 @@ def run_tasks(options: argparse.Namespace, plan: dict, work: Path) -> None:
         SelectExtracts(options),
         JsonlWriter(str(work / "candidates"), "${rank}.jsonl", None, expand_metadata=True),
     ]
-    executor = make_executor(
-        options,
-        pipeline=steps,
-        tasks=plan["tasks"],
-        workers=min(options.workers, plan["tasks"]),
-        logging_dir=str(work / "logs"),
-    )
+    tasks, logs = plan["tasks"], str(work / "logs")
+    ways = {"tasks": tasks, "workers": min(options.workers, tasks), "logging_dir": logs}
+    executor = make_executor(options, pipeline=steps, **ways)
     stop, total = threading.Event(), sum(end - start for _, _, start, end in plan["units"])
 
     def watch() -> None:
@@ -150,11 +142,11 @@ def run_tasks(options: argparse.Namespace, plan: dict, work: Path) -> None:
 def task_counts(work: Path) -> Counter:
     """The tasks' statistics named source|row, added up."""
     counts = Counter()
-    for path in (work / "logs/stats").glob("*.json"):
-        for step in json.loads(path.read_bytes()):
-            for label, number in step["stats"].items():
-                if "|" in label:
-                    counts[label] += number["total"] if isinstance(number, dict) else number
+    paths = (work / "logs/stats").glob("*.json")
+    steps = (step for path in paths for step in json.loads(path.read_bytes()))
+    for label, number in (pair for step in steps for pair in step["stats"].items()):
+        if "|" in label:
+            counts[label] += number["total"] if isinstance(number, dict) else number
     return counts
 
 
