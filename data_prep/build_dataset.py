@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from data_prep.clean_documents import share_of
 from data_prep.endpoint import PRICES
 from data_prep.generate_replies import BALANCED, ORIGINAL
 from data_prep.records import file_sha, load_records, read_records, replacing, run, script_parser
-from data_prep.sample_extracts import share_of
 from prompts import FOLDER, answer_message, render, student_messages, template_sha
 
 CARD = "summarize/dataset_card.md.jinja"

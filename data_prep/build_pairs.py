@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.audit_pairs import audit, draw_plots, length_match, to_markdown
+from data_prep.clean_documents import load_tokenizer
 from data_prep.filter_pairs import CHECKS, Limits, fault
 from data_prep.parse_reply import ParseError, parse_reply, parse_verdict
 from data_prep.records import (
@@ -30,7 +31,6 @@ from data_prep.records import (
     script_parser,
     write_records,
 )
-from data_prep.sample_extracts import load_tokenizer
 
 
 def to_pair(extract: dict, reply: dict) -> dict:

@@ -1,243 +1,308 @@
-"""Sample extracts for training and documents for testing from RedPajama-shaped JSON Lines.
+"""Sample extracts for training and documents for testing from RedPajama, 1% of it by default.
 
-Reads JSON Lines records {"text", "meta"} from files, globs, http(s):// or hf:// paths, plain or
-compressed, as a stream. Writes data/extracts/{train,test}.jsonl: documents in the token window for
-training and in the character window for testing, English, without repeats, in a seeded order.
+Reads JSON Lines or Parquet records {"text", "meta"} from files, globs, http(s):// or hf:// paths,
+or .txt lists of such; of plain JSON Lines only the blocks drawn are transferred. Writes
+data/extracts/{train,test}.jsonl: documents in the token window for training and in the character
+window for testing, English, clean, no near duplicates, in a seeded order; report.md, report.json
+and lengths.png beside them. datatrove runs the tasks, here or on a cluster; the tasks that a killed
+run finished are kept, and no number of tasks or workers changes the extracts.
 
-    python -m data_prep.sample_extracts --input my_docs/*.jsonl --train 8000 --test 200
+    python -m data_prep.sample_extracts --fraction 0.001 --sources wikipedia --max-per-source 3000
 """
 
 import argparse
-import ast
-import hashlib
 import json
+import os
 import re
-import zlib
-from collections import Counter
-from collections.abc import Iterator
+import shutil
+import signal
+import threading
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
-import aiohttp
-import fsspec
-import httpx
-from tokenizers import Tokenizer
+import numpy as np
+import orjson
+from loguru import logger
+from tabulate import tabulate
 from tqdm import tqdm
 
+from data_prep.clean_documents import Duplicates, SelectExtracts, load_counter
+from data_prep.read_blocks import RangeFile, ReadBlocks, draw_units, expand_paths, subset_of
 from data_prep.records import (
     UserError,
     is_made,
     mark_made,
-    parse_line,
     positive,
+    replacing,
     run,
     script_parser,
     write_records,
 )
 
-# What files, decompressors, http:// (aiohttp) and hf:// (httpx) raise.
-READ_ERRORS = (OSError, EOFError, zlib.error, aiohttp.ClientError, httpx.HTTPError)
-RED_PAJAMA_SAMPLE = [
-    f"hf://datasets/togethercomputer/RedPajama-Data-1T-Sample/{source}_sample.jsonl"
-    for source in ("arxiv", "wikipedia", "stackexchange")
-]
+RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # lists 2,084 files
+WAYS = ("executor", "tasks", "workers", "retries", "partition", "time")  # of no effect on extracts
+ROWS = ("documents", "MB", "seconds", "mended", "dropped", "test", "train")  # of the report
+FIELDS = {"n_tokens": "tokens", "n_chars": "characters"}
+INDEX = np.dtype([("order", "S32"), ("source", "S16"), ("file", "u4"), ("offset", "u8")])
 
 
-def parse_meta(meta: object) -> dict:
-    """RedPajama's meta, which is met as an object, as a JSON string and as a Python repr."""
-    if isinstance(meta, str):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                meta = parse(meta)
-                break
-            except (ValueError, SyntaxError):
-                continue
-    return meta if isinstance(meta, dict) else {}
+def make_plan(options: argparse.Namespace, settings: dict, work: Path) -> dict:
+    """{settings, units, tasks}, kept in `work`/plan.json; a run begun there keeps its tasks."""
+    load_counter(options.tokenizer)  # fails before anything is transferred
+    wanted = {*options.sources, "other"} if options.sources else {}
+    paths = expand_paths(options.input, options.retries)
+    paths = [path for path in paths if not wanted or subset_of(path) in wanted]
+    paths = tqdm(paths, desc="sizes of the files", unit="file")
+    sizes = [(path, RangeFile(path, retries=options.retries).size) for path in paths]
+    units = draw_units(sizes, options.fraction, options.seed)
+    plan = {"settings": settings, "units": units, "tasks": min(options.tasks, len(units) or 1)}
+    path, plan = work / "plan.json", json.loads(json.dumps(plan))
+    if path.exists():
+        begun = json.loads(path.read_bytes())
+        if begun | {"tasks": 0} != plan | {"tasks": 0}:
+            raise UserError(
+                f"{work} holds a run begun with other settings or input; delete it or pass "
+                "another --output"
+            )
+        return begun
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plan))
+    return plan
 
 
-def source_of(meta: dict) -> str:
-    """The subset a record belongs to; Wikipedia's records carry no `source`."""
-    if meta.get("source"):
-        return str(meta["source"])
-    if "arxiv_id" in meta:
-        return "arxiv"
-    return "stackexchange" if "question_score" in meta else "wikipedia"
+def make_executor(options: argparse.Namespace, **common):
+    """datatrove's executor of that name. Raises UserError where it is not to be had."""
+    root = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *os.environ.get("PYTHONPATH", "").split()])
+    if options.executor == "slurm":
+        from datatrove.executor.slurm import SlurmPipelineExecutor
 
-
-def digest(*parts: object) -> str:
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def to_document(record: dict) -> dict | str:
-    """{id, source, url, text} of a record, or the reason why it is left out."""
-    text, meta = record["text"], parse_meta(record.get("meta"))
-    if not isinstance(text, str) or not text.strip():
-        return "no text"
-    if meta.get("language", "en") not in ("en", "english"):
-        return "not English"
-    source, url = source_of(meta), meta.get("url") or ""
-    key = url or meta.get("arxiv_id") or meta.get("title") or text
-    text = text.replace("\r\n", "\n").strip()
-    return {"id": digest(source, key), "source": source, "url": url, "text": text}
-
-
-def cut_passages(text: str, size, low: int, high: int) -> list[str]:
-    """Cut `text` at blank lines into passages with low < size(passage) < high, in order."""
-    passages, passage = [], ""
-    for paragraph in filter(None, map(str.strip, re.split(r"\n\s*\n", text))):
-        longer = f"{passage}\n\n{paragraph}" if passage else paragraph
-        if size(longer) < high:
-            passage = longer
-        else:
-            passages.append(passage)
-            passage = paragraph
-    passages.append(passage)
-    return [p for p in passages if low < size(p) < high]
-
-
-def share_of(key: str, seed: int) -> float:
-    """A number in [0, 1) that depends on `key` and `seed` alone."""
-    return int(digest(seed, key), 16) / 16**16
-
-
-def read_documents(paths: list[str], dropped: Counter) -> Iterator[dict]:
-    """Yield the usable documents of all `paths`, each id once, counting what is dropped."""
-    try:
-        files = [f for path in paths for f in fsspec.open_files(path, "rb", compression="infer")]
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"cannot open the input: {' '.join(str(error).split())}") from None
-    if not files:
-        raise UserError(f"no file matches {' '.join(paths)}")
-    seen: set[str] = set()
-    for number, entry in enumerate(files, 1):
-        bar = tqdm(desc=f"reading file {number} of {len(files)}", unit="B", unit_scale=True)
+        if not shutil.which("sbatch"):
+            raise UserError("sbatch is not found; run --executor slurm where slurm takes jobs")
+        where = {"time": options.time, "partition": options.partition}
+        return SlurmPipelineExecutor(**common, **where, mail_type="NONE", qos=None)
+    if options.executor == "ray":
         try:
-            with bar, entry as file:
-                bar.total = getattr(file, "size", None) or _local_size(entry)
-                for line_number, line in enumerate(file, 1):
-                    bar.update(len(line))
-                    if not line.strip():
-                        continue
-                    record = parse_line(line, f"{entry.path}:{line_number}", ["text"])
-                    document = to_document(record) if record else "broken line"
-                    if isinstance(document, dict) and document["id"] in seen:
-                        document = "repeated document"
-                    if isinstance(document, str):
-                        dropped[document] += 1
-                        continue
-                    seen.add(document["id"])
-                    yield document
-        except READ_ERRORS as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"cannot read {entry.path}: {said}") from None
+            import ray
+        except ImportError:
+            raise UserError("no ray here; pip install -r requirements-ray.txt") from None
+        from datatrove.executor.ray import RayPipelineExecutor
+
+        cores = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": options.workers}
+        found = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+        ray.init(runtime_env=found, log_to_driver=False, logging_level="ERROR", **cores)
+        return RayPipelineExecutor(**common, mem_per_cpu_gb=1)
+    from datatrove.executor.local import LocalPipelineExecutor
+    from multiprocess import forkserver
+
+    # What is forked from here on ignores Ctrl-C: the parent alone answers, and ends the others.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
+    return LocalPipelineExecutor(**common)
 
 
-def _local_size(entry: fsspec.core.OpenFile) -> int | None:
-    path = Path(entry.path)
-    return path.stat().st_size if path.is_file() and entry.compression is None else None
+def run_tasks(options: argparse.Namespace, plan: dict, work: Path) -> None:
+    """Run the tasks that are not yet complete. Raises UserError if any is left."""
+    from datatrove.pipeline.writers import JsonlWriter
 
+    progress = work / "progress"
+    progress.mkdir(exist_ok=True)
+    logger.disable("datatrove")
+    steps = [
+        ReadBlocks(plan["units"], options, progress),
+        SelectExtracts(options),
+        JsonlWriter(str(work / "candidates"), "${rank}.jsonl", None, expand_metadata=True),
+    ]
+    tasks, logs = plan["tasks"], str(work / "logs")
+    ways = {"tasks": tasks, "workers": min(options.workers, tasks), "logging_dir": logs}
+    executor = make_executor(options, pipeline=steps, **ways)
+    stop, total = threading.Event(), sum(end - start for _, _, start, end in plan["units"])
 
-def select(document: dict, count_tokens, args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
-    """Yield (split, extract) for what of `document` falls into the training or test window."""
-    text = document["text"]
-    if not args.passages:
-        if args.min_chars <= len(text) <= args.max_chars:
-            yield "test", document
-        # A token holds at least one byte, so fewer bytes cannot hold enough tokens.
-        elif len(text.encode()) > args.min_tokens < count_tokens(text) < args.max_tokens:
-            yield "train", document
-        return
-    split = "test" if share_of(document["id"], args.seed) < args.test_share else "train"
-    window = (
-        (len, args.min_chars - 1, args.max_chars + 1)
-        if split == "test"
-        else (count_tokens, args.min_tokens, args.max_tokens)
-    )
-    for number, passage in enumerate(cut_passages(text, *window)):
-        yield split, {**document, "id": digest(document["id"], number), "text": passage}
+    def watch() -> None:
+        with tqdm(desc="reading", total=total, unit="B", unit_scale=True) as bar:
+            ended = False
+            while not ended:
+                ended = stop.wait(0.5)
+                bar.update(sum(int(p.read_text() or 0) for p in progress.iterdir()) - bar.n)
 
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer from a model folder or from the Hub. Raises UserError."""
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     try:
-        local = Path(name) / "tokenizer.json"
-        if local.exists():
-            return Tokenizer.from_file(str(local))
-        return Tokenizer.from_pretrained(name)
-    except Exception:  # the tokenizers package raises plain Exception
-        raise UserError(
-            f"no tokenizer at {name}: not a folder with tokenizer.json, and not to be had from the "
-            "Hub; pass --tokenizer FOLDER"
-        ) from None
+        executor.run()
+    finally:
+        stop.set()
+        watcher.join()
+    if left := len(executor.get_incomplete_ranks(skip_completed=True)):
+        then = "are with slurm" if options.executor == "slurm" else f"failed, see {work}/logs"
+        raise UserError(f"{left} of {plan['tasks']} tasks {then}; afterwards run the same again")
 
 
-def sample(args: argparse.Namespace) -> tuple[dict[str, list[dict]], Counter]:
-    """The extracts of each split, in seeded order, and the count of dropped by reason."""
-    tokenizer = load_tokenizer(args.tokenizer)
-
-    def count_tokens(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    splits: dict[str, list[dict]] = {"train": [], "test": []}
-    dropped: Counter = Counter()
-    seen_texts: set[str] = set()
-    for document in read_documents(args.input, dropped):
-        found = list(select(document, count_tokens, args))
-        dropped["outside the windows"] += not found
-        for split, extract in found:
-            fingerprint = digest(" ".join(extract["text"].split()).lower())
-            if fingerprint in seen_texts:
-                dropped["repeated text"] += 1
-                continue
-            seen_texts.add(fingerprint)
-            splits[split].append(extract)
-    for split, limit in (("train", args.train), ("test", args.test)):
-        splits[split].sort(key=lambda extract: share_of(extract["id"], args.seed))
-        dropped[f"over --{split}"] += max(0, len(splits[split]) - (limit or len(splits[split])))
-        splits[split] = splits[split][:limit]
-        for extract in splits[split]:
-            extract["n_chars"] = len(extract["text"])
-            extract["n_tokens"] = count_tokens(extract["text"])
-    return splits, +dropped
+def task_counts(work: Path) -> Counter:
+    """The tasks' statistics named source|row, added up."""
+    counts = Counter()
+    paths = (work / "logs/stats").glob("*.json")
+    steps = (step for path in paths for step in json.loads(path.read_bytes()))
+    for label, number in (pair for step in steps for pair in step["stats"].items()):
+        if "|" in label:
+            counts[label] += number["total"] if isinstance(number, dict) else number
+    return counts
 
 
-def main() -> None:
+def index_candidates(paths: list[Path]) -> dict[str, np.ndarray]:
+    """For each split where its candidates are, in seeded order; 60 bytes a candidate."""
+    parts = {"test": [np.empty(0, INDEX)], "train": [np.empty(0, INDEX)]}
+    for number, path in enumerate(paths):
+        rows, offset = {"test": [], "train": []}, 0
+        with path.open("rb") as file:
+            for line in file:
+                one = orjson.loads(line)
+                rows[one["split"]].append((one["order"], one["source"].encode(), number, offset))
+                offset += len(line)
+        for split, found in rows.items():
+            parts[split].append(np.array(found, INDEX))
+    return {split: np.sort(np.concatenate(found)) for split, found in parts.items()}
+
+
+def choose(work: Path, options: argparse.Namespace, counts: Counter) -> dict[str, list[dict]]:
+    """The first candidates of each split that repeat nothing kept before, up to the caps."""
+    counter, duplicates, ids = load_counter(options.tokenizer), Duplicates(), set()
+    paths, splits = sorted((work / "candidates").glob("*.jsonl")), {}
+    for split, rows in index_candidates(paths).items():
+        kept, per_source, done = [], Counter(), 0
+        for row in tqdm(rows, desc=f"choosing for {split}", unit="document"):
+            if len(kept) == getattr(options, split):
+                break
+            done += 1
+            with paths[row["file"]].open("rb") as file:
+                file.seek(row["offset"])
+                one = orjson.loads(file.readline())
+            if per_source[one["source"]] == options.max_per_source:
+                reason = "over the cap"
+            elif one["id"] in ids:
+                reason = "repeated document"
+            else:
+                reason = duplicates.reason(one["text"])
+            counts[f"{one['source']}|{split} " + (f"dropped: {reason}" if reason else "kept")] += 1
+            if not reason:
+                ids.add(one["id"])
+                per_source[one["source"]] += 1
+                tokens = one.get("n_tokens") or counter.count(one["text"])
+                lengths = {"n_chars": len(one["text"]), "n_tokens": tokens}
+                kept.append({k: one[k] for k in ("id", "source", "url", "text")} | lengths)
+        for source, number in Counter(rows["source"][done:].tolist()).items():
+            counts[f"{source.decode()}|{split} dropped: over the cap"] += number
+        if split == "test":  # chosen first, for long documents are the rarer
+            duplicates.forbid_runs(extract["text"] for extract in kept)
+        splits[split] = kept
+    return splits
+
+
+def plot_lengths(splits: dict[str, list[dict]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, (split, extracts) in zip(figure.subplots(2, 2), splits.items(), strict=True):
+        for panel, (field, unit) in zip(axes, FIELDS.items(), strict=True):
+            lengths = defaultdict(list)
+            for extract in extracts:
+                lengths[extract["source"]].append(extract[field])
+            panel.hist(lengths.values(), bins=30, stacked=True, label=list(lengths))
+            panel.set(xlabel=unit, ylabel="extracts", title=f"{split}, n {len(extracts):,}")
+            if lengths:
+                panel.legend()
+    figure.savefig(path, dpi=100)
+
+
+def write_report(folder: Path, splits: dict, counts: Counter, facts: dict) -> None:
+    """Write report.json, report.md and lengths.png, and print the table."""
+    table = defaultdict(dict)
+    for label, number in counts.items():
+        source, row = label.split("|")
+        table[source][row] = table[source].get(row, 0) + number
+        table["all"][row] = table["all"].get(row, 0) + number
+    for column in table.values():
+        if column.get("seconds"):
+            column["MB a second"] = column["MB transferred"] / column["seconds"]
+        column |= {row: round(number, 2) for row, number in column.items()}
+    (folder / "report.json").write_text(json.dumps({**facts, "sources": table}, indent=1) + "\n")
+    sources = sorted(table, key=lambda source: (source == "all", source))
+    names = sorted(table["all"], key=lambda row: (ROWS.index(re.match(r"\w+", row)[0]), row))
+    rows = [[name, *(f"{table[s].get(name, 0):,}" for s in sources)] for name in names]
+    text = tabulate(rows, ["", *sources], "pipe", colalign=["left", *["right"] * len(sources)])
+    notes = ", ".join(f"{name} {value:,.4g}" for name, value in facts.items() if name != "settings")
+    (folder / "report.md").write_text(f"{text}\n\n{notes}\n")
+    plot_lengths(splits, folder / "lengths.png")
+    print(f"{text}\n{notes}; see {folder}/report.md and lengths.png")
+
+
+def fraction(text: str) -> float:
+    """A number over 0 and up to 1, for argparse."""
+    if not 0 < (number := float(text)) <= 1:
+        raise ValueError
+    return number
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__doc__)
     option = parser.add_argument
-    option("--input", nargs="+", default=RED_PAJAMA_SAMPLE, help="JSON Lines: files, globs, URLs")
+    option("--input", nargs="+", default=RED_PAJAMA, help="files, globs, URLs, .txt lists of them")
+    option("--fraction", type=fraction, help="to read: 0.01 of RedPajama, all of another --input")
+    option("--sources", nargs="+", help="arxiv wikipedia stackexchange, all of another --input")
     option("--output", type=Path, default=Path("data/extracts"), help="folder")
-    option(
-        "--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: Hub id or folder"
-    )
+    option("--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: id or folder")
     option("--min-tokens", type=int, default=900, help="train: more than this")
     option("--max-tokens", type=int, default=1800, help="train: fewer than this")
     option("--min-chars", type=int, default=16_000, help="test: at least this")
     option("--max-chars", type=int, default=100_000, help="test: at most this")
     option("--train", type=positive, default=20_500, help="at most so many training extracts")
     option("--test", type=positive, default=200, help="at most so many test documents")
+    option("--max-per-source", type=positive, help="at most so many of a source in each split")
     option("--passages", action="store_true", help="cut documents at paragraphs into the windows")
     option("--test-share", type=float, default=0.3, help="with --passages: documents for test")
-    option("--seed", type=int, default=0, help="orders and splits")
-    args = parser.parse_args()
+    option("--seed", type=int, default=0, help="draws, orders and splits")
+    option("--executor", choices=("local", "slurm", "ray"), default="local", help="datatrove's")
+    option("--tasks", type=positive, default=64, help="what a kill can lose: one task a worker")
+    option("--workers", type=positive, default=os.cpu_count(), help="tasks at a time")
+    option("--retries", type=int, default=6, help="of a failed transfer, with growing pauses")
+    option("--partition", default="cpu", help="with slurm")
+    option("--time", default="04:00:00", help="with slurm: limit of a task")
+    options = parser.parse_args(arguments)
+    ours = options.input == RED_PAJAMA
+    options.fraction = options.fraction or (0.01 if ours else 1.0)
+    options.sources = options.sources or (["arxiv", "wikipedia", "stackexchange"] if ours else [])
+    return options
 
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    if is_made(args.output, settings):
-        print(f"{args.output} is done with these settings; delete it to sample again")
+
+def main() -> None:
+    options = parse_options()
+    output, started = options.output.absolute(), time.monotonic()
+    settings = {k: str(v) for k, v in vars(options).items() if k not in WAYS}
+    work = output / "unfinished"
+    if is_made(output, settings):
+        print(f"{options.output} is done with these settings; delete it to sample again")
         return
-    if any(args.output.glob("*.jsonl")):
+    if any(output.glob("*.jsonl")) and not work.exists():
         raise UserError(
-            f"{args.output} holds extracts made with other settings (see made.json "
+            f"{options.output} holds extracts made with other settings (see made.json "
             "there); delete it or pass another --output"
         )
-    splits, dropped = sample(args)
-    if not splits["train"] and not splits["test"]:
-        raise UserError(f"no document falls into the windows; dropped: {dict(dropped)}")
+    plan = make_plan(options, settings, work)
+    run_tasks(options, plan, work)
+    counts = task_counts(work)
+    splits = choose(work, options, counts)
+    if not any(splits.values()):
+        shutil.rmtree(work)
+        raise UserError(f"no document falls into the windows; counted: {dict(counts)}")
     for split, extracts in splits.items():
-        write_records(args.output / f"{split}.jsonl", extracts)
-        sources = dict(Counter(extract["source"] for extract in extracts))
-        print(f"{args.output / split}.jsonl: {len(extracts):,} extracts {sources}")
-    for reason, number in dropped.most_common():
-        print(f"  dropped {number:,}: {reason}")
-    mark_made(args.output, settings)
+        write_records(output / f"{split}.jsonl", extracts)
+        print(f"{options.output / split}.jsonl: {len(extracts):,} extracts")
+    drawn = sum(end - start for _, _, start, end in plan["units"])
+    facts = {"settings": settings, "MB drawn": drawn / 1e6, "seconds": time.monotonic() - started}
+    write_report(output, splits, counts, facts)
+    mark_made(output, settings)
+    shutil.rmtree(work)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,30 @@
+"""The stage through its command line: windows, caps, resuming, executors, its report, bad input."""
+
 import gzip
 import json
+import os
+import random
 import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from conftest import make_tokenizer, one_error_line, read_jsonl, run_stage, write_jsonl
-from hypothesis import given
-from hypothesis import strategies as st
-
-from data_prep.sample_extracts import cut_passages, parse_meta, share_of, to_document
+from conftest import (
+    ROOT,
+    clean_environment,
+    make_tokenizer,
+    one_error_line,
+    read_jsonl,
+    run_stage,
+    write_jsonl,
+)
+from range_server import RangeServer
 
 STAGE = "data_prep.sample_extracts"
-META = {"arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
 
 
 @pytest.fixture(scope="module")
@@ -25,60 +39,17 @@ def document(number: int, words: int, **meta) -> dict:
     return {"text": text, "meta": {"title": f"t{number}", "url": f"u{number}", **meta}}
 
 
-@pytest.mark.parametrize("shape", [lambda m: m, json.dumps, repr])
-def test_meta_in_every_shape_it_is_met_in(shape):
-    assert parse_meta(shape(META)) == META
-    found = to_document({"text": "words", "meta": shape(META)})
-    assert (found["source"], found["url"]) == ("arxiv", META["url"])
-
-
-def test_the_subset_is_inferred_where_meta_has_no_source():
-    assert to_document({"text": "w", "meta": {"title": "T"}})["source"] == "wikipedia"
-    assert to_document({"text": "w", "meta": {"question_score": "3"}})["source"] == "stackexchange"
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ({"text": ""}, "no text"),
-        ({"text": 7}, "no text"),
-        ({"text": "mots", "meta": {"language": "fr"}}, "not English"),
-    ],
-)
-def test_what_is_left_out_has_a_reason(record, reason):
-    assert to_document(record) == reason
-
-
-def test_ids_are_stable_and_differ_by_key_not_by_text():
-    def of(text, url):
-        return to_document({"text": text, "meta": {"url": url}})["id"]
-
-    assert of("a", "u") == of("b", "u") != of("a", "v")
-
-
-paragraphs = st.lists(st.text(alphabet="ab \n", min_size=0, max_size=30), max_size=12)
-
-
-@given(paragraphs, st.integers(0, 30), st.integers(1, 60))
-def test_passages_are_runs_of_whole_paragraphs_inside_the_window(parts, low, high):
-    text = "\n\n".join(parts)
-    passages = cut_passages(text, len, low, high)
-    assert all(low < len(p) < high for p in passages)
-    kept = [p for passage in passages for p in passage.split("\n\n")]
-    source = iter(filter(None, map(str.strip, re.split(r"\n\s*\n", text))))
-    assert all(paragraph in source for paragraph in kept)  # in order, none twice
-
-
-@given(st.text(), st.integers(0, 5))
-def test_shares_depend_on_key_and_seed_alone(key, seed):
-    assert 0 <= share_of(key, seed) < 1
-    assert share_of(key, seed) == share_of(key, seed)
-
-
 def sample(tmp_path, tokenizer, *options, **kwargs):
     return run_stage(
         STAGE, "--output", tmp_path / "out", "--tokenizer", tokenizer, *options, **kwargs
     )
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())["sources"]
+
+
+WINDOWS = ["--min-tokens", 200, "--max-tokens", 2000, "--min-chars", 10_000, "--max-chars", 30_000]
 
 
 def test_whole_documents_fall_into_their_windows(tmp_path, tokenizer):
@@ -87,73 +58,246 @@ def test_whole_documents_fall_into_their_windows(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "in.jsonl", rows)
     with path.open("ab") as file:
         file.write(b'{"text": "torn\n')
-    result = sample(
-        tmp_path,
-        tokenizer,
-        "--input",
-        path,
-        "--min-tokens",
-        200,
-        "--max-tokens",
-        2000,
-        "--min-chars",
-        10_000,
-        "--max-chars",
-        30_000,
-    )
+    result = sample(tmp_path, tokenizer, "--input", path, *WINDOWS)
     train, test = (read_jsonl(tmp_path / "out" / f"{s}.jsonl") for s in ("train", "test"))
-    assert {r["url"] for r in train} == {"u1", "u2", "u3"}
+    assert {r["url"] for r in train} in ({"u1", "u2", "u3"}, {"u1", "copy", "u3"})
     assert {r["url"] for r in test} == {"u4"}
     assert all(200 < r["n_tokens"] < 2000 and r["n_chars"] == len(r["text"]) for r in train)
-    assert set(train[0]) == {"id", "source", "url", "text", "n_chars", "n_tokens"}
-    assert f"{path}:10: not valid JSON" in result.stderr
-    for reason in (
-        "2: outside the windows",
-        "1: repeated document",
-        "1: repeated text",
-        "1: not English",
-        "1: broken line",
-    ):
-        assert f"dropped {reason}" in result.stdout, result.stdout
+    assert set(train[0]) == set(test[0]) == {"id", "source", "url", "text", "n_chars", "n_tokens"}
+    assert re.search(rf"{path}:byte \d+: not valid JSON", result.stderr)
+    counts = report_of(tmp_path / "out")
+    assert counts["wikipedia"] == {
+        "documents read": 8,
+        "dropped: outside the windows": 2,
+        "train dropped: repeated document": 1,
+        "train dropped: repeated text": 1,
+        "train kept": 3,
+        "test kept": 1,
+    }
+    assert counts["other"]["dropped: not valid JSON"] == 1
+    assert counts["other"]["dropped: not English"] == 1
+    assert not (tmp_path / "out/unfinished").exists()
+
+
+def prose(draw: random.Random, words: int) -> str:
+    """Sentences no other document has, in paragraphs."""
+    sentences = (
+        f"{draw.randrange(10**9):x} says {draw.randrange(10**6)}." for _ in range(words // 3)
+    )
+    return "\n\n".join(" ".join(sentence) for sentence in zip(*[iter(sentences)] * 5, strict=False))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """400 documents of three sources, near duplicates and leaks among them."""
+    draw, rows = random.Random(4), []
+    metas = {
+        "wikipedia": {"title": "t"},
+        "arxiv": {"arxiv_id": "1", "source": "arxiv"},
+        "stackexchange": {"question_score": "2", "source": "stackexchange"},
+    }
+    for number in range(400):
+        meta = metas[draw.choice(["wikipedia", "wikipedia", "arxiv", "stackexchange"])]
+        text = prose(draw, 2400 if number % 8 == 0 else 160)
+        rows.append({"text": text, "meta": {**meta, "url": f"u{number}"}})
+    for number in (1, 2, 3):  # nearly the same, and a passage of a test document
+        rows.append({**rows[number], "text": rows[number]["text"] + " Mirror."})
+        rows[-1]["meta"] = {**rows[number]["meta"], "url": f"mirror{number}"}
+    leak = " ".join(rows[8]["text"].split()[500:560])
+    rows.append({"text": f"{prose(draw, 160)}\n\n{leak}", "meta": {"title": "l", "url": "leak"}})
+    rows.append({"text": "\\input{a}\n" * 70, "meta": {"arxiv_id": "2", "url": "shell"}})
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "in.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def reference(corpus, tokenizer, tmp_path_factory) -> Path:
+    """The folder that a plain run on the corpus makes."""
+    folder = tmp_path_factory.mktemp("reference")
+    sample(folder, tokenizer, "--input", corpus, *WINDOWS, "--tasks", 7, "--workers", 2)
+    return folder / "out"
+
+
+def texts_of(folder: Path) -> list[bytes]:
+    return [(folder / f"{split}.jsonl").read_bytes() for split in ("train", "test")]
+
+
+def test_nothing_kept_repeats_or_leaks(reference):
+    train, test = (read_jsonl(reference / f"{split}.jsonl") for split in ("train", "test"))
+    urls = {r["url"] for r in train}
+    assert (len(train), len(test)) == (350, 50)
+    assert all(len({f"u{n}", f"mirror{n}"} & urls) == 1 for n in (1, 2, 3))
+    assert "leak" not in urls and "shell" not in urls
+    counts = report_of(reference)["all"]
+    assert counts["train dropped: near duplicate"] == 3
+    assert counts["train dropped: shares a run of words with a test document"] == 1
+    assert counts["dropped: no prose"] == 1
+    kept = sum(counts[f"{split} kept"] for split in ("train", "test"))
+    dropped = sum(n for row, n in counts.items() if "dropped" in row)
+    assert counts["documents read"] == kept + dropped == 405
+    assert {"arxiv", "stackexchange", "wikipedia"} <= set(report_of(reference))
+
+
+def test_the_report_lies_beside_the_extracts(reference):
+    table = (reference / "report.md").read_text()
+    assert re.search(r"\| documents read +\|", table) and "MB a second" in table
+    assert (reference / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("ways", [("--tasks", 1, "--workers", 1), ("--tasks", 33, "--workers", 3)])
+def test_tasks_and_workers_do_not_change_the_extracts(tmp_path, tokenizer, corpus, reference, ways):
+    sample(tmp_path, tokenizer, "--input", corpus, *WINDOWS, *ways)
+    assert texts_of(tmp_path / "out") == texts_of(reference)
+    again = sample(tmp_path, tokenizer, "--input", corpus, *WINDOWS, "--tasks", 5)
+    assert "is done with these settings" in again.stdout
+
+
+def test_caps_keep_the_first_of_the_seeded_order(tmp_path, tokenizer, corpus, reference):
+    options = ["--input", corpus, *WINDOWS, "--train", 60, "--test", 9, "--max-per-source", 25]
+    sample(tmp_path, tokenizer, *options, "--sources", "wikipedia", "arxiv")
+    train = read_jsonl(tmp_path / "out/train.jsonl")
+    expected = read_jsonl(reference / "train.jsonl")
+    for source in ("wikipedia", "arxiv"):
+        firsts = [r["id"] for r in expected if r["source"] == source][:25]
+        assert [r["id"] for r in train if r["source"] == source] == firsts
+    assert len(train) == 50 and len(read_jsonl(tmp_path / "out/test.jsonl")) == 9
+    assert report_of(tmp_path / "out")["stackexchange"]["dropped: other source"] > 50
+
+
+def command(folder: Path, tokenizer: Path, *options: object) -> list[str]:
+    stage = [sys.executable, "-m", STAGE, "--output", folder / "out", "--tokenizer", tokenizer]
+    return list(map(str, [*stage, *options]))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, tokenizer, corpus, reference, how):
+    server = RangeServer({"/in.jsonl": corpus.read_bytes()}, delay=0.1)
+    options = ["--input", f"{server.url}/in.jsonl", *WINDOWS, "--tasks", 20, "--workers", 2]
+    marks = tmp_path / "out/unfinished/logs/completions"
+    process = subprocess.Popen(
+        command(tmp_path, tokenizer, *options),
+        cwd=ROOT,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and len(list(marks.glob("*"))) < 3:
+        time.sleep(0.02)
+    os.killpg(process.pid, how)
+    said = process.communicate()[1]
+    done, before = len(list(marks.glob("*"))), len(server.ranges)
+    assert 3 <= done < 20 and not (tmp_path / "out/train.jsonl").exists()
+    if how == signal.SIGINT:
+        assert "the same command goes on from here" in said and "Traceback" not in said
+        assert process.returncode == 130
+    sample(tmp_path, tokenizer, *options, "--tasks", 4)  # the run begun keeps its twenty
+    assert texts_of(tmp_path / "out") == texts_of(reference)
+    assert len(server.ranges) - before <= 2 * (20 - done) + 1  # what was complete is not read again
+    server.close()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, tokenizer, corpus, reference):
+    options = ["--input", corpus, *WINDOWS, "--tasks", 6, "--workers", 1]
+
+    def allow_small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    full = subprocess.run(
+        command(tmp_path, tokenizer, *options),
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=allow_small_files,
+    )
+    assert full.returncode == 1 and "Traceback" not in full.stderr
+    assert re.search(r"error: File too large.*what was finished is kept", full.stderr)
+    other = sample(tmp_path, tokenizer, *options, "--seed", 5, code=1)
+    assert "holds a run begun with other settings" in one_error_line(other)
+    sample(tmp_path, tokenizer, *options)
+    assert texts_of(tmp_path / "out") == texts_of(reference)
+
+
+def test_the_ray_executor_gives_the_same(tmp_path, tokenizer, corpus, reference):
+    pytest.importorskip("ray", reason="ray is not installed (pip install -r requirements-ray.txt)")
+    options = ["--input", corpus, *WINDOWS, "--tasks", 4, "--workers", 2, "--executor", "ray"]
+    sample(tmp_path, tokenizer, *options)
+    assert texts_of(tmp_path / "out") == texts_of(reference)
+
+
+SLURM = {
+    "sbatch": """#!/bin/bash
+# Runs the tasks of an array one after the other, as a cluster would side by side.
+script=${@: -1}; cp "$script" "$FAKE_SLURM/"
+array=$(grep -oP '(?<=--array=0-)[0-9]+' "$script")
+if [ -n "$array" ] && ! grep -q merge_stats "$script"; then
+    for i in $(seq 0 "$array"); do
+        SLURM_ARRAY_TASK_ID=$i SLURM_NODELIST=here RUN_OFFSET=0 bash "$script" || exit 1
+    done >> "$FAKE_SLURM/log" 2>&1
+fi
+echo Submitted batch job 7
+""",
+    "srun": '#!/bin/bash\nshift 3  # -l -n 1\nexec "$@"\n',
+    "scontrol": "#!/bin/bash\necho here\n",
+}
+
+
+def test_the_slurm_executor_submits_and_the_same_command_ends_it(
+    tmp_path, tokenizer, corpus, reference
+):
+    (tmp_path / "bin").mkdir()
+    for name, script in SLURM.items():
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    options = ["--input", corpus, *WINDOWS, "--tasks", 3, "--executor", "slurm"]
+    sample(tmp_path, tokenizer, *options, PATH=path, FAKE_SLURM=str(tmp_path))
+    assert texts_of(tmp_path / "out") == texts_of(reference)
+    missing = sample(tmp_path / "b", tokenizer, *options, code=1, PATH=os.environ["PATH"])
+    assert "sbatch is not found" in one_error_line(missing)
 
 
 def test_passages_split_by_document_in_a_seeded_order(tmp_path, tokenizer):
     rows = [document(n, 600) for n in range(30)]
     plain = write_jsonl(tmp_path / "in.jsonl", rows)
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    options = [
-        "--passages",
-        "--min-tokens",
-        100,
-        "--max-tokens",
-        300,
-        "--min-chars",
-        200,
-        "--max-chars",
-        800,
-    ]
+    window = ["--min-tokens", 100, "--max-tokens", 300, "--min-chars", 200, "--max-chars", 800]
+    options = ["--passages", *window]
     sample(tmp_path, tokenizer, "--input", plain, *options)
     train, test = (read_jsonl(tmp_path / "out" / f"{s}.jsonl") for s in ("train", "test"))
     assert train and test
     assert not {r["url"] for r in train} & {r["url"] for r in test}
     assert len({r["id"] for r in train + test}) == len(train + test)
     assert all(200 <= r["n_chars"] <= 800 for r in test)
-
-    again = sample(tmp_path, tokenizer, "--input", plain, *options)
-    assert "is done with these settings" in again.stdout
     other = sample(tmp_path, tokenizer, "--input", plain, "--passages", code=1)
     assert "made with other settings" in one_error_line(other)
     sample(tmp_path / "z", tokenizer, "--input", tmp_path / "in.jsonl.gz", *options, "--train", 5)
     assert read_jsonl(tmp_path / "z/out/train.jsonl") == train[:5]
 
 
+def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
+    packed = gzip.compress(corpus.read_bytes())
+    (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "no.parquet").write_bytes(b"no parquet")
+    server = RangeServer({"/good.jsonl": corpus.read_bytes()})
+    (tmp_path / "list.txt").write_text(f"{server.url}/good.jsonl\n{server.url}/dead.jsonl\n")
+    for name, said in (
+        ("cut.jsonl.gz", "cut.jsonl.gz: broken file"),
+        ("no.parquet", "no.parquet: broken file"),
+        ("list.txt", f"cannot read {server.url}/dead.jsonl: HTTP status 404"),
+    ):
+        result = sample(tmp_path / name[:2], tokenizer, "--input", tmp_path / name, code=1)
+        assert said in one_error_line(result)
+    server.close()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--input", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
         (["--input", "*.nothing"], "no file matches"),
-        (["--input", "/"], "cannot read /"),
-        (["--input", "http://127.0.0.1:9/x.jsonl"], "cannot read http://127.0.0.1:9/x.jsonl"),
+        (["--input", "/"], "cannot read /: Is a directory"),
+        (["--input", "http://127.0.0.1:9/x.jsonl", "--retries", 0], "read http://127.0.0.1:9/x"),
         (["--input", "hf://datasets/me/x/y.jsonl"], "cannot read"),
         (["--input", __file__], "no document falls into the windows"),
         (["--input", __file__, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
@@ -163,5 +307,6 @@ def test_bad_input_ends_in_one_line(tmp_path, tokenizer, options, said):
     assert said in one_error_line(sample(tmp_path, tokenizer, *options, code=1))
 
 
-def test_wrong_usage_exits_with_2(tmp_path, tokenizer):
-    assert "--frobnicate" in sample(tmp_path, tokenizer, "--frobnicate", code=2).stderr
+@pytest.mark.parametrize("wrong", [("--frobnicate",), ("--fraction", 0), ("--fraction", 1.5)])
+def test_wrong_usage_exits_with_2(tmp_path, tokenizer, wrong):
+    assert wrong[0] in sample(tmp_path, tokenizer, *wrong, code=2).stderr

@@ -1,0 +1,80 @@
+"""A file server on loopback that answers byte ranges, and misbehaves as asked."""
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class RangeServer:
+    """`files`: path -> (size, read(start, end)). `sent`: bytes of bodies, `ranges`: those asked.
+
+    `faults`: what goes wrong with the next requests, one word each: a status such as "503",
+    "ignore" (status 200 and all of it), "cut" (half of the body, then the line drops), "other"
+    (another range than asked for). The word "always" at the end repeats the one before.
+    """
+
+    def __init__(self, files: dict[str, bytes | tuple[int, Callable]], delay: float = 0):
+        self.files = {
+            path: (len(file), lambda a, b, file=file: file[a:b])
+            if isinstance(file, bytes)
+            else file
+            for path, file in files.items()
+        }
+        self.sent, self.ranges, self.faults, self.delay = 0, [], [], delay
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                server.answer(self)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def next_fault(self) -> str:
+        if self.faults[1:] == ["always"]:
+            return self.faults[0]
+        return self.faults.pop(0) if self.faults else ""
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        time.sleep(self.delay)
+        fault = self.next_fault()
+        size, read = self.files.get(request.path, (0, None))
+        if fault.isdigit() or read is None:
+            return self.send(request, int(fault or 404), b"no", {})
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
+        if fault == "ignore" or not match:
+            return self.send(request, 200, read(0, size), {})
+        start, end = int(match[1]), min(size, int(match[2]) + 1)
+        self.ranges.append((start, end))
+        if start >= size:
+            return self.send(request, 416, b"", {"Content-Range": f"bytes */{size}"})
+        if fault == "other":
+            start, end = start + 1, end + 1
+        told = {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
+        self.send(request, 206, read(start, end), told, cut=fault == "cut")
+
+    def send(self, request, status: int, body: bytes, headers: dict, cut: bool = False) -> None:
+        try:
+            request.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                request.send_header(name, value)
+            request.end_headers()
+            body = body[: len(body) // 2] if cut else body
+            request.wfile.write(body)
+            self.sent += len(body)
+            request.close_connection = request.close_connection or cut
+        except (BrokenPipeError, ConnectionResetError):
+            request.close_connection = True
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
