@@ -11,6 +11,7 @@ those of base and adapter, on the base as published and on the 4-bit base it was
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from axolotl_configs.run_config import load_run_config
 from data_prep.records import UserError, positive, run, script_parser
-from eval.generate_summaries import build_prompt, load_test_rows
+from eval.generate_summaries import build_prompt
+from eval.systems import load_test_rows
 
 RECIPE = Path("axolotl_configs/smollm2-135m-dpo-sft-lora.yaml")
 OUTPUT = Path("outputs/adapter_precision")
@@ -61,7 +63,7 @@ def moved_by_step(folder: Path, steps: int) -> pd.DataFrame:
         load_file(folder / f"checkpoint-{i}/adapter_model.safetensors") for i in range(1, steps + 1)
     ]
     rows = []
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         row = {}
         for matrix in ("lora_A", "lora_B"):
             names = [name for name in after if matrix in name]

@@ -26,19 +26,22 @@ import yaml
 from tqdm import tqdm
 
 from axolotl_configs.run_config import RunConfig, load_run_config
+from data_prep.filter_pairs import repetition
 from data_prep.records import (
     UserError,
     append_record,
     appending,
-    load_records,
     positive,
+    read_records,
     replacing,
     run,
     script_parser,
 )
-from eval.generate_summaries import TOLD, build_prompt, generate_batch, load_model, load_test_rows
+from eval.build_report import INTERVAL
+from eval.generate_summaries import build_prompt, generate_batch, load_model
+from eval.measures import BertScore, paired_bootstrap, rouge
 from eval.record_result import commit
-from eval.score_summaries import INTERVAL, BertScore, lead_sentences, paired_bootstrap, rouge_l
+from eval.systems import TOLD, lead_sentences, load_test_rows
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -102,44 +105,25 @@ def train(config: RunConfig, threads: int) -> dict:
     return json.loads(cost.read_text()) if cost.exists() else {}
 
 
-def summarize(
-    name: str, base: str, adapter: Path | None, template: str | None, rows: list[dict], args
-) -> list[dict]:
-    """The summaries of every row, in the rows' order, made where they are missing."""
+def summarize(name: str, model: str, template: str | None, rows: list[dict], args) -> list[str]:
+    """The summaries of every row by a model or adapter folder, made where they are missing."""
     path = OUTPUT / f"{name}.jsonl"
     with appending(path) as log:
-        done = (
-            {r["id"] for r in load_records(path, ("id", "text"))} if path.stat().st_size else set()
-        )
-        missing = [row for row in rows if row["id"] not in done]
-        if missing:
-            model, tokenizer = load_model(base, None)
-            if adapter:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        done = {record["id"] for record in read_records(path, ("id", "text"))}
+        if missing := [row for row in rows if row["id"] not in done]:
+            model, tokenizer = load_model(model, None)
             prompts = {
                 r["id"]: build_prompt(tokenizer, r["text"], template, 4096)[0] for r in missing
             }
             ids = sorted(prompts, key=lambda i: len(prompts[i]))
-            for start in tqdm(
-                range(0, len(ids), args.batch_size), desc=f"{name} summaries", unit="batch"
-            ):
-                batch = ids[start : start + args.batch_size]
-                outputs = generate_batch(
-                    model, tokenizer, [prompts[i] for i in batch], args.max_new_tokens
-                )
+            batches = [ids[i : i + args.batch_size] for i in range(0, len(ids), args.batch_size)]
+            for batch in tqdm(batches, desc=f"{name} summaries", unit="batch"):
+                texts = [prompts[i] for i in batch]
+                outputs = generate_batch(model, tokenizer, texts, args.max_new_tokens)
                 for i, output in zip(batch, outputs, strict=True):
                     append_record(log, {"id": i, **output})
-    texts = {r["id"]: r for r in load_records(path, ("id", "text"))}
+    texts = {r["id"]: r["text"] for r in read_records(path, ("id", "text"))}
     return [texts[row["id"]] for row in rows]
-
-
-def repetition(text: str) -> float:
-    """The share of a text's three-word sequences that repeat an earlier one."""
-    words = text.lower().split()
-    triples = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
 def measure(texts: list[str], rows: list[dict], scorer: BertScore) -> pd.DataFrame:
@@ -149,7 +133,7 @@ def measure(texts: list[str], rows: list[dict], scorer: BertScore) -> pd.DataFra
     return pd.DataFrame(
         {
             "f1": scorer(texts, references)[2],
-            "rouge_l": rouge_l(texts, references),
+            "rouge_l": rouge(texts, references)["rouge_l"],
             "length_ratio": [len(t.split()) / len(r.split()) for t, r in lengths],
             "repetition": list(map(repetition, texts)),
         }
@@ -163,10 +147,8 @@ def run_all(args: argparse.Namespace, rows: list[dict], scorer: BertScore) -> tu
     lead = [lead_sentences(row["text"], words) for row in rows]
     scores = {LEAD: [measure(lead, rows, scorer)]}
     for name, template in UNTRAINED.items():
-        made = summarize(
-            name.replace(", ", "-").replace(" ", "-"), base, None, template, rows, args
-        )
-        scores[name] = [measure([r["text"] for r in made], rows, scorer)]
+        stem = name.replace(", ", "-").replace(" ", "-")
+        scores[name] = [measure(summarize(stem, base, template, rows, args), rows, scorer)]
     costs: dict[str, list[dict]] = {}
     for seed in args.seeds:
         for recipe, parts in RECIPES.items():
@@ -175,8 +157,8 @@ def run_all(args: argparse.Namespace, rows: list[dict], scorer: BertScore) -> tu
                 config = derive_config(stem, part, seed, after=config)
                 spent = train(config, args.threads)
                 cost = {k: cost.get(k, 0) + v for k, v in spent.items()}
-            made = summarize(config.path.stem, base, config.output_dir, None, rows, args)
-            scores.setdefault(recipe, []).append(measure([r["text"] for r in made], rows, scorer))
+            made = summarize(config.path.stem, str(config.output_dir), None, rows, args)
+            scores.setdefault(recipe, []).append(measure(made, rows, scorer))
             costs.setdefault(recipe, []).append(cost)
             print(
                 f"{recipe}, seed {seed}: {scores[recipe][-1].mean().round(3).to_dict()}", flush=True
@@ -257,10 +239,10 @@ def main() -> None:
     scores, costs = run_all(args, rows, scorer)
     data = sorted(p.name for p in Path(config.dataset).rglob("train-*.parquet"))
     note = (
-        f"`just compare --seeds {' '.join(map(str, args.seeds))}`, {datetime.now(UTC).date()}, commit "
-        f"{commit()}, n = {len(rows)} held-out texts, dataset {data[0]}, {args.threads} threads, "
-        f"{scorer.scorer.hash}. Intervals: paired bootstrap over texts, 10,000 resamples, of the "
-        "mean over seeds."
+        f"`just compare --seeds {' '.join(map(str, args.seeds))}`, {datetime.now(UTC).date()}, "
+        f"commit {commit()}, n = {len(rows)} held-out texts, dataset {data[0]}, "
+        f"{args.threads} threads, {scorer.scorer.hash}. Intervals: paired bootstrap over texts, "
+        "10,000 resamples, of the mean over seeds."
     )
     args.output.mkdir(exist_ok=True)
     plot(scores, args.output / "recipes.png")
