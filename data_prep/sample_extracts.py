@@ -1,10 +1,9 @@
 """Sample extracts for training and documents for testing from RedPajama, 1% of it by default.
 
-Reads JSON Lines or Parquet records {"text", "meta"} from files, globs, http(s):// or hf:// paths,
-or .txt lists of such. Writes data/extracts/{train,test}.jsonl: documents in the token window for
-training and in the character window for testing, English, clean, no near duplicates, in a seeded
-order; report.md, report.json and lengths.png beside them. datatrove runs the tasks; what a killed
-run finished is kept, and no number of tasks or workers changes the extracts.
+Reads JSON Lines or Parquet records {"text", "meta"} from files, globs, URLs, or .txt lists of such.
+Writes data/extracts/{train,test}.jsonl: documents in the token window for training and in the
+character window for testing, English, clean, no near duplicates, in a seeded order; report.md,
+report.json, lengths.png beside them. datatrove runs the tasks: kills and workers change nothing.
 
     python -m data_prep.sample_extracts --fraction 0.001 --sources wikipedia --max-per-source 3000
 """
