@@ -1,11 +1,9 @@
 """Sample extracts for training and documents for testing from RedPajama, 1% of it by default.
 
-Reads JSON Lines or Parquet records {"text", "meta"} from files, globs, http(s):// or hf:// paths,
-or .txt lists of such; of plain JSON Lines only the blocks drawn are transferred. Writes
-data/extracts/{train,test}.jsonl: documents in the token window for training and in the character
-window for testing, English, clean, no near duplicates, in a seeded order; report.md, report.json
-and lengths.png beside them. datatrove runs the tasks, here or on a cluster; the tasks that a killed
-run finished are kept, and no number of tasks or workers changes the extracts.
+Reads JSON Lines or Parquet records {"text", "meta"} from files, globs, URLs, or .txt lists of such.
+Writes data/extracts/{train,test}.jsonl: documents in the token window for training and in the
+character window for testing, English, clean, no near duplicates, in a seeded order; report.md,
+report.json, lengths.png beside them. datatrove runs the tasks: kills and workers change nothing.
 
     python -m data_prep.sample_extracts --fraction 0.001 --sources wikipedia --max-per-source 3000
 """
@@ -44,7 +42,7 @@ RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # 
 WAYS = ("executor", "tasks", "workers", "retries", "partition", "time")  # of no effect on extracts
 ROWS = ("documents", "MB", "seconds", "mended", "dropped", "test", "train")  # of the report
 FIELDS = {"n_tokens": "tokens", "n_chars": "characters"}
-INDEX = np.dtype([("order", "S32"), ("source", "S16"), ("file", "u4"), ("offset", "u8")])
+INDEX = [("split", "S5"), ("order", "S32"), ("source", "S16"), ("file", "u4"), ("offset", "u8")]
 
 
 def make_plan(options: argparse.Namespace, settings: dict, work: Path) -> dict:
@@ -61,10 +59,7 @@ def make_plan(options: argparse.Namespace, settings: dict, work: Path) -> dict:
     if path.exists():
         begun = json.loads(path.read_bytes())
         if begun | {"tasks": 0} != plan | {"tasks": 0}:
-            raise UserError(
-                f"{work} holds a run begun with other settings or input; delete it or pass "
-                "another --output"
-            )
+            raise UserError(f"{work} holds a run begun with other settings or input; delete it")
         return begun
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(plan))
@@ -76,10 +71,10 @@ def make_executor(options: argparse.Namespace, **common):
     root = str(Path(__file__).resolve().parent.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *os.environ.get("PYTHONPATH", "").split()])
     if options.executor == "slurm":
-        from datatrove.executor.slurm import SlurmPipelineExecutor
-
         if not shutil.which("sbatch"):
             raise UserError("sbatch is not found; run --executor slurm where slurm takes jobs")
+        from datatrove.executor.slurm import SlurmPipelineExecutor
+
         where = {"time": options.time, "partition": options.partition}
         return SlurmPipelineExecutor(**common, **where, mail_type="NONE", qos=None)
     if options.executor == "ray":
@@ -152,17 +147,18 @@ def task_counts(work: Path) -> Counter:
 
 def index_candidates(paths: list[Path]) -> dict[str, np.ndarray]:
     """For each split where its candidates are, in seeded order; 60 bytes a candidate."""
-    parts = {"test": [np.empty(0, INDEX)], "train": [np.empty(0, INDEX)]}
+    parts = [np.empty(0, INDEX)]
     for number, path in enumerate(paths):
-        rows, offset = {"test": [], "train": []}, 0
+        rows, offset = [], 0
         with path.open("rb") as file:
             for line in file:
                 one = orjson.loads(line)
-                rows[one["split"]].append((one["order"], one["source"].encode(), number, offset))
+                names = (one["split"].encode(), one["order"].encode(), one["source"].encode())
+                rows.append((*names, number, offset))
                 offset += len(line)
-        for split, found in rows.items():
-            parts[split].append(np.array(found, INDEX))
-    return {split: np.sort(np.concatenate(found)) for split, found in parts.items()}
+        parts.append(np.array(rows, INDEX))
+    found = np.sort(np.concatenate(parts))
+    return {split: found[found["split"] == split.encode()] for split in ("test", "train")}
 
 
 def choose(work: Path, options: argparse.Namespace, counts: Counter) -> dict[str, list[dict]]:
@@ -185,12 +181,13 @@ def choose(work: Path, options: argparse.Namespace, counts: Counter) -> dict[str
             else:
                 reason = duplicates.reason(one["text"])
             counts[f"{one['source']}|{split} " + (f"dropped: {reason}" if reason else "kept")] += 1
-            if not reason:
-                ids.add(one["id"])
-                per_source[one["source"]] += 1
-                tokens = one.get("n_tokens") or counter.count(one["text"])
-                lengths = {"n_chars": len(one["text"]), "n_tokens": tokens}
-                kept.append({k: one[k] for k in ("id", "source", "url", "text")} | lengths)
+            if reason:
+                continue
+            ids.add(one["id"])
+            per_source[one["source"]] += 1
+            tokens = one.get("n_tokens") or counter.count(one["text"])
+            lengths = {"n_chars": len(one["text"]), "n_tokens": tokens}
+            kept.append({k: one[k] for k in ("id", "source", "url", "text")} | lengths)
         for source, number in Counter(rows["source"][done:].tolist()).items():
             counts[f"{source.decode()}|{split} dropped: over the cap"] += number
         if split == "test":  # chosen first, for long documents are the rarer
@@ -204,14 +201,12 @@ def plot_lengths(splits: dict[str, list[dict]], path: Path) -> None:
 
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (split, extracts) in zip(figure.subplots(2, 2), splits.items(), strict=True):
+        sources = sorted({extract["source"] for extract in extracts})
         for panel, (field, unit) in zip(axes, FIELDS.items(), strict=True):
-            lengths = defaultdict(list)
-            for extract in extracts:
-                lengths[extract["source"]].append(extract[field])
-            panel.hist(lengths.values(), bins=30, stacked=True, label=list(lengths))
+            lengths = [[e[field] for e in extracts if e["source"] == s] for s in sources]
+            panel.hist(lengths or [[]], bins=20, stacked=True, label=sources or [""])
             panel.set(xlabel=unit, ylabel="extracts", title=f"{split}, n {len(extracts):,}")
-            if lengths:
-                panel.legend()
+        axes[0].legend()
     figure.savefig(path, dpi=100)
 
 
@@ -231,7 +226,7 @@ def write_report(folder: Path, splits: dict, counts: Counter, facts: dict) -> No
     names = sorted(table["all"], key=lambda row: (ROWS.index(re.match(r"\w+", row)[0]), row))
     rows = [[name, *(f"{table[s].get(name, 0):,}" for s in sources)] for name in names]
     text = tabulate(rows, ["", *sources], "pipe", colalign=["left", *["right"] * len(sources)])
-    notes = ", ".join(f"{name} {value:,.4g}" for name, value in facts.items() if name != "settings")
+    notes = f"{facts['MB drawn']:,.1f} MB drawn, {facts['seconds']:,.0f} seconds"
     (folder / "report.md").write_text(f"{text}\n\n{notes}\n")
     plot_lengths(splits, folder / "lengths.png")
     print(f"{text}\n{notes}; see {folder}/report.md and lengths.png")
@@ -284,10 +279,7 @@ def main() -> None:
         print(f"{options.output} is done with these settings; delete it to sample again")
         return
     if any(output.glob("*.jsonl")) and not work.exists():
-        raise UserError(
-            f"{options.output} holds extracts made with other settings (see made.json "
-            "there); delete it or pass another --output"
-        )
+        raise UserError(f"{options.output} was made with other settings; delete it")
     plan = make_plan(options, settings, work)
     run_tasks(options, plan, work)
     counts = task_counts(work)
@@ -297,7 +289,6 @@ def main() -> None:
         raise UserError(f"no document falls into the windows; counted: {dict(counts)}")
     for split, extracts in splits.items():
         write_records(output / f"{split}.jsonl", extracts)
-        print(f"{options.output / split}.jsonl: {len(extracts):,} extracts")
     drawn = sum(end - start for _, _, start, end in plan["units"])
     facts = {"settings": settings, "MB drawn": drawn / 1e6, "seconds": time.monotonic() - started}
     write_report(output, splits, counts, facts)

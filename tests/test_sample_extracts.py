@@ -270,7 +270,7 @@ def test_passages_split_by_document_in_a_seeded_order(tmp_path, tokenizer):
     assert len({r["id"] for r in train + test}) == len(train + test)
     assert all(200 <= r["n_chars"] <= 800 for r in test)
     other = sample(tmp_path, tokenizer, "--input", plain, "--passages", code=1)
-    assert "made with other settings" in one_error_line(other)
+    assert "was made with other settings" in one_error_line(other)
     sample(tmp_path / "z", tokenizer, "--input", tmp_path / "in.jsonl.gz", *options, "--train", 5)
     assert read_jsonl(tmp_path / "z/out/train.jsonl") == train[:5]
 
