@@ -114,6 +114,23 @@ def test_ctrl_c_says_how_to_go_on(extracts, endpoint):
     assert read_jsonl(extracts / "replies/train.jsonl")
 
 
+def test_a_second_ctrl_c_leaves_what_is_in_flight(extracts, endpoint):
+    server = endpoint(delay=20)
+    environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY}
+    process = start_stage(STAGE, *options(extracts, "--concurrency", 2), **environment)
+    while len(server.headers) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None  # it waits for the two
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=15)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "waiting for 2 replies in flight" in out + err
+    unaccounted = extracts / "replies/.train.unaccounted_usd"
+    assert float(unaccounted.read_text()) > 0.004  # two worst cases, which may yet be charged
+
+
 @pytest.mark.parametrize(
     ("status", "message", "said"),
     [
