@@ -27,7 +27,7 @@ demo: setup _demo_models
     step "2/9 extracts"
     {{ python }} -m data_prep.sample_extracts --input $data/wikipedia.jsonl --output $data/extracts \
         --tokenizer models/smollm2-135m-instruct --passages --min-tokens 100 --max-tokens 220 \
-        --min-chars 450 --max-chars 950 --train 120 --test 48
+        --min-chars 450 --max-chars 950 --train 120 --test 52
     step "3/9 replies of the extractive teacher"
     {{ python }} -m demo.serve_teacher -- {{ python }} -m data_prep.generate_replies \
         --extracts $data/extracts --output $data/replies --model extractive-lexrank --concurrency 2
