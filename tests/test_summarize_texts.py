@@ -93,11 +93,11 @@ def pipe(shell: str, **env) -> subprocess.CompletedProcess:
 
 def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
     long = " ".join(map(str, range(500)))
-    result = pipe(f"echo {long} | $RUN - {texts} --model {adapter} --max-prompt-tokens 70")
+    result = pipe(f"echo {long} | $RUN - {texts} --model {adapter} --max-prompt-tokens 200")
     heads = [line for line in result.stdout.splitlines() if line.startswith("==>")]
     assert heads == ["==> stdin <==", "==> a.txt <==", "==> sub/b.md <=="]
     (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning")]
-    assert "stdin: its last" in warning and "do not fit into 70" in warning
+    assert "stdin: its last" in warning and "do not fit into 200" in warning
 
 
 def test_a_reader_that_leaves_early_is_no_failure(adapter, texts):
