@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from data_prep.ask_teacher import ask_all, teacher_options, without_reply
 from data_prep.batch_teacher import ask_batch
+from data_prep.clean_documents import share_of
 from data_prep.endpoint import (
     BYTES_A_TOKEN,
     PRICES,
@@ -28,7 +29,6 @@ from data_prep.endpoint import (
 )
 from data_prep.parse_reply import ParseError, parse_reply
 from data_prep.records import UserError, positive, read_records, run, script_parser
-from data_prep.sample_extracts import share_of
 from prompts import render, template_sha
 
 ORIGINAL, BALANCED = "summarize/teacher.jinja", "summarize/teacher_balanced.jinja"

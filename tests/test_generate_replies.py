@@ -6,8 +6,8 @@ import time
 import pytest
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 
+from data_prep.clean_documents import share_of
 from data_prep.generate_replies import to_request
-from data_prep.sample_extracts import share_of
 from prompts import render, template_sha
 
 STAGE = "data_prep.generate_replies"
