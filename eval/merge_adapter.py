@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
 from data_prep.records import UserError, file_sha, is_made, mark_made, replacing, run, script_parser
+from eval.systems import base_of_adapter
 
 ADAPTER = "adapter_model.safetensors"
 LLAMA_CPP = "llama-cpp-python==0.3.36"  # its source package carries llama.cpp's converter (MIT)
@@ -25,10 +26,18 @@ PROBE = "The harbour was built in 1823 and protects the market square from the s
 
 
 def merge_settings(config: RunConfig) -> dict:
-    """What merged/made.json records: base and adapter. Raises UserError if there is no adapter."""
+    """What merged/made.json records: base and adapter.
+
+    Raises UserError if there is no adapter, or one of another base.
+    """
     if not (config.output_dir / ADAPTER).is_file():
         raise UserError(
             f"no adapter in {config.output_dir}; train it with `just train {config.path.stem}`"
+        )
+    if (base := base_of_adapter(config.output_dir)) != config.base_model:
+        raise UserError(
+            f"{config.output_dir} holds an adapter of {base}, and {config.path.name} names "
+            f"the base {config.base_model}"
         )
     return {
         "base_model": config.base_model,

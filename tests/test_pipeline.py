@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
-from datasets import load_dataset
+from datasets import load_dataset, load_from_disk
 from safetensors.torch import load_file
 
 from axolotl_configs.plot_curves import read_history
@@ -338,6 +338,35 @@ def test_the_run_leaves_its_curves(trained):
     history = read_history(output)
     assert list(history.index) == [1, 2] and "rewards/margins" in history
     assert (output / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_adapter_of_another_base_is_not_merged(trained, tmp_path):
+    _, config, _ = trained
+    (tmp_path / "config.json").write_text("{}")
+    settings = yaml.safe_load(config.read_text()) | {"base_model": str(tmp_path)}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(settings))
+    line = one_error_line(run_stage("eval.merge_adapter", tmp_path / "other.yaml", code=1))
+    assert "holds an adapter of" in line and "names the base" in line
+
+
+def test_changed_data_under_the_same_name_is_trained_on_not_a_prepared_copy(prepared, trained):
+    """axolotl's own cache knows a dataset by its path, not by its content."""
+    folder, config = prepared
+    rows = folder / "data/plain/train.jsonl"
+    pairs = load_dataset(str(folder / "data/hub"), split="train").to_list()
+    settings = yaml.safe_load(config.read_text()) | {
+        "output_dir": str(folder / "outputs/changed"),
+        "dataset_prepared_path": str(folder / "outputs/changed/prepared"),
+        "max_steps": 1,
+    }
+    settings["datasets"][0]["path"] = str(rows.parent)
+    changed = config.with_name("changed.yaml")
+    changed.write_text(yaml.safe_dump(settings))
+    for n in (6, 4):
+        write_jsonl(rows, pairs[:n])
+        train(changed)
+        (ready,) = (folder / "outputs/changed/prepared").glob("*/dataset_info.json")
+        assert len(load_from_disk(ready.parent)) == n
 
 
 def test_other_settings_move_the_old_run_aside_and_a_failure_is_one_line(trained):
