@@ -36,8 +36,8 @@ def merge_settings(config: RunConfig) -> dict:
         )
     if (base := base_of_adapter(config.output_dir)) != config.base_model:
         raise UserError(
-            f"{config.output_dir} holds an adapter of {base}, and {config.path.name} names "
-            f"the base {config.base_model}"
+            f"the adapter in {config.output_dir} is for the base {base}, but {config.path} names "
+            f"{config.base_model}; `just train {config.path.stem}` trains anew"
         )
     return {
         "base_model": config.base_model,

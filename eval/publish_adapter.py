@@ -39,12 +39,7 @@ def check_adapter(config: RunConfig) -> dict:
     """The adapter's own config. Raises UserError if there is none or it is not of this config."""
     merge_settings(config)
     adapter = json.loads((config.output_dir / ADAPTER_CONFIG).read_text())
-    base, again = adapter["base_model_name_or_path"], f"`just train {config.path.stem}` trains anew"
-    if base != config.base_model:
-        raise UserError(
-            f"the adapter in {config.output_dir} is for the base {base}, "
-            f"but {config.path} names {config.base_model}; {again}"
-        )
+    again = f"`just train {config.path.stem}` trains anew"
     if not (config.output_dir / "made.json").exists():
         warn(f"{config.output_dir} has no made.json: nothing tells that this config trained it")
     elif not is_made(config.output_dir, inputs_of(config)):
