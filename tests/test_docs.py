@@ -11,6 +11,7 @@ from conftest import ROOT, run_stage
 
 JUST = Path(sys.executable).with_name("just")
 README = (ROOT / "README.md").read_text()
+BOOK = (ROOT / "axolotl_configs/README.md").read_text()
 JUSTFILE = (ROOT / "Justfile").read_text()
 MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
 STAGES = sorted(
@@ -32,7 +33,7 @@ def named_paths(text: str) -> set[str]:
     return {f.rstrip(".") for f in found if f.split("/")[0] in roots and ("/" in f or "." in f)}
 
 
-@pytest.mark.parametrize("text", [README, JUSTFILE], ids=["README", "Justfile"])
+@pytest.mark.parametrize("text", [README, BOOK, JUSTFILE], ids=["README", "book", "Justfile"])
 def test_every_path_named_exists(text):
     paths = {p for p in named_paths(text) if not p.startswith(MADE_BY_RUNNING)}
     missing = [p for p in paths if not (ROOT / p).exists()]
@@ -41,14 +42,17 @@ def test_every_path_named_exists(text):
         assert len(paths) > 10
 
 
-@pytest.mark.parametrize("text", [README, JUSTFILE], ids=["README", "Justfile"])
+@pytest.mark.parametrize("text", [README, BOOK, JUSTFILE], ids=["README", "book", "Justfile"])
 def test_every_recipe_named_exists(text):
     named = set(re.findall(r"(?:`|^ +|^|&& |\.\.\. )just ([a-z][\w-]+)", text, re.MULTILINE))
     assert named and not named - recipes()
 
 
 def test_every_config_named_exists():
-    for name in re.findall(r"(?<![\w.-])[\w.-]+-(?:dpo|sft)[\w-]*lora\b", README + JUSTFILE):
+    pattern = r"(?<![\w.-])[\w.-]+-(?:dpo|sft|ipo|orpo|simpo)[\w-]*lora\b"
+    found = re.findall(pattern, README + BOOK + JUSTFILE)
+    assert len(found) > 20
+    for name in found:
         assert (ROOT / f"axolotl_configs/{name}.yaml").is_file(), name
 
 
