@@ -177,6 +177,12 @@ def ask_endpoint(
     if left := ask_all(requests, replies, options, f"{name} summaries"):
         raise UserError(f"{left} of {len(rows)} texts have no summary by {name}; run again")
     settings = {"model": system.model, "template": sha, "decoding": "temperature 0"}
-    wanted, kept = {row["id"] for row in rows}, ("id", "text", "finish_reason")
-    mine = (r for r in read_records(replies) if r["prompt_sha"] == sha and r["id"] in wanted)
-    write_records(path, ({k: r[k] for k in kept} | {"settings": settings} for r in mine))
+    wanted, made = {row["id"] for row in rows}, {"settings": settings}
+    write_records(
+        path,
+        (
+            made | {"id": r["id"], "text": r["text"].strip(), "finish_reason": r["finish_reason"]}
+            for r in read_records(replies)
+            if r["prompt_sha"] == sha and r["id"] in wanted
+        ),
+    )

@@ -117,6 +117,7 @@ OWN = {
     "qwen2-1.5b-dpo-sft-fsdp2-lora": {
         "adapter", "load_in_4bit", "plugins", "fsdp_version", "fsdp_config"
     },
+    "qwen2-1.5b-sft-qlora": {"plugins"},  # axolotl's own trainer casts no adapter
     "smollm2-135m-sft-lora": KERNELS,
 }  # fmt: skip
 
