@@ -151,7 +151,8 @@ def run_all(args: argparse.Namespace, rows: list[dict], scorer: BertScore) -> tu
         scores[name] = [measure(summarize(stem, base, template, rows, args), rows, scorer)]
     costs: dict[str, list[dict]] = {}
     for seed in args.seeds:
-        for recipe, parts in RECIPES.items():
+        for recipe in args.recipes:
+            parts = RECIPES[recipe]
             config, cost = None, {}
             for stem, part in parts.items():
                 config = derive_config(stem, part, seed, after=config)
@@ -224,6 +225,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     option = parser.add_argument
     option("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    option("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     option("--n", type=positive, help="only the first N held-out texts")
     option("--max-new-tokens", type=positive, default=96, help="longest summary")
     option("--batch-size", type=positive, default=26, help="texts at once")
