@@ -336,7 +336,7 @@ def test_a_config_for_a_gpu_says_so_where_there_is_none(trained):
 def test_the_run_leaves_its_curves(trained):
     _, _, output = trained
     history = read_history(output)
-    assert list(history.index) == [1, 2] and "rewards/margins" in history
+    assert list(history.index)[:2] == [1, 2] and "rewards/margins" in history
     assert (output / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 

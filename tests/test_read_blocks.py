@@ -278,7 +278,7 @@ class RangeHub(Hub):
 def test_files_of_a_hub_dataset(tmp_path, tokenizer):
     hub = RangeHub()
     lines = "".join(json.dumps(row) + "\n" for row in documents(50)).encode()
-    hub.repos["datasets/me/docs"] = {"one.jsonl": lines, "two.jsonl": lines, "card.md": b""}
+    hub.put("datasets/me/docs", {"one.jsonl": lines, "two.jsonl": lines, "card.md": b""})
     hub.private["datasets/me/docs"] = True
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
     for name, path in (
