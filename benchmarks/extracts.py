@@ -23,6 +23,7 @@ from pathlib import Path
 import orjson
 import psutil
 
+from data_prep.clean_documents import has_prose, mend
 from data_prep.sample_extracts import make_plan, parse_options, run_tasks
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,9 @@ def generate(path: Path, size: int) -> None:
             while file.tell() < end:
                 n = int(draw.lognormvariate(0, sigma) * median / 6.2)  # characters a word, here
                 start = draw.randrange(len(words))
-                text = "".join(words[start : start + n]).strip()
+                text, _ = mend("".join(words[start : start + n]))  # the plain way cleans nothing
+                if not has_prose(text):
+                    continue
                 url = f"{source}/{file.tell()}"
                 meta = {"url": url, "source": source, "language": "en"}
                 file.write(json.dumps({"text": text, "meta": meta}) + "\n")

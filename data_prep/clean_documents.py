@@ -88,7 +88,7 @@ def mend(text: str) -> tuple[str, list[str]]:
 
 def has_prose(text: str) -> bool:
     """Whether enough of `text`, as it begins, is words, once LaTeX's formulas and such are out."""
-    text = text[:20_000]
+    text = text[:8_000]
     prose = NOT_PROSE.sub(" ", text) if "\\" in text else text
     letters = sum(map(len, re.findall(r"[^\W\d_]{2,}", prose)))
     return letters > LEAST_PROSE * sum(map(len, text.split()))

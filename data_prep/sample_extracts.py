@@ -258,7 +258,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--test-share", type=float, default=0.3, help="with --passages: documents for test")
     option("--seed", type=int, default=0, help="draws, orders and splits")
     option("--executor", choices=("local", "slurm", "ray"), default="local", help="datatrove's")
-    option("--tasks", type=positive, default=64, help="what a kill can lose: one task a worker")
+    option("--tasks", type=positive, default=16, help="what a kill can lose: one task a worker")
     option("--workers", type=positive, default=os.cpu_count(), help="tasks at a time")
     option("--retries", type=int, default=6, help="of a failed transfer, with growing pauses")
     option("--partition", default="cpu", help="with slurm")
