@@ -151,9 +151,9 @@ class TokenCounter:
         if not self.additive:
             number = self._counts([text])[0]
             return number if low < number < high else None
-        # A token covers a byte or more, and no more than the longest one (NFC shortens at most
-        # fourfold); every word begins a token.
-        if (text.isascii() and len(text) <= low) or len(text) > 4 * self.longest * high:
+        # A token covers a byte or more, of the text or of a space put before it, and no more than
+        # the longest one (NFC shortens at most fourfold); every word begins a token.
+        if (text.isascii() and len(text) < low) or len(text) > 4 * self.longest * high:
             return None
         if high < math.inf and len(text.split(None, int(high))) >= high:
             return None

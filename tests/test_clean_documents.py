@@ -189,6 +189,7 @@ def test_only_tokenizers_that_cut_at_single_spaces_are_taken_apart():
 @settings(deadline=None)
 @given(text=TEXTS, low=st.integers(0, 12), width=st.integers(1, 30))
 @example(text="the 's  12 \n (a)", low=0, width=30)
+@example(text="\t", low=1, width=2)  # a tokenizer that puts a space before makes two tokens of it
 def test_the_window_is_decided_as_by_tokenizing_whole_texts(name, text, low, width):
     number = plain_count(name, text)
     assert COUNTERS[name].count(text) == number
