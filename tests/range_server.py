@@ -69,8 +69,8 @@ class RangeServer:
                 request.send_header(name, value)
             request.end_headers()
             body = body[: len(body) // 2] if cut else body
+            self.sent += len(body)  # before the client can have all of it and look here
             request.wfile.write(body)
-            self.sent += len(body)
             request.close_connection = request.close_connection or cut
         except (BrokenPipeError, ConnectionResetError):
             request.close_connection = True
