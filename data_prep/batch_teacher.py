@@ -186,6 +186,7 @@ def ask_batch(requests: list[dict], path: Path, args: argparse.Namespace, label:
                 raise UserError(f"${left:,.2f} are left of the budget, too few for one request")
             state = start(missing[: len(costs)], path, args, costs[-1])
         else:
+            write_reasons(path, args.model, reasons)
             return 0
         try:
             reasons |= asyncio.run(run_batch(state, path, log, requests, args, label))

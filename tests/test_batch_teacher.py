@@ -189,3 +189,12 @@ def test_a_batch_that_failed_leaves_the_way_free(folder, status):
     assert f"ended as {status}" in result.stdout_text
     assert not (folder / "replies/train.batch.json").exists()
     assert len(read_jsonl(folder / "replies/train.missing.jsonl")) == 30
+
+
+def test_what_never_fits_the_window_is_told_though_no_batch_is_made(folder):
+    write_jsonl(folder / "extracts/train.jsonl", [{"id": "long", "text": "word " * 30_000}])
+    server = BatchServer()
+    ask(folder, server, "--batch", "--model", "Qwen/Qwen2-72B-Instruct")
+    (missing,) = read_jsonl(folder / "replies/train.missing.jsonl")
+    assert missing["id"] == "long" and "over the context of 32,768" in missing["reason"]
+    assert not server.batches
