@@ -6,6 +6,7 @@ outputs/<config>/eval. The page needs no network; every text in it is escaped.
 
 import base64
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -103,11 +104,34 @@ def group_table(result: dict, kind: str) -> pd.DataFrame:
     ).T.rename_axis(kind)
 
 
+def seed_table(result: dict) -> pd.DataFrame:
+    """Mean and range, over the systems that differ in a last -SEED alone, of what is compared."""
+    runs = defaultdict(list)
+    for system, values in result["systems"].items():
+        stem, _, seed = system.rstrip("/").rpartition("-")
+        if seed.isdigit():
+            runs[stem].append(values)
+    return pd.DataFrame(
+        {
+            stem: {"seeds": len(seeds)}
+            | {
+                TITLES[m]: f"{np.mean(v):.3f} [{min(v):.3f} to {max(v):.3f}]"
+                for m in COMPARED
+                if (v := [values[m] for values in seeds if m in values])
+            }
+            for stem, seeds in runs.items()
+            if len(seeds) > 1
+        }
+    ).T.rename_axis("mean [lowest to highest seed]")
+
+
 def tables(result: dict) -> dict[str, pd.DataFrame]:
     """All tables of scores.md and report.html by their heading."""
+    seeds = seed_table(result)
     return {
         "Scores": score_table(result, TITLES),
         "Differences": difference_table(result, {m: TITLES[m] for m in COMPARED}),
+        **({} if seeds.empty else {"Over seeds": seeds}),
         "More measures": score_table(result, MORE_TITLES | COUNTS),
         "All differences": difference_table(result, TITLES | MORE_TITLES).T.rename_axis("measure"),
         "By length": group_table(result, "characters"),

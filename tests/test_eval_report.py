@@ -184,3 +184,14 @@ def test_a_score_that_is_not_a_number_is_named(monkeypatch):
     row = {"id": "t7", "text": "A text.", "reference": "Text."}
     with pytest.raises(UserError, match="bertscore_p of text t7 is not a number"):
         score_system([{"text": "A."}], [row], Broken(), None)
+
+
+def test_runs_that_differ_in_the_seed_are_told_with_their_spread():
+    from eval.build_report import seed_table
+
+    scores = {"base": 0.5, "outputs/a-42": 0.6, "outputs/a-43": 0.9, "outputs/b-42": 0.7}
+    systems = {name: {"bertscore_f1": f1, "rouge_l": f1 / 2} for name, f1 in scores.items()}
+    table = seed_table({"systems": systems})
+    assert list(table.index) == ["outputs/a"] and table["seeds"].tolist() == [2]
+    assert table["BERTScore F1"].tolist() == ["0.750 [0.600 to 0.900]"]
+    assert seed_table({"systems": {"base": {"bertscore_f1": 0.5}}}).empty
