@@ -6,25 +6,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from axolotl_configs.run_config import RunConfig
+from axolotl_configs.run_config import RunConfig, load_rows
 from data_prep.records import UserError, warn
 
 PREFERENCE = ("dpo", "ipo", "orpo", "simpo", "kto")
-
-
-def load_train_rows(config: RunConfig):
-    """The rows of the config's dataset entry, as axolotl loads them. Raises UserError."""
-    from datasets import load_dataset
-
-    entry = config.settings["datasets"][0]
-    try:
-        return load_dataset(
-            entry["path"], entry.get("name"), split=entry["split"], revision=entry.get("revision")
-        )
-    except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
-        raise UserError(
-            f"cannot load {entry['split']} of {entry['path']}: {' '.join(str(error).split())[:200]}"
-        ) from None
 
 
 def row_lengths(rows, tokenizer) -> list[int]:
@@ -56,9 +41,7 @@ def check_rows_fit(config: RunConfig) -> int:
     """
     from transformers import AutoTokenizer
 
-    rows, limit = load_train_rows(config), config.settings["sequence_len"]
-    if not len(rows):
-        raise UserError(f"the dataset {config.dataset} has no training rows")
+    rows, limit = load_rows(config), config.settings["sequence_len"]
     tokenizer = AutoTokenizer.from_pretrained(config.base_model, revision=config.base_revision)
     lengths = row_lengths(rows, tokenizer)
     ids = rows["id"] if "id" in rows.column_names else list(map(str, range(len(rows))))

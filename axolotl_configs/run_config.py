@@ -87,6 +87,26 @@ def check_first_adapter(config: RunConfig) -> None:
         )
 
 
+def load_rows(config: RunConfig, split: str | None = None):
+    """The rows of a split of the config's dataset; without `split`, those that it trains on.
+
+    Raises UserError if they cannot be had, or there are none.
+    """
+    from datasets import load_dataset
+
+    check_dataset(config.dataset)
+    entry = config.settings["datasets"][0]
+    name, split = (None, split) if split else (entry.get("name"), entry.get("split", "train"))
+    try:
+        rows = load_dataset(config.dataset, name, split=split, revision=config.dataset_revision)
+    except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot load the {split} split of {config.dataset}: {said}") from None
+    if not len(rows):
+        raise UserError(f"the {split} split of {config.dataset} is empty")
+    return rows
+
+
 def fingerprint(model: str) -> str:
     """What tells two states of a model apart: its name, and its weights if they are local."""
     weights = sorted(Path(model).glob("*.safetensors"))

@@ -23,6 +23,7 @@ from pathlib import Path
 import orjson
 import psutil
 
+from benchmarks.demo import resident_bytes
 from data_prep.clean_documents import has_prose, mend
 from data_prep.sample_extracts import make_plan, parse_options, run_tasks
 
@@ -109,13 +110,7 @@ def measured(*command: object) -> tuple[float, float]:
         stderr=subprocess.DEVNULL,
     )
     while process.poll() is None:
-        total = 0
-        for one in [process, *process.children(recursive=True)]:
-            try:
-                total += one.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-        peak = max(peak, total)
+        peak = max(peak, resident_bytes(process))
         time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"failed: {command}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from axolotl_configs.run_config import RunConfig, check_dataset, check_model_folder
+from axolotl_configs.run_config import RunConfig, check_model_folder, load_rows
 from data_prep.records import UserError, positive, read_records, script_parser, write_records
 from prompts import render, template_sha
 
@@ -84,15 +84,6 @@ def summaries_path(config: RunConfig, name: str) -> Path:
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
     """[{id, source, text, reference}] of the first `n` test documents, in the dataset's order."""
-    from datasets import load_dataset
-
-    check_dataset(config.dataset)
-    try:
-        rows = load_dataset(config.dataset, split="test", revision=config.dataset_revision)
-    except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
-        raise UserError(
-            f"cannot load the test split of {config.dataset}: {' '.join(str(error).split())[:200]}"
-        ) from None
     rows = [
         {
             "id": r["id"],
@@ -100,10 +91,8 @@ def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
             "text": r["prompt"][-1]["content"],
             "reference": r["chosen"][-1]["content"],
         }
-        for r in rows
+        for r in load_rows(config, "test")
     ][:n]
-    if not rows:
-        raise UserError(f"the test split of {config.dataset} is empty")
     if bare := [row["id"] for row in rows if not row["reference"].strip()]:
         raise UserError(f"{len(bare)} test documents of {config.dataset} lack a reference: {bare}")
     return rows
