@@ -25,17 +25,20 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 C0 = bytes({*range(32), 127} - {9, 10})
 TAIL_SECTIONS = "See also|References|External links|Further reading|Notes|Bibliography"
 TAIL_HEADING = rf"(?:{TAIL_SECTIONS})[ \t]*"
-HEADING_MARKS = [f"\n{s}".encode() for s in TAIL_SECTIONS.split("|")] + [b"\n==", b"section"]
-EMPTY_SECTION = re.compile(  # a heading with another of its rank, or the end, right behind it
-    rf"(?<=\n){TAIL_HEADING}(?:\n\s*)?(?={TAIL_HEADING}(?:\n|\Z)|\Z)"
-    r"|(?<=\n)(={2,6})[^=\n]+\1\s*(?=\1[^=]|\Z)"
-    r"|(\\(?:sub)*section)\*?\{[^\n]*\}\s*(?=\2\*?\{|\Z)"
-)
+EMPTY_SECTIONS = {  # headings with another of their rank, or the end, right behind them
+    re.compile(pattern): rest  # each begins with a character, which `re` finds fast
+    for pattern, rest in {
+        rf"\n(?:{TAIL_HEADING}(?:\n\s*)?(?={TAIL_HEADING}(?:\n|\Z)|\Z))+": "\n",
+        r"\n(?:(={2,6})[^=\n]+\1\s*(?=\1[^=]|\Z))+": "\n",
+        r"(\\(?:sub)*section)\*?\{[^\n]*\}\s*(?=\1\*?\{|\Z)": "",
+    }.items()
+}
 NOT_PROSE = re.compile(
     r"(?<!\\)%.*|\\begin\{(equation|align|eqnarray|gather|multline|figure|table|tabular|picture"
     r"|verbatim|lstlisting|thebibliography|tikzpicture)(\*?)\}(?s:.*?)\\end\{\1\2\}"
     r"|\$\$?[^$]*\$\$?|\\[a-zA-Z]+\*?(?:\[[^\]]*\]|\{[^{}]*\})*"
 )
+WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as fast as \w
 LEAST_PROSE = 0.25  # letters in prose, as a share of all characters but white space
 PROBE = 'Two words, a (b) "c" 1 22 x. Y é ß 漢 字 -- ; \'s $x$ \\foo {a} _b_ 3.5 % end'
 LONGEST_REMEMBERED, MOST_REMEMBERED = 40, 200_000  # characters, words: some 30 MB
@@ -80,9 +83,10 @@ def mend(text: str) -> tuple[str, list[str]]:
     if b"\xc2" in raw or len(raw.translate(None, C0)) < len(raw):
         text, n = CONTROL.subn("", text)
         mended += ["control characters"] * bool(n)
-    if any(mark in raw for mark in HEADING_MARKS):
-        text, n = EMPTY_SECTION.subn("", text)
-        mended += ["empty section"] * bool(n)
+    headed = text
+    for pattern, rest in EMPTY_SECTIONS.items():
+        text = pattern.sub(rest, text)
+    mended += ["empty section"] * (text != headed)
     return text.strip(), mended
 
 
@@ -90,8 +94,8 @@ def has_prose(text: str) -> bool:
     """Whether enough of `text`, as it begins, is words, once LaTeX's formulas and such are out."""
     text = text[:8_000]
     prose = NOT_PROSE.sub(" ", text) if "\\" in text else text
-    letters = sum(map(len, re.findall(r"[^\W\d_]{2,}", prose)))
-    return letters > LEAST_PROSE * sum(map(len, text.split()))
+    letters = sum(map(len, WORD.findall(prose)))
+    return letters > LEAST_PROSE * len("".join(text.split()))
 
 
 def to_document(record: dict) -> dict | str:
@@ -157,20 +161,24 @@ class TokenCounter:
             return None
         if high < math.inf and len(text.split(None, int(high))) >= high:
             return None
-        # A space beside other white space may belong to the piece before it.
-        uneven = re.search(r"\s | \s", text)
-        first, *words = re.split(r"(?<=\S) (?=\S)", text) if uneven else text.split(" ")
-        sure = sum(map(self.known.get, words, repeat(0)))
+        first, *words = text.split(" ")
         new = [word for word in words if word not in self.known]
+        # A space beside other white space may belong to the piece before it; no such word is known.
+        if first[-1:].isspace() or any(word.strip() != word or not word for word in new):
+            first, *words = re.split(r"(?<=\S) (?=\S)", text)
+            new = [word for word in words if word not in self.known]
+        sure = sum(map(self.known.get, words, repeat(0)))
         most = sum(len(word) * (1 if word.isascii() else 12) + 1 for word in [first, *new])
         if sure + len(new) >= high or sure + most <= low:
             return None
         fresh = list(set(new))
-        counts = dict(zip(fresh, self._counts([f" {word}" for word in fresh]), strict=True))
-        number = sure + self._counts([first])[0] + sum(map(counts.__getitem__, new))
+        begins, *found = self._counts([first, *(f" {word}" for word in fresh)])
+        counts = dict(zip(fresh, found, strict=True))
+        number = sure + begins + sum(map(counts.__getitem__, new))
         if len(self.known) > MOST_REMEMBERED:
             self.known.clear()
-        self.known |= {w: n for w, n in counts.items() if len(w) <= LONGEST_REMEMBERED}
+        plain = (w for w in counts if len(w) <= LONGEST_REMEMBERED and not w[-1].isspace())
+        self.known |= {word: counts[word] for word in plain}
         return number if low < number < high else None
 
     def _counts(self, texts: list[str]) -> list[int]:

@@ -70,6 +70,7 @@ def test_ids_are_stable_and_differ_by_key_not_by_text():
         ("a\r\nb\rc\td", "a\nb\nc\td", []),
         ("a\x00b\x1b\x9f c\x0cd", "ab c\nd", ["control characters"]),
         ("Body.\n\nReferences\n\nExternal links\n", "Body.", ["empty section"]),
+        ("Body.\nSee also\nNotes\nReferences\nA.", "Body.\nReferences\nA.", ["empty section"]),
         ("Body.\n\nReferences\n\nA book.", "Body.\n\nReferences\n\nA book.", []),
         ("Body.\n== A ==\n\n== B ==\nText.", "Body.\n== B ==\nText.", ["empty section"]),
         ("Body.\n== A ==\n=== B ===\nText.", "Body.\n== A ==\n=== B ===\nText.", []),
@@ -104,7 +105,14 @@ def test_shells_without_prose_are_told(text):
 
 
 @pytest.mark.parametrize(
-    "text", [PAPER, "A plain sentence.", "Q: `for i in x: print(i)`\n\nA: yes"]
+    "text",
+    [
+        PAPER,
+        "A plain sentence.",
+        "Q: `for i in x: print(i)`\n\nA: yes",
+        "Es war spät.",
+        "Мир и 平和",
+    ],
 )
 def test_prose_is_told(text):
     assert has_prose(text)
@@ -149,7 +157,9 @@ def train(pre_tokenizer, normalizer=None) -> Tokenizer:
     )
     prose = (ROOT / "prompts/summarize/teacher.jinja").read_text()
     code = (ROOT / "benchmarks/pairs.py").read_text()
-    tokenizer.train_from_iterator([prose, code, "a  b   c\n\n\n\t\td .\n\n\n"], trainer)
+    tokenizer.train_from_iterator(
+        [prose, code, "a  b   c\n\n\n\t\td .\n\n\n", "one\n the " * 99], trainer
+    )
     return tokenizer
 
 
@@ -163,6 +173,11 @@ TOKENIZERS = {
         normalizers.NFC(),
     ),
     "SmolLM2": train(pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level()])),
+    "space before words": train(
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(r"\s*\S+"), "isolated"), byte_level(regex=False)]
+        )
+    ),
     "whole text": train(byte_level(regex=False)),
     "lower case": train(byte_level(), normalizers.Lowercase()),
 }
@@ -182,7 +197,7 @@ def plain_count(name: str, text: str) -> int:
 
 def test_only_tokenizers_that_cut_at_single_spaces_are_taken_apart():
     fast = [name for name, counter in COUNTERS.items() if counter.additive]
-    assert fast == ["GPT-2", "prefix space", "Qwen2", "SmolLM2"]
+    assert fast == ["GPT-2", "prefix space", "Qwen2", "SmolLM2", "space before words"]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -204,6 +219,12 @@ def test_what_is_remembered_is_bounded(monkeypatch):
         text = " ".join(f"w{i}" for i in range(start, start + 60)) + " " + "x" * 1000
         assert counter.count(text) == plain_count("Qwen2", text)
         assert len(counter.known) <= 160
+
+
+def test_a_word_remembered_from_the_end_of_a_text_hides_no_white_space():
+    for text in ("the one\n", "the one\n the"):
+        number = plain_count("space before words", text)
+        assert COUNTERS["space before words"].count(text) == number
 
 
 def test_long_texts_are_decided_with_no_tokenizing():
