@@ -169,18 +169,21 @@ def run_all(args: argparse.Namespace, rows: list[dict], scorer: BertScore) -> tu
 
 def tables(scores: dict[str, list[pd.DataFrame]], costs: dict[str, list[dict]]) -> str:
     """The comparison as two Markdown tables, best recipe first."""
-    means = {name: sum(frames) / len(frames) for name, frames in scores.items()}
-    order = sorted(means, key=lambda name: -means[name]["f1"].mean())
+    runs = {
+        name: {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+        for name, frames in scores.items()
+    }
+    order = sorted(runs, key=lambda name: -runs[name]["f1"].mean())
     lines = []
     for name in order:
         line = {"system": name}
         for key, title in MEASURES.items():
-            _, low, high = paired_bootstrap(means[name][key], np.zeros(len(means[name])))
-            line[f"{title} [95%]"] = f"{means[name][key].mean():.3f} [{low:.3f}, {high:.3f}]"
-        seeds = [frame["f1"].mean() for frame in scores[name]]
+            mean, low, high = paired_bootstrap(runs[name][key], np.zeros(1))
+            line[f"{title} [95%]"] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        seeds = runs[name]["f1"].mean(axis=1)
         line["F1 by seed"] = ", ".join(f"{s:.3f}" for s in seeds) if len(seeds) > 1 else ""
-        line["length ratio"] = f"{means[name]['length_ratio'].mean():.2f}"
-        line["repetition"] = f"{means[name]['repetition'].mean():.3f}"
+        line["length ratio"] = f"{runs[name]['length_ratio'].mean():.2f}"
+        line["repetition"] = f"{runs[name]['repetition'].mean():.3f}"
         for key, title in (("seconds", "wall s"), ("cpu_seconds", "CPU s")):
             spent = [cost[key] for cost in costs.get(name, []) if cost]
             line[title] = f"{np.mean(spent):.0f}" if spent else ""
@@ -188,7 +191,7 @@ def tables(scores: dict[str, list[pd.DataFrame]], costs: dict[str, list[dict]]) 
     best = next(name for name in order if name in RECIPES)
     differences = {
         f"{best} minus {name}": {
-            title: INTERVAL.format(*paired_bootstrap(means[best][key], means[name][key]))
+            title: INTERVAL.format(*paired_bootstrap(runs[best][key], runs[name][key]))
             for key, title in MEASURES.items()
         }
         for name in order
@@ -207,15 +210,14 @@ def plot(scores: dict[str, list[pd.DataFrame]], path: Path) -> None:
     order = sorted(scores, key=lambda name: np.mean([f["f1"].mean() for f in scores[name]]))
     figure, axes = plt.subplots(figsize=(7, 0.45 * len(order) + 1.2), layout="constrained")
     for y, name in enumerate(order):
-        values = sum(scores[name])["f1"] / len(scores[name])
-        mean, low, high = paired_bootstrap(values, np.zeros(len(values)))
+        runs = [frame["f1"] for frame in scores[name]]
+        mean, low, high = paired_bootstrap(runs, np.zeros(1))
         axes.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="s", color="C0", capsize=3)
-        if len(scores[name]) > 1:
-            seeds = [frame["f1"].mean() for frame in scores[name]]
-            axes.plot(seeds, [y + 0.2] * len(seeds), ".", color="C1")
+        if len(runs) > 1:
+            axes.plot(np.mean(runs, axis=1), [y + 0.2] * len(runs), ".", color="C1")
     axes.plot([], [], ".", color="C1", label="one seed")
     axes.set_yticks(range(len(order)), order)
-    axes.set_xlabel("BERTScore F1 (raw); bars: 95% bootstrap interval over texts")
+    axes.set_xlabel("BERTScore F1 (raw); bars: 95% bootstrap interval over texts and seeds")
     axes.legend(loc="lower right")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
@@ -243,8 +245,8 @@ def main() -> None:
     note = (
         f"`just compare --seeds {' '.join(map(str, args.seeds))}`, {datetime.now(UTC).date()}, "
         f"commit {commit()}, n = {len(rows)} held-out texts, dataset {data[0]}, "
-        f"{args.threads} threads, {scorer.scorer.hash}. Intervals: paired bootstrap over texts, "
-        "10,000 resamples, of the mean over seeds."
+        f"{args.threads} thread(s), {scorer.scorer.hash}. Intervals: paired bootstrap over texts "
+        "and seeds, 10,000 resamples."
     )
     args.output.mkdir(exist_ok=True)
     plot(scores, args.output / "recipes.png")

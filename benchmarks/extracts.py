@@ -6,7 +6,7 @@ the tasks of data_prep.sample_extracts, up to the candidates on disk; the plain 
 load_dataset("json") and a filter that calls the tokenizer. Prints MB/s of file, the ratios, peak
 memory, whether the kept sets are identical; then the whole command, duplicates and report included.
 
-    python -m benchmarks.extracts --mb 200
+    python -m benchmarks.extracts --mb 600
 """
 
 import argparse
@@ -151,7 +151,7 @@ def compare(folder: Path, size: int, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mb", type=int, default=200, help="MB of documents (default: 200)")
+    parser.add_argument("--mb", type=int, default=600, help="MB of documents (default: 600)")
     parser.add_argument("--documents", type=Path, help="folder of *.jsonl (default: generated)")
     parser.add_argument("--tokenizer", default=TOKENIZER, help=f"folder (default: {TOKENIZER})")
     parser.add_argument("--way", nargs=5, help=argparse.SUPPRESS)
