@@ -1,6 +1,11 @@
 """What the trainer reads equals what inference sends, and every answer ends its turn once."""
 
+import shutil
+from pathlib import Path
+
+import axolotl.utils.chat_templates
 import pytest
+from axolotl.loaders.tokenizer import load_tokenizer
 from axolotl.prompt_strategies.chat_template import load as load_sft
 from axolotl.prompt_strategies.dpo.chat_template import default
 from axolotl.prompt_strategies.orpo import load as load_orpo
@@ -146,3 +151,28 @@ def test_a_long_text_is_cut_at_its_end_to_fit(tokenizer):
     length = len(tokenizer(prompt, add_special_tokens=False).input_ids)
     assert cut > 0 and 290 <= length <= 300
     assert prompt.endswith(whole[-20:]) and "word0 word1" in prompt
+
+
+def test_a_template_that_thinks_is_replaced_on_both_sides_by_chatml(tmp_path, tiny_qwen2):
+    """As axolotl_configs/README.md says of Qwen3: the run keeps the template it trained with."""
+    base = shutil.copytree(tiny_qwen2, tmp_path / "base")
+    thinking = Path(axolotl.utils.chat_templates.__file__).with_name("templates") / "qwen3.jinja"
+    (base / "chat_template.jinja").write_text(thinking.read_text())
+    names = {"base_model": str(base), "base_model_config": str(base), "tokenizer_config": str(base)}
+    config = DictDefault({**CONFIG, **names, "chat_template": "chatml", "sequence_len": 4096})
+    trained = load_tokenizer(config)
+    trained.save_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    pair = pair_of("A text.\n\nOf two parts.", "Short one.", "Longer one.")
+    sent, _ = build_prompt(tokenizer, pair["prompt"], None, 4096)
+    transform, _ = default(config)
+    rows = transform(to_row(pair, "train"), tokenizer=trained)
+    assert rows["prompt"] == sent and rows["chosen"] == "Short one.<|im_end|>"
+    entry = DictDefault({"type": "chat_template", "field_messages": "messages"})
+    row = load_sft(trained, config | {"datasets": [entry]}, ds_cfg=entry).tokenize_prompt(
+        to_sft_row(pair)
+    )
+    assert tokenizer.decode(row["input_ids"]).rstrip() == sent + rows["chosen"]
+    assert "<think>" in AutoTokenizer.from_pretrained(base).apply_chat_template(
+        to_sft_row(pair)["messages"], tokenize=False
+    )
