@@ -32,7 +32,7 @@ def script_parser(doc: str) -> argparse.ArgumentParser:
 def positive(text: str) -> int:
     """A whole number over 0, for argparse."""
     if (number := int(text)) < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text} is not over 0")
     return number
 
 

@@ -235,7 +235,7 @@ def write_report(folder: Path, splits: dict, counts: Counter, facts: dict) -> No
 def fraction(text: str) -> float:
     """A number over 0 and up to 1, for argparse."""
     if not 0 < (number := float(text)) <= 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text} is not over 0 and up to 1")
     return number
 
 
