@@ -6,12 +6,14 @@ DPO: half of them by SFT, the other half by DPO). What is trained or summarized 
 again, so a stopped comparison goes on where it was.
 
     python -m benchmarks.compare --seeds 42 43 44
+    python -m benchmarks.compare --configs qwen2-1.5b-{}-qlora   # on a GPU, at full size
 """
 
 import argparse
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -48,17 +50,15 @@ import matplotlib.pyplot as plt
 
 CONFIGS = Path("axolotl_configs")
 OUTPUT = Path("outputs/compare")
-# In the table -> the configs trained one after the other, each with its part of the examples.
+STUDENT = "smollm2-135m-{}-lora"
+# In the table -> the methods trained one after the other, each with its part of the examples.
 RECIPES = {
-    "SFT": {"smollm2-135m-sft-lora": "train"},
-    "DPO": {"smollm2-135m-dpo-lora": "train"},
-    "DPO+SFT": {"smollm2-135m-dpo-sft-lora": "train"},
-    "SFT then DPO": {
-        "smollm2-135m-sft-lora": "train[:50%]",
-        "smollm2-135m-sft-then-dpo-lora": "train[50%:]",
-    },
-    "ORPO": {"smollm2-135m-orpo-lora": "train"},
-    "SimPO": {"smollm2-135m-simpo-lora": "train"},
+    "SFT": {"sft": "train"},
+    "DPO": {"dpo": "train"},
+    "DPO+SFT": {"dpo-sft": "train"},
+    "SFT then DPO": {"sft": "train[:50%]", "sft-then-dpo": "train[50%:]"},
+    "ORPO": {"orpo": "train"},
+    "SimPO": {"simpo": "train"},
 }
 TOLD_BASE = "base, told to summarize"
 UNTRAINED = {"base, bare text": None, TOLD_BASE: TOLD}
@@ -68,7 +68,7 @@ MEASURES = {"f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
 
 def derive_config(stem: str, part: str, seed: int, after: RunConfig | None) -> RunConfig:
     """The recipe's config with this seed and part of the examples, going on from run `after`."""
-    settings = yaml.safe_load((CONFIGS / f"{stem}.yaml").read_text())
+    settings = load_run_config(CONFIGS / f"{stem}.yaml").settings
     name = f"{stem}-{seed}" if part == "train" else f"{stem}-half-{seed}"
     settings["datasets"][0]["split"] = part
     settings |= {
@@ -90,7 +90,8 @@ def train(config: RunConfig, threads: int) -> dict:
     fresh = not config.output_dir.exists()
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     stage = [sys.executable, "-m", "axolotl_configs.train_adapter", str(config.path)]
-    options = ["--cpu", "--num_cpu_threads_per_process", str(threads)]
+    cpu = ["--cpu", "--num_cpu_threads_per_process", str(threads)]
+    options = [] if torch.cuda.is_available() else cpu
     if subprocess.run([*stage, *options]).returncode:
         raise UserError(f"training {config.path} failed; see {config.output_dir / 'train.log'}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -105,19 +106,21 @@ def train(config: RunConfig, threads: int) -> dict:
     return json.loads(cost.read_text()) if cost.exists() else {}
 
 
-def summarize(name: str, model: str, template: str | None, rows: list[dict], args) -> list[str]:
+def summarize(
+    path: Path, config: RunConfig, model: str, template: str | None, rows: list[dict], args
+) -> list[str]:
     """The summaries of every row by a model or adapter folder, made where they are missing."""
-    path = OUTPUT / f"{name}.jsonl"
     with appending(path) as log:
         done = {record["id"] for record in read_records(path, ("id", "text"))}
         if missing := [row for row in rows if row["id"] not in done]:
-            model, tokenizer = load_model(model, None)
+            model, tokenizer = load_model(model, config.base_revision)
+            limit = args.max_prompt_tokens
             prompts = {
-                r["id"]: build_prompt(tokenizer, r["text"], template, 4096)[0] for r in missing
+                r["id"]: build_prompt(tokenizer, r["text"], template, limit)[0] for r in missing
             }
             ids = sorted(prompts, key=lambda i: len(prompts[i]))
             batches = [ids[i : i + args.batch_size] for i in range(0, len(ids), args.batch_size)]
-            for batch in tqdm(batches, desc=f"{name} summaries", unit="batch"):
+            for batch in tqdm(batches, desc=f"{path.stem} summaries", unit="batch"):
                 texts = [prompts[i] for i in batch]
                 outputs = generate_batch(model, tokenizer, texts, args.max_new_tokens)
                 for i, output in zip(batch, outputs, strict=True):
@@ -140,25 +143,28 @@ def measure(texts: list[str], rows: list[dict], scorer: BertScore) -> pd.DataFra
     )
 
 
-def run_all(args: argparse.Namespace, rows: list[dict], scorer: BertScore) -> tuple[dict, dict]:
+def run_all(
+    args: argparse.Namespace, base: RunConfig, rows: list[dict], scorer: BertScore
+) -> tuple[dict, dict]:
     """(system -> the scores of each seed, recipe -> the cost of each seed)."""
-    base = yaml.safe_load((CONFIGS / "smollm2-135m-sft-lora.yaml").read_text())["base_model"]
     words = float(np.mean([len(row["reference"].split()) for row in rows]))
     lead = [lead_sentences(row["text"], words) for row in rows]
     scores = {LEAD: [measure(lead, rows, scorer)]}
     for name, template in UNTRAINED.items():
-        stem = name.replace(", ", "-").replace(" ", "-")
-        scores[name] = [measure(summarize(stem, base, template, rows, args), rows, scorer)]
+        path = OUTPUT / f"{args.configs.format('base')}{'-told' * bool(template)}.jsonl"
+        made = summarize(path, base, base.base_model, template, rows, args)
+        scores[name] = [measure(made, rows, scorer)]
     costs: dict[str, list[dict]] = {}
     for seed in args.seeds:
         for recipe in args.recipes:
             parts = RECIPES[recipe]
             config, cost = None, {}
-            for stem, part in parts.items():
-                config = derive_config(stem, part, seed, after=config)
+            for method, part in parts.items():
+                config = derive_config(args.configs.format(method), part, seed, after=config)
                 spent = train(config, args.threads)
                 cost = {k: cost.get(k, 0) + v for k, v in spent.items()}
-            made = summarize(config.path.stem, str(config.output_dir), None, rows, args)
+            path = config.path.with_suffix(".jsonl")
+            made = summarize(path, config, str(config.output_dir), None, rows, args)
             scores.setdefault(recipe, []).append(measure(made, rows, scorer))
             costs.setdefault(recipe, []).append(cost)
             print(
@@ -226,10 +232,12 @@ def plot(scores: dict[str, list[pd.DataFrame]], path: Path) -> None:
 def main() -> None:
     parser = script_parser(__doc__)
     option = parser.add_argument
+    option("--configs", default=STUDENT, help="in axolotl_configs, {} for the method's name")
     option("--seeds", type=int, nargs="+", default=[42, 43, 44])
     option("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     option("--n", type=positive, help="only the first N held-out texts")
     option("--max-new-tokens", type=positive, default=96, help="longest summary")
+    option("--max-prompt-tokens", type=positive, default=4096, help="longer texts are cut")
     option("--batch-size", type=positive, default=26, help="texts at once")
     option("--threads", type=positive, default=os.cpu_count(), help="of training and generation")
     option("--encoder", default="models/minilm", help="BERTScore's encoder")
@@ -237,14 +245,15 @@ def main() -> None:
     option("--output", type=Path, default=Path("results"), help="folder of the table and the plot")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = load_run_config(CONFIGS / "smollm2-135m-dpo-sft-lora.yaml")
+    config = load_run_config(CONFIGS / f"{args.configs.format('dpo-sft')}.yaml")
     rows = load_test_rows(config, args.n)
     scorer = BertScore(args.encoder, args.encoder_layers, 32)
-    scores, costs = run_all(args, rows, scorer)
-    data = sorted(p.name for p in Path(config.dataset).rglob("train-*.parquet"))
+    scores, costs = run_all(args, config, rows, scorer)
+    local = sorted(path.name for path in Path(config.dataset).rglob("train-*.parquet"))
+    dataset = local[0] if local else config.dataset
     note = (
-        f"`just compare --seeds {' '.join(map(str, args.seeds))}`, {datetime.now(UTC).date()}, "
-        f"commit {commit()}, n = {len(rows)} held-out texts, dataset {data[0]}, "
+        f"`just {shlex.join(['compare', *sys.argv[1:]])}`, {datetime.now(UTC).date()}, "
+        f"commit {commit()}, n = {len(rows)} held-out texts, dataset {dataset}, "
         f"{args.threads} thread(s), {scorer.scorer.hash}. Intervals: paired bootstrap over texts "
         "and seeds, 10,000 resamples."
     )
