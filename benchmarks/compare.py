@@ -60,6 +60,7 @@ RECIPES = {
     "ORPO": {"orpo": "train"},
     "SimPO": {"simpo": "train"},
 }
+DEFAULT = "DPO+SFT"
 TOLD_BASE = "base, told to summarize"
 UNTRAINED = {"base, bare text": None, TOLD_BASE: TOLD}
 LEAD = "first sentences, no model"
@@ -196,12 +197,13 @@ def tables(scores: dict[str, list[pd.DataFrame]], costs: dict[str, list[dict]]) 
         lines.append(line)
     best = next(name for name in order if name in RECIPES)
     differences = {
-        f"{best} minus {name}": {
-            title: INTERVAL.format(*paired_bootstrap(runs[best][key], runs[name][key]))
+        f"{ours} minus {name}": {
+            title: INTERVAL.format(*paired_bootstrap(runs[ours][key], runs[name][key]))
             for key, title in MEASURES.items()
         }
+        for ours in dict.fromkeys([best, *({DEFAULT} & runs.keys())])
         for name in order
-        if name != best
+        if name not in (ours, best)
     }
     return "\n\n".join(
         [
