@@ -1,8 +1,10 @@
-"""Merge a trained adapter into its base model, in the precision the base was published in.
+"""Merge a trained adapter into the base it was trained on, in the precision that was published in.
 
-Reads outputs/<config>/ (the adapter axolotl wrote), writes outputs/<config>/merged. The adapter is
-added to the unquantized base: axolotl's default merge would round every matrix, the embeddings
-included, to 4 bits and back. Prints how far the merged logits are from those of base + adapter.
+Reads outputs/<config>/ (the adapter axolotl wrote), writes outputs/<config>/merged. Where the
+config trains on 4 bits, the layers it rounded are rounded alike and then put back into 16 bits, so
+that the adapter meets the weights it learned to correct (Dettmers et al., 2023, arXiv:2305.14314).
+axolotl's default merge would round the embeddings too. Prints how far the merged logits are from
+those of base + adapter as trained.
 With --gguf it also writes outputs/<config>/merged.gguf by llama.cpp's converter, which is fetched
 once from the package index into models/llama.cpp.
 
@@ -22,11 +24,16 @@ from eval.systems import base_of_adapter
 
 ADAPTER = "adapter_model.safetensors"
 LLAMA_CPP = "llama-cpp-python==0.3.36"  # its source package carries llama.cpp's converter (MIT)
+NF4 = {  # as axolotl loads the base of a QLoRA run
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
 PROBE = "The harbour was built in 1823 and protects the market square from the sea."
 
 
 def merge_settings(config: RunConfig) -> dict:
-    """What merged/made.json records: base and adapter.
+    """What merged/made.json records: base, its rounding and adapter.
 
     Raises UserError if there is no adapter, or one of another base.
     """
@@ -43,6 +50,7 @@ def merge_settings(config: RunConfig) -> dict:
         "base_model": config.base_model,
         "revision": config.base_revision,
         "adapter": file_sha(config.output_dir / ADAPTER),
+        **({"rounded to": "nf4"} if config.settings.get("load_in_4bit") else {}),
     }
 
 
@@ -53,7 +61,7 @@ def merge(config: RunConfig, merged: Path) -> None:
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -62,14 +70,19 @@ def merge(config: RunConfig, merged: Path) -> None:
 
     def logits(model) -> torch.Tensor:
         with torch.inference_mode():
-            return model.eval()(**inputs).logits.float()
+            return model.eval()(**inputs.to(model.device)).logits.float()
 
-    base = AutoModelForCausalLM.from_pretrained(
-        config.base_model, revision=config.base_revision, dtype="auto"
-    )
+    def load_base():
+        return AutoModelForCausalLM.from_pretrained(
+            config.base_model, revision=config.base_revision, dtype="auto", **rounded
+        )
+
+    four_bits = config.settings.get("load_in_4bit")
+    rounded = {"quantization_config": BitsAndBytesConfig(**NF4)} if four_bits else {}
+    wanted = logits(PeftModel.from_pretrained(load_base(), config.output_dir))
+    base = load_base().dequantize() if four_bits else load_base()
     untouched = logits(base)
     adapted = PeftModel.from_pretrained(base, config.output_dir)
-    wanted = logits(adapted)
     model = adapted.merge_and_unload(progressbar=True, safe_merge=True)
     gap, moved = ((logits(model) - x).abs().mean().item() for x in (wanted, untouched))
     print(f"mean logit gap to base + adapter: {gap:.2g}; the adapter moves logits by {moved:.2g}")

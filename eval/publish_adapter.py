@@ -177,6 +177,7 @@ def main() -> None:
         "repo": args.repo,
         "name": args.repo.split("/")[-1],
         "merged": args.merged,
+        "four_bits": bool(config.settings.get("load_in_4bit")),
         "scores": scores,
         "table": table(scores) if scores else "",
         "config": config.path.name,

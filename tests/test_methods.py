@@ -172,33 +172,32 @@ def test_the_adapter_of_a_4_bit_model_trains_in_32_bits_where_the_config_says_so
     )
 
 
-def test_an_adapter_trained_on_4_bits_merges_into_the_published_weights(runs, tiny_qwen2):
-    """The gap to base + adapter is the rounding of the 4-bit base that the merge leaves out."""
+def test_an_adapter_trained_on_4_bits_merges_into_the_weights_it_was_trained_on(runs, tiny_qwen2):
+    """The merged model is the trained one: no 4-bit rounding lies between the two."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     stem = "qwen2-1.5b-dpo-sft-qlora"
-    run_stage("eval.merge_adapter", runs / f"{stem}.yaml")
+    said = run_stage("eval.merge_adapter", runs / f"{stem}.yaml").stdout
     nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
     )
     ids = AutoTokenizer.from_pretrained(tiny_qwen2)("The harbour protects it.", return_tensors="pt")
 
     def logits(model):
-        with torch.inference_mode():
-            return model.eval()(**ids).logits
+        # In training mode, for bitsandbytes rounds to bf16 where a CPU infers; no dropout here.
+        return model.train()(**ids).logits.detach()
 
     base = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
     quantized = AutoModelForCausalLM.from_pretrained(tiny_qwen2, quantization_config=nf4)
     merged = AutoModelForCausalLM.from_pretrained(runs / stem / "merged")
-    rounding = (logits(base) - logits(quantized)).abs().mean()
+    bare = logits(quantized)
     adapted = logits(PeftModel.from_pretrained(quantized, runs / stem))
-    gap = (logits(merged) - adapted).abs().mean()
-    moved = (logits(merged) - logits(base)).abs().mean()
-    print(f"mean logit gap {gap:.3f}; 4-bit rounding {rounding:.3f}, adapter {moved:.3f}")
-    assert 0 < gap < 2 * rounding
-    exact = PeftModel.from_pretrained(base, runs / stem)
-    assert (logits(merged) - logits(exact)).abs().max() < 1e-3 * moved.clamp(min=1)
+    gap, moved = ((adapted - other).abs().mean() for other in (logits(merged), bare))
+    rounding = (logits(base) - bare).abs().mean()
+    print(f"mean logit gap {gap:.2g}; 4-bit rounding {rounding:.2g}, adapter {moved:.2g}")
+    assert gap < moved / 1000 and gap < rounding / 1000 and "mean logit gap" in said
+    assert "quantization_config" not in json.loads((runs / stem / "merged/config.json").read_text())
     embeddings = AutoModelForCausalLM.from_pretrained(tiny_qwen2).get_input_embeddings().weight
     assert torch.equal(merged.get_input_embeddings().weight, embeddings)
     assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
