@@ -85,16 +85,19 @@ def derive_config(stem: str, part: str, seed: int, after: RunConfig | None) -> R
     return load_run_config(path)
 
 
+def run_stage(*command: str) -> None:
+    if subprocess.run([sys.executable, "-m", *command]).returncode:
+        raise UserError(f"python -m {' '.join(command)} failed")
+
+
 def train(config: RunConfig, threads: int) -> dict:
     """Train through the usual stage. Returns {seconds, cpu_seconds} of the run, kept beside it."""
     cost = config.path.with_suffix(".cost.json")
     fresh = not config.output_dir.exists()
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    stage = [sys.executable, "-m", "axolotl_configs.train_adapter", str(config.path)]
     cpu = ["--cpu", "--num_cpu_threads_per_process", str(threads)]
     options = [] if torch.cuda.is_available() else cpu
-    if subprocess.run([*stage, *options]).returncode:
-        raise UserError(f"training {config.path} failed; see {config.output_dir / 'train.log'}")
+    run_stage("axolotl_configs.train_adapter", str(config.path), *options)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if fresh:  # a resumed run's time would be that of its rest
         spent = {
@@ -165,7 +168,11 @@ def run_all(
                 spent = train(config, args.threads)
                 cost = {k: cost.get(k, 0) + v for k, v in spent.items()}
             path = config.path.with_suffix(".jsonl")
-            made = summarize(path, config, str(config.output_dir), None, rows, args)
+            model = config.output_dir
+            if config.settings.get("load_in_4bit"):  # merged into the weights it was trained on
+                run_stage("eval.merge_adapter", str(config.path))
+                model = config.merged
+            made = summarize(path, config, str(model), None, rows, args)
             scores.setdefault(recipe, []).append(measure(made, rows, scorer))
             costs.setdefault(recipe, []).append(cost)
             print(

@@ -1,4 +1,4 @@
-"""Turn records into extracts: mend, check, decide the token window fast, tell near duplicates."""
+"""Turn records into extracts: mend them, check them, decide the token window fast."""
 
 import argparse
 import ast
@@ -12,8 +12,6 @@ from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 
-import numpy as np
-import xxhash
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from tokenizers import Tokenizer
@@ -23,16 +21,15 @@ from data_prep.records import UserError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 C0 = bytes({*range(32), 127} - {9, 10})
-TAIL_SECTIONS = "See also|References|External links|Further reading|Notes|Bibliography"
-TAIL_HEADING = rf"(?:{TAIL_SECTIONS})[ \t]*"
-EMPTY_SECTIONS = {  # headings with another of their rank, or the end, right behind them
-    re.compile(pattern): rest  # each begins with a character, which `re` finds fast
-    for pattern, rest in {
-        rf"\n(?:{TAIL_HEADING}(?:\n\s*)?(?={TAIL_HEADING}(?:\n|\Z)|\Z))+": "\n",
-        r"\n(?:(={2,6})[^=\n]+\1\s*(?=\1[^=]|\Z))+": "\n",
-        r"(\\(?:sub)*section)\*?\{[^\n]*\}\s*(?=\1\*?\{|\Z)": "",
-    }.items()
-}
+TAIL_HEADING = "(?:See also|References|External links|Further reading|Notes|Bibliography)[ \\t]*"
+EMPTY_SECTIONS = [  # headings with another of their rank, or the end, right behind them
+    (re.compile(pattern), rest)  # each begins with a character, which `re` finds fast
+    for pattern, rest in (
+        (rf"\n(?:{TAIL_HEADING}(?:\n\s*)?(?={TAIL_HEADING}(?:\n|\Z)|\Z))+", "\n"),
+        (r"\n(?:(={2,6})[^=\n]+\1\s*(?=\1[^=]|\Z))+", "\n"),
+        (r"(\\(?:sub)*section)\*?\{[^\n]*\}\s*(?=\1\*?\{|\Z)", ""),
+    )
+]
 NOT_PROSE = re.compile(
     r"(?<!\\)%.*|\\begin\{(equation|align|eqnarray|gather|multline|figure|table|tabular|picture"
     r"|verbatim|lstlisting|thebibliography|tikzpicture)(\*?)\}(?s:.*?)\\end\{\1\2\}"
@@ -42,8 +39,6 @@ WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as f
 LEAST_PROSE = 0.25  # letters in prose, as a share of all characters but white space
 PROBE = 'Two words, a (b) "c" 1 22 x. Y é ß 漢 字 -- ; \'s $x$ \\foo {a} _b_ 3.5 % end'
 LONGEST_REMEMBERED, MOST_REMEMBERED = 40, 200_000  # characters, words: some 30 MB
-RUN = 13  # words; the n-gram by which GPT-3 was cleared of its test sets (Brown et al., 2020)
-SHINGLE, BANDS, ROWS = 5, 14, 8  # datatrove's MinHash settings: a Jaccard index over about 0.75
 
 
 def digest(*parts: object) -> str:
@@ -84,7 +79,7 @@ def mend(text: str) -> tuple[str, list[str]]:
         text, n = CONTROL.subn("", text)
         mended += ["control characters"] * bool(n)
     headed = text
-    for pattern, rest in EMPTY_SECTIONS.items():
+    for pattern, rest in EMPTY_SECTIONS:
         text = pattern.sub(rest, text)
     mended += ["empty section"] * (text != headed)
     return text.strip(), mended
@@ -155,8 +150,8 @@ class TokenCounter:
         if not self.additive:
             number = self._counts([text])[0]
             return number if low < number < high else None
-        # A token covers a byte or more, of the text or of a space put before it, and no more than
-        # the longest one (NFC shortens at most fourfold); every word begins a token.
+        # A token covers a byte or more, of the text or of a space put before it, and at most the
+        # longest one (NFC shortens at most fourfold); every word begins a token.
         if (text.isascii() and len(text) < low) or len(text) > 4 * self.longest * high:
             return None
         if high < math.inf and len(text.split(None, int(high))) >= high:
@@ -204,56 +199,6 @@ def load_tokenizer(name: str) -> Tokenizer:
 def load_counter(name: str) -> TokenCounter:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core per task
     return TokenCounter(load_tokenizer(name))
-
-
-def words_of(text: str) -> np.ndarray:
-    """64-bit hashes of the lower-cased words, in order; the same on every machine."""
-    words = re.findall(r"\w+", text.lower()) or [text]
-    return np.array([xxhash.xxh3_64_intdigest(word.encode()) for word in words], np.uint64)
-
-
-def ngrams(words: np.ndarray, n: int) -> np.ndarray:
-    """Hashes of all runs of `n` words, in order."""
-    found = np.zeros(max(0, len(words) - n + 1), np.uint64)
-    for i in range(n):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + words[i : i + len(found)]
-    return found ^ (found >> np.uint64(31))
-
-
-class Duplicates:
-    """Exact and near duplicates of what was kept, and runs of words shared with test documents.
-
-    Near means a likely Jaccard index of word 5-grams over 0.75 by MinHash (Broder, 1997), as in
-    datatrove, whose four stages on disk are for billions of documents: here only what fills the
-    caps is ever looked at, some 20,000 extracts, and one pass in memory does.
-    """
-
-    def __init__(self):
-        draw = np.random.default_rng(1).integers(0, 1 << 63, (2, 1, BANDS * ROWS), np.uint64)
-        self.factors, self.terms = draw[0] * np.uint64(2) + np.uint64(1), draw[1]
-        self.seen, self.runs = set(), np.empty(0, np.uint64)
-
-    def reason(self, text: str) -> str | None:
-        """Why `text` is not to be kept, or None, and from then on it counts as kept."""
-        words = words_of(text)
-        runs = ngrams(words, RUN)
-        if self.runs.size and (self.runs[np.searchsorted(self.runs[:-1], runs)] == runs).any():
-            return "shares a run of words with a test document"
-        shingles = ngrams(words, min(SHINGLE, len(words)))[:, None]
-        smallest = (shingles * self.factors + self.terms).min(axis=0).reshape(BANDS, ROWS)
-        marks = {(band, row.tobytes()) for band, row in enumerate(smallest)}
-        exact = (digest(*words.tolist()),)
-        if exact in self.seen:
-            return "repeated text"
-        if not marks.isdisjoint(self.seen):
-            return "near duplicate"
-        self.seen |= {*marks, exact}
-        return None
-
-    def forbid_runs(self, texts: Iterator[str]) -> None:
-        """Let no text be kept from now on that shares a run of RUN words with one of `texts`."""
-        runs = [ngrams(words_of(text), RUN) for text in texts]
-        self.runs = np.unique(np.concatenate([self.runs, *runs]))
 
 
 class SelectExtracts(PipelineStep):

@@ -25,7 +25,8 @@ from loguru import logger
 from tabulate import tabulate
 from tqdm import tqdm
 
-from data_prep.clean_documents import Duplicates, SelectExtracts, load_counter
+from data_prep.clean_documents import SelectExtracts, load_counter
+from data_prep.find_duplicates import Duplicates
 from data_prep.read_blocks import RangeFile, ReadBlocks, draw_units, expand_paths, subset_of
 from data_prep.records import (
     UserError,
@@ -137,8 +138,7 @@ def run_tasks(options: argparse.Namespace, plan: dict, work: Path) -> None:
 def task_counts(work: Path) -> Counter:
     """The tasks' statistics named source|row, added up."""
     counts = Counter()
-    paths = (work / "logs/stats").glob("*.json")
-    steps = (step for path in paths for step in json.loads(path.read_bytes()))
+    steps = (s for p in (work / "logs/stats").glob("*.json") for s in json.loads(p.read_bytes()))
     for label, number in (pair for step in steps for pair in step["stats"].items()):
         if "|" in label:
             counts[label] += number["total"] if isinstance(number, dict) else number

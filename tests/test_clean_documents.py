@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_prep.clean_documents import (
-    RUN,
-    Duplicates,
     TokenCounter,
     cut_passages,
     has_prose,
@@ -23,6 +21,7 @@ from data_prep.clean_documents import (
     share_of,
     to_document,
 )
+from data_prep.find_duplicates import RUN, Duplicates
 
 META = {"arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
 QWEN2 = (
