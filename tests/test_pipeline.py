@@ -236,11 +236,15 @@ def test_two_real_steps_moved_the_adapter(trained):
 
 def test_the_merged_model_is_base_plus_adapter(trained, tiny_qwen2):
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     _, _, output = trained
-    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
-    embeddings = base.get_input_embeddings().weight.detach().clone()
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, quantization_config=nf4).dequantize()
+    published = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    embeddings = published.get_input_embeddings().weight.detach().clone()
     adapted = PeftModel.from_pretrained(base, output).eval()
     merged = AutoModelForCausalLM.from_pretrained(output / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(output / "merged")
