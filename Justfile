@@ -159,7 +159,7 @@ publish-adapter config repo *options: setup
 record config *options: setup
     shift; {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml "$@"
 
-# Compare the recipes on the small student: three seeds, two to three hours on two cores; resumes
+# Compare the recipes on the small student: three seeds, about two hours; resumes
 [group('results')]
 compare *options: setup _demo_models
     {{ python }} -m benchmarks.compare "$@"

@@ -200,11 +200,11 @@ def plot_lengths(splits: dict[str, list[dict]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")
+    sources = sorted({extract["source"] for split in splits.values() for extract in split})
     for axes, (split, extracts) in zip(figure.subplots(2, 2), splits.items(), strict=True):
-        sources = sorted({extract["source"] for extract in extracts})
         for panel, (field, unit) in zip(axes, FIELDS.items(), strict=True):
             lengths = [[e[field] for e in extracts if e["source"] == s] for s in sources]
-            panel.hist(lengths or [[]], bins=20, stacked=True, label=sources or [""])
+            panel.hist(lengths, bins=20, stacked=True, label=sources)
             panel.set(xlabel=unit, ylabel="extracts", title=f"{split}, n {len(extracts):,}")
         axes[0].legend()
     figure.savefig(path, dpi=100)

@@ -79,10 +79,12 @@ def merge(config: RunConfig, merged: Path) -> None:
 
     four_bits = config.settings.get("load_in_4bit")
     rounded = {"quantization_config": BitsAndBytesConfig(**NF4)} if four_bits else {}
-    wanted = logits(PeftModel.from_pretrained(load_base(), config.output_dir))
-    base = load_base().dequantize() if four_bits else load_base()
-    untouched = logits(base)
-    adapted = PeftModel.from_pretrained(base, config.output_dir)
+    adapted = PeftModel.from_pretrained(load_base(), config.output_dir)
+    wanted = logits(adapted)
+    if four_bits:
+        adapted = PeftModel.from_pretrained(load_base().dequantize(), config.output_dir)
+    with adapted.disable_adapter():
+        untouched = logits(adapted)
     model = adapted.merge_and_unload(progressbar=True, safe_merge=True)
     gap, moved = ((logits(model) - x).abs().mean().item() for x in (wanted, untouched))
     print(f"mean logit gap to base + adapter: {gap:.2g}; the adapter moves logits by {moved:.2g}")

@@ -3,10 +3,13 @@
 import importlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from axolotl.integrations.base import BasePlugin
+from axolotl.loaders import ModelLoader
 from axolotl.prompt_strategies.dpo import load as load_dpo
 from axolotl.prompt_strategies.orpo import load as load_orpo
 from axolotl.utils.config import prepare_plugins, validate_config
@@ -15,6 +18,7 @@ from axolotl.utils.schemas.config import AxolotlInputConfig
 from conftest import ROOT, one_error_line, run_stage
 
 from data_prep.records import appending
+from eval.merge_adapter import NF4
 
 BOOK = ROOT / "axolotl_configs"
 CONFIGS = sorted(BOOK.glob("*.yaml"))
@@ -137,6 +141,14 @@ def test_fsdp2_with_a_4_bit_model_is_refused_by_axolotl():
     config = load(BOOK / "qwen2-1.5b-dpo-sft-fsdp2-lora.yaml")
     with pytest.raises(ValueError, match="FSDP2"):
         validated({**config, "adapter": "qlora", "load_in_4bit": True}, MACHINES["two GPUs"])
+
+
+def test_the_merge_rounds_to_4_bits_as_axolotl_does():
+    loader = ModelLoader.__new__(ModelLoader)
+    loader.cfg = DictDefault(adapter="qlora", load_in_4bit=True, torch_dtype=torch.bfloat16)
+    loader.model_config, loader.model_kwargs = SimpleNamespace(), {}
+    loader._set_quantization_config()
+    assert loader.model_kwargs["quantization_config"].to_dict().items() >= NF4.items()
 
 
 def test_a_key_that_axolotl_would_ignore_is_found():

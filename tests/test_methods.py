@@ -17,6 +17,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from data_prep.build_dataset import to_row, to_sft_row
+from eval.merge_adapter import NF4
 
 BOOK = ROOT / "axolotl_configs"
 SAME_METHOD = ("zero2", "fsdp2", "-ray-", "-8000-", "-16k-")
@@ -179,9 +180,7 @@ def test_an_adapter_trained_on_4_bits_merges_into_the_weights_it_was_trained_on(
 
     stem = "qwen2-1.5b-dpo-sft-qlora"
     said = run_stage("eval.merge_adapter", runs / f"{stem}.yaml").stdout
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-    )
+    nf4 = BitsAndBytesConfig(**NF4)
     ids = AutoTokenizer.from_pretrained(tiny_qwen2)("The harbour protects it.", return_tensors="pt")
 
     def logits(model):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from axolotl_configs.plot_curves import read_history
 from demo.prepare_parts import package_folder
+from eval.merge_adapter import NF4
 
 SUBJECTS = (
     "The harbour",
@@ -239,9 +240,7 @@ def test_the_merged_model_is_base_plus_adapter(trained, tiny_qwen2):
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     _, _, output = trained
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-    )
+    nf4 = BitsAndBytesConfig(**NF4)
     base = AutoModelForCausalLM.from_pretrained(tiny_qwen2, quantization_config=nf4).dequantize()
     published = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
     embeddings = published.get_input_embeddings().weight.detach().clone()
