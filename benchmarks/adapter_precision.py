@@ -1,7 +1,7 @@
 """What 4-bit training does to an adapter, and what the merge leaves of it, on SmolLM2-135M.
 
 Trains the demo's recipe for a few steps at the full run's rate on a 4-bit base, once with the
-adapter in bf16 as TRL casts it and once in 32 bits (axolotl_configs/fp32_adapter.py). Prints the
+adapter in bf16 as TRL casts it and once in 32 bits (training/fp32_adapter.py). Prints the
 share of the adapter's weights that each step moved, then how far the logits of the merged model are
 from those of base + adapter as trained: merged as `just merge` does, into weights rounded to 4 bits
 and back, and merged into the weights as published.
@@ -22,15 +22,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from axolotl_configs.run_config import load_run_config
-from data_prep.records import UserError, positive, run, script_parser
+from common.cli import UserError, positive, run, script_parser
 from eval.generate_summaries import build_prompt
 from eval.merge_adapter import NF4
 from eval.systems import load_test_rows
+from training.run_config import load_run_config
 
 RECIPE = Path("axolotl_configs/smollm2-135m-dpo-sft-lora.yaml")
 OUTPUT = Path("outputs/adapter_precision")
-PLUGIN = "axolotl_configs.fp32_adapter.Fp32Adapter"
+PLUGIN = "training.fp32_adapter.Fp32Adapter"
 
 
 def train(name: str, steps: int, rate: float) -> Path:
@@ -52,7 +52,7 @@ def train(name: str, steps: int, rate: float) -> Path:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     path = OUTPUT / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings))
-    stage = [sys.executable, "-m", "axolotl_configs.train_adapter", str(path)]
+    stage = [sys.executable, "-m", "training.train_adapter", str(path)]
     options = ["--cpu", "--num_cpu_threads_per_process", str(os.cpu_count())]
     if subprocess.run([*stage, *options]).returncode:
         raise UserError(f"training {path} failed; see {folder / 'train.log'}")

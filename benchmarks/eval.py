@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_configs.run_config import load_run_config
-from data_prep.records import load_records
+from common.files import load_records
 from eval.generate_summaries import (
     build_prompt,
     cache_bytes_per_token,
@@ -28,6 +27,7 @@ from eval.generate_summaries import (
 from eval.measures import BertScore, split_sentences
 from eval.systems import load_test_rows
 from prompts import student_messages
+from training.run_config import load_run_config
 
 STUDENT, ENCODER, LAYERS = "models/smollm2-135m-instruct", "models/minilm", 6
 CONFIG = Path("axolotl_configs/smollm2-135m-dpo-sft-lora.yaml")

@@ -22,7 +22,7 @@ import psutil
 
 from benchmarks.reply_shapes import render_reply
 from data_prep.filter_pairs import similarity
-from data_prep.parse_reply import ParseError, parse_reply
+from data_prep.teacher.parsing import ParseError, parse_reply
 
 WORDS = Path(__file__).parent.parent / "prompts/summarize/teacher.jinja"
 ROOT = WORDS.parent.parent.parent

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.records import load_records, positive, replacing, run, script_parser
+from common.cli import positive, run, script_parser
+from common.files import load_records, replacing
 from eval.measures import BASELINES, BertScore, encoder_key, split_sentences
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest, ks_2samp, pearsonr
 
 from data_prep.filter_pairs import META
-from data_prep.parse_reply import CRITERIA
+from data_prep.teacher.parsing import CRITERIA
 
 BIN = 5  # words; lengths are matched to within it
 HIGHEST_GRADE = dict(zip(CRITERIA, (5, 5, 3, 5), strict=True))

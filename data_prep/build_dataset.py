@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from common.cli import run, script_parser
+from common.files import file_sha, load_records, read_records, replacing
 from data_prep.clean_documents import share_of
-from data_prep.endpoint import PRICES
-from data_prep.generate_replies import BALANCED, ORIGINAL
-from data_prep.records import file_sha, load_records, read_records, replacing, run, script_parser
+from data_prep.generate_replies import TEACHER
+from data_prep.teacher.client import PRICES
 from prompts import FOLDER, answer_message, render, student_messages, template_sha
 
 CARD = "summarize/dataset_card.md.jinja"
@@ -134,7 +135,7 @@ def teacher_terms(teacher: str) -> str:
 def card_facts(train: list[dict], test: list[dict], dates: list[str], made: dict) -> dict:
     """The variables of the dataset card; `made` is what build_pairs recorded of its run."""
     sha, teacher = train[0]["prompt_sha"], train[0]["teacher"]
-    prompts = {template_sha(name): (FOLDER / name).read_text() for name in (ORIGINAL, BALANCED)}
+    prompts = {template_sha(name): (FOLDER / name).read_text() for name in (TEACHER,)}
     earlier = "An earlier version of a prompt in prompts/summarize."
     return {
         **made,

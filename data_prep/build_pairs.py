@@ -17,20 +17,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.cli import UserError, positive, run, script_parser
+from common.files import load_records, mark_made, read_records, write_records
 from data_prep.audit_pairs import audit, draw_plots, length_match, to_markdown
 from data_prep.clean_documents import load_tokenizer
 from data_prep.filter_pairs import CHECKS, Limits, fault
-from data_prep.parse_reply import ParseError, parse_reply, parse_verdict
-from data_prep.records import (
-    UserError,
-    load_records,
-    mark_made,
-    positive,
-    read_records,
-    run,
-    script_parser,
-    write_records,
-)
+from data_prep.teacher.parsing import ParseError, parse_reply, parse_verdict
 
 
 def to_pair(extract: dict, reply: dict) -> dict:

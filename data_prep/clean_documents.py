@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import hashlib
 import json
 import math
 import os
@@ -16,8 +15,9 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from tokenizers import Tokenizer
 
+from common.cli import UserError
+from common.files import digest, share_of
 from data_prep.read_blocks import subset_of
-from data_prep.records import UserError
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 C0 = bytes({*range(32), 127} - {9, 10})
@@ -39,15 +39,6 @@ WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as f
 LEAST_PROSE = 0.25  # letters in prose, as a share of all characters but white space
 PROBE = 'Two words, a (b) "c" 1 22 x. Y é ß 漢 字 -- ; \'s $x$ \\foo {a} _b_ 3.5 % end'
 LONGEST_REMEMBERED, MOST_REMEMBERED = 40, 200_000  # characters, words: some 30 MB
-
-
-def digest(*parts: object) -> str:
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def share_of(key: str, seed: int) -> float:
-    """A number in [0, 1) that depends on `key` and `seed` alone."""
-    return int(digest(seed, key), 16) / 16**16
 
 
 def parse_meta(meta: object) -> dict:

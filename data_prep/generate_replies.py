@@ -16,10 +16,12 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
-from data_prep.ask_teacher import ask_all, teacher_options, without_reply
-from data_prep.batch_teacher import ask_batch
+from common.cli import UserError, positive, run, script_parser
+from common.files import read_records
 from data_prep.clean_documents import share_of
-from data_prep.endpoint import (
+from data_prep.teacher.ask import ask_all, teacher_options, without_reply
+from data_prep.teacher.batch import ask_batch
+from data_prep.teacher.client import (
     BYTES_A_TOKEN,
     PRICES,
     cost_usd,
@@ -27,11 +29,10 @@ from data_prep.endpoint import (
     prompt_bytes,
     split_by_length,
 )
-from data_prep.parse_reply import ParseError, parse_reply
-from data_prep.records import UserError, positive, read_records, run, script_parser
+from data_prep.teacher.parsing import ParseError, parse_reply
 from prompts import render, template_sha
 
-ORIGINAL, BALANCED = "summarize/teacher.jinja", "summarize/teacher_balanced.jinja"
+TEACHER = "summarize/teacher.jinja"
 JUDGE = "summarize/judge.jinja"
 SECONDS_A_REPLY = 10  # of a large model on a serverless endpoint, for the plan's hours
 
@@ -40,12 +41,11 @@ def to_request(extract: dict, balance: bool, seed: int) -> dict:
     """What to ask about an extract; `longer` is the summary, 1 or 2, asked to be the longer one."""
     # By a key of its own: the extracts themselves were chosen by the share of their id.
     longer = 2 if balance and share_of(f"longer {extract['id']}", seed) < 0.5 else 1
-    template = BALANCED if balance else ORIGINAL
-    prompt = render(template, text=extract["text"], **({"longer": longer} if balance else {}))
+    prompt = render(TEACHER, text=extract["text"], longer=longer)
     return {
         "id": extract["id"],
         "messages": [{"role": "user", "content": prompt}],
-        "prompt_sha": template_sha(template),
+        "prompt_sha": template_sha(TEACHER),
         "longer": longer,
     }
 
@@ -61,7 +61,7 @@ def teacher_requests(split: str, args: argparse.Namespace) -> list[dict]:
 
 def judge_requests(args: argparse.Namespace) -> list[dict]:
     """A request for each readable training reply of this teacher to this prompt, order swapped."""
-    sha = template_sha(BALANCED if args.balance else ORIGINAL)
+    sha = template_sha(TEACHER)
     extracts = read_records(args.extracts / "train.jsonl", ("id", "text"), "just extracts")
     texts = {extract["id"]: extract["text"] for extract in islice(extracts, args.limit)}
     of = {"model": args.model, "prompt_sha": sha}

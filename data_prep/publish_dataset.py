@@ -1,15 +1,16 @@
 """Push the staged dataset folder to the Hub in one commit, private unless told otherwise.
 
 Reads data/hub, writes data/hub.lock (repo, revision and the rows' hashes, for a training config to
-pin and a model card to name). What the repo holds already is treated as data_prep/hub_repo.py says.
+pin and a model card to name). What the repo holds already is treated as common/hub.py says.
 
     python -m data_prep.publish_dataset me/summarize-dpo --dry-run
 """
 
 from pathlib import Path
 
-from data_prep.hub_repo import CARD, add_hub_options, publish
-from data_prep.records import UserError, file_sha, run, script_parser
+from common.cli import UserError, run, script_parser
+from common.files import file_sha
+from common.hub import CARD, add_hub_options, publish
 
 
 def files_of(folder: Path) -> dict[str, Path]:

@@ -29,7 +29,7 @@ from fsspec.compression import compr
 from fsspec.utils import infer_compression
 from loguru import logger
 
-from data_prep.records import UserError, warn
+from common.cli import UserError, warn
 
 SUBSETS = "arxiv|wikipedia|stackexchange|common_crawl|c4|github|book"  # RedPajama's folders
 BLOCK = 1 << 20  # bytes; the last line of a block reaches beyond it, 3% to 10% in RedPajama

@@ -25,19 +25,11 @@ from loguru import logger
 from tabulate import tabulate
 from tqdm import tqdm
 
+from common.cli import UserError, positive, run, script_parser
+from common.files import is_made, mark_made, replacing, write_records
 from data_prep.clean_documents import SelectExtracts, load_counter
 from data_prep.find_duplicates import Duplicates
 from data_prep.read_blocks import RangeFile, ReadBlocks, draw_units, expand_paths, subset_of
-from data_prep.records import (
-    UserError,
-    is_made,
-    mark_made,
-    positive,
-    replacing,
-    run,
-    script_parser,
-    write_records,
-)
 
 RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # lists 2,084 files
 WAYS = ("executor", "tasks", "workers", "retries", "partition", "time")  # of no effect on extracts

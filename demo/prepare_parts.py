@@ -13,7 +13,8 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_prep.records import UserError, run, script_parser, write_records
+from common.cli import UserError, run, script_parser
+from common.files import write_records
 
 ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -28,7 +28,7 @@ from sumy.summarizers.lex_rank import LexRankSummarizer
 from sumy.summarizers.luhn import LuhnSummarizer
 from sumy.utils import get_stop_words
 
-from data_prep.records import run, script_parser
+from common.cli import run, script_parser
 
 MODEL = "extractive-lexrank"
 STOP_WORDS = get_stop_words("english")

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from axolotl_configs.run_config import RunConfig
-from data_prep.records import UserError, replacing
+from common.cli import UserError
+from common.files import replacing
+from common.report import format_interval, markdown
+from training.run_config import RunConfig
 
-INTERVAL = "{:+.3f} [{:+.3f}, {:+.3f}]"
 NAMES = {
     "base": "base, bare text",
-    "base_told": "base, told to summarize",
+    "instructed": "base, instructed",
     "tuned": "tuned adapter",
     "lead": "the text's first sentences (no model)",
 }
@@ -85,7 +86,7 @@ def difference_table(result: dict, measures: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             f"{target} minus {title(other)}": {
-                t: INTERVAL.format(*values[m]) for m, t in measures.items() if m in values
+                t: format_interval(*values[m]) for m, t in measures.items() if m in values
             }
             for other, values in result["differences"].items()
         }
@@ -98,7 +99,7 @@ def group_table(result: dict, kind: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             label: {"n": group["n"], f"F1 of {target}": f"{group['mean']:.3f}"}
-            | {f"minus {o}": INTERVAL.format(*gain) for o, gain in group["differences"].items()}
+            | {f"minus {o}": format_interval(*gain) for o, gain in group["differences"].items()}
             for label, group in result["groups"][kind].items()
         }
     ).T.rename_axis(kind)
@@ -137,13 +138,6 @@ def tables(result: dict) -> dict[str, pd.DataFrame]:
         "By length": group_table(result, "characters"),
         "By source": group_table(result, "source"),
     }
-
-
-def markdown(frame: pd.DataFrame) -> str:
-    if frame.empty:  # one system alone has no differences
-        return "none"
-    sides = ("left", *["right"] * len(frame.columns))
-    return frame.to_markdown(disable_numparse=True, colalign=sides)
 
 
 def table(result: dict) -> str:

@@ -5,11 +5,11 @@ python -m eval.evaluate axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --n 32
 
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from axolotl_configs.run_config import check_model_folder, load_run_config
-from data_prep.records import run, script_parser
+from common.cli import run, script_parser
 from eval.generate_summaries import add_generation_options, summarize_all
 from eval.score_summaries import add_scoring_options, score_all
 from eval.systems import add_run_options, load_test_rows, systems_of
+from training.run_config import check_model_folder, load_run_config
 
 
 def main() -> None:

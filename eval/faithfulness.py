@@ -17,9 +17,10 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 from tqdm import tqdm
 
-from axolotl_configs.run_config import check_model_folder
-from data_prep.records import UserError, load_records, positive, run, script_parser
+from common.cli import UserError, positive, run, script_parser
+from common.files import load_records
 from eval.measures import WINDOW, pack_sentences, split_sentences, words_of
+from training.run_config import check_model_folder
 
 PASSAGE_WORDS = 80
 PASSAGES = 8  # of a document, those that share most words with the sentence

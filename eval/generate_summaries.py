@@ -3,7 +3,7 @@
 Reads the test split of the config's dataset and outputs/<config>/merged, appends to
 outputs/<config>/eval/summaries/<system>.jsonl batch by batch; a killed run goes on where it
 stopped. Greedy decoding; every record carries the settings that made it. A system is base,
-base_told, tuned, lead, a folder with a merged model or an adapter, or endpoint:MODEL (any
+instructed, tuned, lead, a folder with a merged model or an adapter, or endpoint:MODEL (any
 OpenAI-compatible one, named by TOGETHER_BASE_URL).
 
     python -m eval.generate_summaries axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --n 32
@@ -16,16 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from axolotl_configs.run_config import RunConfig, fingerprint, load_run_config
-from data_prep.records import (
-    UserError,
-    append_record,
-    appending,
-    positive,
-    read_records,
-    run,
-    script_parser,
-)
+from common.cli import UserError, positive, run, script_parser
+from common.files import append_record, appending, read_records
 from eval.systems import (
     ENDPOINT,
     System,
@@ -40,6 +32,7 @@ from eval.systems import (
     write_lead,
 )
 from prompts import student_messages, template_sha
+from training.run_config import RunConfig, fingerprint, load_run_config
 
 
 def load_model(name: str, revision: str | None, overrides: dict | None = None):

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from axolotl_configs.run_config import load_run_config
-from data_prep.ask_teacher import ask_all, teacher_options
-from data_prep.records import UserError, read_records, replacing, run, script_parser, warn
+from common.cli import UserError, run, script_parser, warn
+from common.files import read_records, replacing
+from common.report import paired_bootstrap
+from data_prep.teacher.ask import ask_all, teacher_options
 from eval.build_report import load_scores, write_report
-from eval.measures import paired_bootstrap
 from eval.score_summaries import load_summaries
 from eval.systems import load_test_rows
 from prompts import render
+from training.run_config import load_run_config
 
 TEMPLATE = "summarize/judge_pair.jinja"
 ORDERS = ("target first", "target second")

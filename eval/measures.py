@@ -9,33 +9,16 @@ from pathlib import Path
 
 import bert_score
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from bert_score.utils import get_bert_embedding, greedy_cos_idf
 
+from common.cli import UserError
+from common.files import file_sha
 from data_prep.filter_pairs import repetition
-from data_prep.records import UserError, file_sha
 
 WINDOW = 512  # tokens an encoder reads
 BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
-
-
-def paired_bootstrap(
-    a: npt.ArrayLike, b: npt.ArrayLike, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of a - b and its 95% percentile interval, resampling texts with replacement.
-
-    `a` and `b` are scores of shape (texts,), or (runs, texts): runs of one recipe that differ in
-    the seed, which are then resampled too.
-    """
-    differences = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float))
-    runs, texts = differences.shape
-    draw = np.random.default_rng(seed)
-    picks = draw.integers(texts, size=(resamples, 1, texts))
-    means = differences[draw.integers(runs, size=(resamples, runs, 1)), picks].mean(axis=(1, 2))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(differences.mean()), float(low), float(high)
 
 
 @cache

@@ -18,9 +18,10 @@ import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
-from data_prep.records import UserError, file_sha, is_made, mark_made, replacing, run, script_parser
+from common.cli import UserError, run, script_parser
+from common.files import file_sha, is_made, mark_made, replacing
 from eval.systems import base_of_adapter
+from training.run_config import RunConfig, check_model_folder, load_run_config
 
 ADAPTER = "adapter_model.safetensors"
 LLAMA_CPP = "llama-cpp-python==0.3.36"  # its source package carries llama.cpp's converter (MIT)

@@ -2,7 +2,7 @@
 
 Reads outputs/<config>/ (the adapter, merged/, eval/scores.json), the config's dataset and the
 base's page on the Hub; writes outputs/<config>/model_card.md and outputs/<config>.hub.lock. What
-the repo holds already is treated as data_prep/hub_repo.py says.
+the repo holds already is treated as common/hub.py says.
 
     python -m eval.publish_adapter axolotl_configs/qwen2-1.5b-dpo-sft-qlora.yaml me/name --dry-run
 """
@@ -16,15 +16,16 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from axolotl_configs.run_config import RunConfig, check_dataset, fingerprint, load_run_config
-from axolotl_configs.train_adapter import inputs_of
+from common.cli import UserError, run, script_parser, warn
+from common.files import is_made, replacing
+from common.hub import CARD, add_hub_options, hub_session, publish
 from data_prep.build_dataset import teacher_terms
-from data_prep.hub_repo import CARD, add_hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
-from data_prep.records import UserError, is_made, replacing, run, script_parser, warn
 from eval.build_report import MORE_TITLES, TITLES, table
 from eval.merge_adapter import merge_settings
 from prompts import render
+from training.run_config import RunConfig, check_dataset, fingerprint, load_run_config
+from training.train_adapter import inputs_of
 
 TEMPLATE = "summarize/model_card.md.jinja"
 ADAPTER_CONFIG = "adapter_config.json"

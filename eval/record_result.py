@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from axolotl_configs.run_config import load_run_config
-from data_prep.records import run, script_parser
-from eval.build_report import COMPARED, INTERVAL, load_scores
+from common.cli import run, script_parser
+from common.report import format_interval
+from eval.build_report import COMPARED, load_scores
+from training.run_config import load_run_config
 
 
 def commit() -> str:
@@ -38,7 +39,7 @@ def to_row(scores: dict, note: str) -> dict:
         row |= {f"{system} {m}": round(values[m], 3) for m in COMPARED if m in values}
         row[f"{system} words"] = round(values["words"], 1)
     for name, metrics in scores["differences"].items():
-        gains = {m: INTERVAL.format(*metrics[m]) for m in COMPARED if m in metrics}
+        gains = {m: format_interval(*metrics[m]) for m in COMPARED if m in metrics}
         row |= {f"{scores['target']} - {name} {metric}": gain for metric, gain in gains.items()}
     return row
 

@@ -18,12 +18,14 @@ import pandas as pd
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from axolotl_configs.run_config import RunConfig, check_model_folder, load_run_config
-from data_prep.records import UserError, positive, read_records, replacing, run, script_parser
+from common.cli import UserError, positive, run, script_parser
+from common.files import read_records, replacing
+from common.report import paired_bootstrap
 from eval.build_report import example, table, write_report
 from eval.faithfulness import Entailment, is_entailment_model
-from eval.measures import BertScore, paired_bootstrap, rouge, shape
+from eval.measures import BertScore, rouge, shape
 from eval.systems import add_run_options, load_test_rows, summaries_path, systems_of
+from training.run_config import RunConfig, check_model_folder, load_run_config
 
 
 def load_summaries(

@@ -15,20 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from axolotl_configs.run_config import check_model_folder, fingerprint, load_run_config
-from data_prep.records import (
-    UserError,
-    is_made,
-    mark_made,
-    positive,
-    replacing,
-    run,
-    script_parser,
-    warn,
-)
+from common.cli import UserError, positive, run, script_parser, warn
+from common.files import is_made, mark_made, replacing
 from eval.generate_summaries import build_prompt, generate_batch, load_model, tokens
 from eval.merge_adapter import ADAPTER, merge_settings
-from eval.systems import TOLD
+from eval.systems import INSTRUCTED
+from training.run_config import check_model_folder, fingerprint, load_run_config
 
 STDIN = Path("/dev/stdin")
 
@@ -168,16 +160,19 @@ def main() -> None:
     option("--revision", help="of a Hub id")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--base", action="store_true", help="compare: its base, given the bare text")
-    only.add_argument("--told", action="store_true", help="compare: its base, told to summarize")
+    only.add_argument("--instructed", action="store_true", help="compare: its base, instructed")
     option("--output-dir", type=Path, help="write a file for each text instead")
     option("--max-new-tokens", type=positive, default=512, help="longest summary")
     option("--max-prompt-tokens", type=tokens, default=8192, help="longer texts are cut; 16K, 32K")
     option("--batch-size", type=positive, default=8, help="texts at once, with --output-dir")
     args = parser.parse_args()
-    paths, template = find_texts(args.texts, args.output_dir), TOLD if args.told else None
+    paths, template = (
+        find_texts(args.texts, args.output_dir),
+        INSTRUCTED if args.instructed else None,
+    )
     texts = {name: read_text(path) for name, path in paths.items()}
     name, revision = find_model(
-        args.model or newest_adapter(), args.revision, args.base or args.told
+        args.model or newest_adapter(), args.revision, args.base or args.instructed
     )
     if args.output_dir:
         settings = {"model": fingerprint(name), "revision": revision, "template": template}

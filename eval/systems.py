@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from axolotl_configs.run_config import RunConfig, check_model_folder, load_rows
-from data_prep.records import UserError, positive, read_records, script_parser, write_records
+from common.cli import UserError, positive, script_parser
+from common.files import read_records, write_records
 from prompts import render, template_sha
+from training.run_config import RunConfig, check_model_folder, load_rows
 
-TOLD = "summarize/told.jinja"
-SYSTEMS = ("base", "base_told", "tuned", "lead")
+INSTRUCTED = "summarize/instructed.jinja"
+SYSTEMS = ("base", "instructed", "tuned", "lead")
 ENDPOINT = "endpoint:"
 
 
@@ -36,7 +37,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--systems",
         nargs="+",
         default=list(SYSTEMS),
-        help="of base, base_told, tuned, lead, folders of models or adapters, endpoint:MODEL",
+        help="of base, instructed, tuned, lead, folders of models or adapters, endpoint:MODEL",
     )
 
 
@@ -53,14 +54,14 @@ def systems_of(config: RunConfig, names: list[str]) -> dict[str, System]:
     """
     known = {
         "base": System(config.base_model, config.base_revision),
-        "base_told": System(config.base_model, config.base_revision, TOLD),
+        "instructed": System(config.base_model, config.base_revision, INSTRUCTED),
         "tuned": System(str(config.merged)),
         "lead": System(None),
     }
     systems = {}
     for name in names:
         if name.startswith(ENDPOINT):
-            systems[name] = System(name.removeprefix(ENDPOINT), None, TOLD)
+            systems[name] = System(name.removeprefix(ENDPOINT), None, INSTRUCTED)
             continue
         if name not in known and not Path(name).is_dir():
             choices = f"{', '.join(SYSTEMS)}, a folder that is there, or {ENDPOINT}MODEL"
@@ -150,7 +151,7 @@ def ask_endpoint(
     name: str, system: System, rows: list[dict], path: Path, args: argparse.Namespace
 ) -> None:
     """Complete a system behind an endpoint, asked as the teacher is: budget, rate, resume."""
-    from data_prep.ask_teacher import ask_all, teacher_options
+    from data_prep.teacher.ask import ask_all, teacher_options
 
     parser = script_parser("options of the endpoint")
     teacher_options(parser)

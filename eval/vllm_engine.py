@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.records import UserError
+from common.cli import UserError
 from eval.systems import System, base_of_adapter, model_config, precision
 
 CHUNK = 256  # prompts that vLLM is given at once, and so the most that a kill can lose

@@ -1,5 +1,7 @@
 """Shared tools: run a stage as a user does, an OpenAI-compatible endpoint, a tiny Qwen2."""
 
+import importlib
+import io
 import json
 import os
 import re
@@ -7,13 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 from hub_server import Hub
+
+from common.cli import run
 
 ROOT = Path(__file__).parent.parent
 QWEN2_TEMPLATE = (
@@ -41,15 +47,58 @@ def start_stage(module: str, *args: object, cwd: Path = ROOT, **env: str) -> sub
     )
 
 
+@contextmanager
+def environment(cwd: Path, arguments: list[str], **env: str):
+    """This process as a new one would find itself: folder, command line, variables, no keys."""
+    kept, there, command = dict(os.environ), Path.cwd(), sys.argv
+    os.environ.clear()
+    os.environ.update(clean_environment(**env))
+    os.chdir(cwd)
+    sys.argv = arguments
+    try:
+        yield
+    finally:
+        sys.argv = command
+        os.chdir(there)
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def run_here(module: str, *args: object, cwd: Path = ROOT, **env: str):
+    """Run a stage's own command line inside this process, which has the heavy imports already."""
+    stage = importlib.import_module(module)
+    out, err = io.StringIO(), io.StringIO()
+    arguments, code = [stage.__file__, *map(str, args)], 0
+    with environment(cwd, arguments, **env), redirect_stdout(out), redirect_stderr(err):
+        try:
+            run(stage.main)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            print(end.code if isinstance(end.code, str) else "", file=err)
+        except Exception:
+            traceback.print_exc(file=err)
+            code = 1
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 def run_stage(
-    module: str, *args: object, cwd: Path = ROOT, code: int | None = 0, **env: str
+    module: str, *args: object, cwd: Path = ROOT, code: int | None = 0, fresh=False, **env: str
 ) -> subprocess.CompletedProcess:
-    """Run a stage's command line; assert its exit code and that no traceback is shown."""
-    process = start_stage(module, *args, cwd=cwd, **env)
-    out, err = process.communicate(timeout=600)
-    assert "Traceback" not in out + err, out + err
-    assert code is None or process.returncode == code, out + err
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    """Run a stage's command line; assert its exit code and that no traceback is shown.
+
+    In this process, which is quick, unless `fresh` or a variable that is read at import asks for a
+    new one.
+    """
+    if fresh or any(name.startswith(("HF_", "RAY_", "PATH", "PYTHON")) for name in env):
+        process = start_stage(module, *args, cwd=cwd, **env)
+        out, err = process.communicate(timeout=600)
+        result = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    else:
+        result = run_here(module, *args, cwd=cwd, **env)
+    said = result.stdout + result.stderr
+    assert "Traceback" not in said, said
+    assert code is None or result.returncode == code, said
+    return result
 
 
 def one_error_line(result: subprocess.CompletedProcess) -> str:

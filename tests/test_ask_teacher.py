@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.endpoint import serving
 from data_prep import pace
-from data_prep.pace import Pace, Purse, wanted_wait
+from data_prep.teacher.limits import Pace, Purse, wanted_wait
 
 STAGE = "data_prep.generate_replies"
 KEY = "sk-secret-0123456789"

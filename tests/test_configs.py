@@ -17,7 +17,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.config import AxolotlInputConfig
 from conftest import ROOT, one_error_line, run_stage
 
-from data_prep.records import appending
+from common.files import appending
 from eval.merge_adapter import NF4
 
 BOOK = ROOT / "axolotl_configs"
@@ -176,7 +176,7 @@ def test_the_published_recipe():
     assert config.items() >= expected.items()
 
 
-TRAIN = "axolotl_configs.train_adapter"
+TRAIN = "training.train_adapter"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from conftest import ROOT, clean_environment, read_jsonl, run_stage, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.parse_reply import parse_reply
+from data_prep.teacher.parsing import parse_reply
 from demo.prepare_parts import clean_markup
 from demo.serve_teacher import MODEL, answer, rate
 from eval.generate_summaries import build_prompt, generate_batch, load_model

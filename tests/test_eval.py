@@ -65,7 +65,7 @@ def test_segments_judge_a_long_summary_whole_and_leave_short_ones_alone(bert_sco
 
 
 def test_an_encoder_without_a_known_layer_asks_for_it():
-    from data_prep.records import UserError
+    from common.cli import UserError
 
     with pytest.raises(UserError, match="--encoder-layers"):
         BertScore(str(MINILM), None, 2)
@@ -205,7 +205,7 @@ def test_batches_give_what_one_at_a_time_gives(finished_run):
     folder = finished_run.parent / "out/eval/summaries"
     generate(finished_run, "--batch-size", 1)
     single = {
-        s: {r["id"]: r for r in read_jsonl(folder / f"{s}.jsonl")} for s in ("base", "base_told")
+        s: {r["id"]: r for r in read_jsonl(folder / f"{s}.jsonl")} for s in ("base", "instructed")
     }
     for path in folder.iterdir():
         path.unlink()
@@ -215,7 +215,7 @@ def test_batches_give_what_one_at_a_time_gives(finished_run):
         assert batched == records and len(records) == 4
     prompts = [r["n_prompt_tokens"] for r in single["base"].values()]
     assert len(set(prompts)) == 4
-    assert single["base_told"]["t0"]["n_prompt_tokens"] > single["base"]["t0"]["n_prompt_tokens"]
+    assert single["instructed"]["t0"]["n_prompt_tokens"] > single["base"]["t0"]["n_prompt_tokens"]
 
 
 def test_a_stopped_generation_goes_on_and_other_settings_start_anew(finished_run):
@@ -250,7 +250,7 @@ def test_scores_are_written_with_their_settings(finished_run):
     generate(finished_run)
     result = score(finished_run)
     scores = json.loads((finished_run.parent / "out/eval/scores.json").read_text())
-    assert scores["n"] == 4 and list(scores["systems"]) == ["base", "base_told", "tuned", "lead"]
+    assert scores["n"] == 4 and list(scores["systems"]) == ["base", "instructed", "tuned", "lead"]
     assert "_L6_no-idf" in scores["settings"]["hash"]
     assert scores["settings"]["generation"]["tuned"]["max_new_tokens"] == 8
     assert sum(g["n"] for g in scores["groups"]["characters"].values()) == 4

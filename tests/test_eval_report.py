@@ -169,7 +169,7 @@ def test_verdicts_give_a_win_rate_with_its_position_bias():
 
 
 def test_a_score_that_is_not_a_number_is_named(monkeypatch):
-    from data_prep.records import UserError
+    from common.cli import UserError
     from eval.score_summaries import score_system
 
     class Broken:

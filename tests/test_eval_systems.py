@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 
-from axolotl_configs.run_config import load_run_config
-from data_prep.records import UserError
+from common.cli import UserError
 from eval.generate_summaries import load_model, tokens, transformers_engine
 from eval.systems import System, model_config, systems_of
+from training.run_config import load_run_config
 
 STAGE = "eval.generate_summaries"
 

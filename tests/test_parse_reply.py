@@ -6,7 +6,7 @@ from conftest import teacher_reply
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.parse_reply import ParseError, parse_reply
+from data_prep.teacher.parsing import ParseError, parse_reply
 
 CASES = yaml.safe_load((Path(__file__).parent / "fixtures/replies.yaml").read_text())
 

@@ -14,9 +14,9 @@ from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
 from datasets import load_dataset, load_from_disk
 from safetensors.torch import load_file
 
-from axolotl_configs.plot_curves import read_history
 from demo.prepare_parts import package_folder
 from eval.merge_adapter import NF4
+from training.plot_curves import read_history
 
 SUBJECTS = (
     "The harbour",
@@ -182,12 +182,7 @@ def prepared(tmp_path_factory, tiny_qwen2):
 
 def train(config, **kwargs):
     return run_stage(
-        "axolotl_configs.train_adapter",
-        config,
-        "--cpu",
-        "--num_cpu_threads_per_process",
-        2,
-        **kwargs,
+        "training.train_adapter", config, "--cpu", "--num_cpu_threads_per_process", 2, **kwargs
     )
 
 
@@ -265,10 +260,10 @@ def test_summaries_and_scores_of_the_tuned_model(trained):
     result = run_stage("eval.score_summaries", config, "--encoder", encoder, "--encoder-layers", 6)
     scores = json.loads((output / "eval/scores.json").read_text())
     assert scores["n"] == 4
-    assert "tuned minus base, told to summarize" in result.stdout
+    assert "tuned minus base, instructed" in result.stdout
     texts = {
         s: [r["text"] for r in read_jsonl(output / f"eval/summaries/{s}.jsonl")]
-        for s in ("base", "base_told", "tuned")
+        for s in ("base", "instructed", "tuned")
     }
     assert texts["tuned"] != texts["base"]
 

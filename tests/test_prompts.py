@@ -11,15 +11,15 @@ def test_a_missing_variable_is_an_error():
 
 @pytest.mark.parametrize("text", ["plain", "{{ 7 * 7 }} {% raw %}", "<b>&amp;</b>\n\nÉ 文"])
 def test_a_text_is_data_in_every_prompt(text):
-    assert text in render("summarize/teacher.jinja", text=text)
-    assert text in render("summarize/told.jinja", text=text)
-    assert text in render("summarize/teacher_balanced.jinja", text=text, longer=2)
+    assert text in render("summarize/teacher.jinja", text=text, longer=1)
+    assert text in render("summarize/instructed.jinja", text=text)
+    assert text in render("summarize/teacher.jinja", text=text, longer=2)
     assert render("summarize/judge.jinja", text=text, summaries=(text, "two")).count(text) == 2
 
 
 def test_the_student_gets_the_bare_text_or_the_text_in_a_template():
     assert student_messages("a text") == [{"role": "user", "content": "a text"}]
-    told = student_messages("a text", "summarize/told.jinja")[0]["content"]
+    told = student_messages("a text", "summarize/instructed.jinja")[0]["content"]
     assert told.endswith("a text") and told != "a text"
 
 

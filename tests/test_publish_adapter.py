@@ -13,11 +13,11 @@ from datasets import Dataset
 from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
 
-from axolotl_configs.run_config import fingerprint, load_run_config
-from axolotl_configs.train_adapter import inputs_of
+from common.files import mark_made
 from data_prep.publish_dataset import row_hashes
-from data_prep.records import mark_made
 from eval.merge_adapter import merge_settings
+from training.run_config import fingerprint, load_run_config
+from training.train_adapter import inputs_of
 
 STAGE = "eval.publish_adapter"
 BASE, REPO = "other/tiny-base", "me/tiny-summarize"

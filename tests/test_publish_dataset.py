@@ -7,7 +7,7 @@ from conftest import clean_environment, one_error_line, run_stage, write_jsonl
 from datasets import Dataset
 from hub_server import TOKEN
 
-from data_prep.records import file_sha
+from common.files import file_sha
 
 STAGE = "data_prep.publish_dataset"
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from range_server import RangeServer
 
+from common.cli import UserError
 from data_prep import read_blocks
 from data_prep.read_blocks import (
     RangeFile,
@@ -25,7 +26,6 @@ from data_prep.read_blocks import (
     stream_lines,
     subset_of,
 )
-from data_prep.records import UserError
 
 STAGE = "data_prep.sample_extracts"
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\n\n"])

@@ -8,8 +8,8 @@ from conftest import ROOT, clean_environment, read_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.records import (
-    UserError,
+from common.cli import UserError
+from common.files import (
     append_record,
     appending,
     is_made,
@@ -105,9 +105,7 @@ def test_what_a_user_can_cause_ends_in_one_line(body, code, said):
     if os.getuid() == 0 and "/proc" in body:
         body = "open('/proc', 'w')"
         said = "Is a directory: /proc"
-    script = (
-        f"import os, time\nfrom data_prep.records import run\nrun(lambda: ({body}, time.sleep(5)))"
-    )
+    script = f"import os, time\nfrom common.cli import run\nrun(lambda: ({body}, time.sleep(5)))"
     result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

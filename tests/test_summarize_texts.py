@@ -11,12 +11,12 @@ import pytest
 import yaml
 from conftest import ROOT, clean_environment, one_error_line, run_stage, start_stage
 
-from axolotl_configs.run_config import load_run_config
-from data_prep.records import mark_made
+from common.files import mark_made
 from eval.generate_summaries import build_prompt, generate_batch, load_model
 from eval.merge_adapter import merge_settings
 from eval.summarize_texts import find_model
-from eval.systems import TOLD
+from eval.systems import INSTRUCTED
+from training.run_config import load_run_config
 
 STAGE = "eval.summarize_texts"
 CAPTURED = {"capture_output": True, "text": True}
@@ -65,8 +65,8 @@ def test_a_config_and_its_told_base_say_what_the_evaluation_says(adapter, texts,
     tuned = summarize(texts / "a.txt", "--model", config)
     assert tuned.stdout.split() == evaluated(adapter, text) != evaluated(tiny_qwen2, text)
     assert "a.txt: " in tuned.stderr and "tokens read, " in tuned.stderr
-    told = summarize(texts / "a.txt", "--model", config, "--told")
-    assert told.stdout.split() == evaluated(tiny_qwen2, text, TOLD)
+    told = summarize(texts / "a.txt", "--model", config, "--instructed")
+    assert told.stdout.split() == evaluated(tiny_qwen2, text, INSTRUCTED)
 
 
 def test_what_a_name_stands_for(adapter, tiny_qwen2):
@@ -131,7 +131,7 @@ def test_a_folder_of_summaries_is_completed(adapter, texts, tmp_path):
     made["a.txt"].write_text("old")
     assert "1 of 2 summaries are there" in write().stderr
     assert made["a.txt"].read_text() != "old" and made["sub/b.md"].read_text() == "kept"
-    assert "of another model or setting" in one_error_line(write("--told", code=1))
+    assert "of another model or setting" in one_error_line(write("--instructed", code=1))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ output_dir. Shows the trainer's progress; what axolotl says goes to <output_dir>
 finished run is not repeated, a killed one goes on from its last checkpoint, and a run on other data
 or settings first moves the old folder aside.
 
-    python -m axolotl_configs.train_adapter axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --cpu
+    python -m training.train_adapter axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --cpu
 """
 
 import os
@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from axolotl_configs.check_run import check_run
-from axolotl_configs.plot_curves import plot_curves
-from axolotl_configs.run_config import (
+from common.cli import UserError, run, script_parser
+from common.files import appending, file_sha, is_made, mark_made
+from training.check_run import check_run
+from training.plot_curves import plot_curves
+from training.run_config import (
     RunConfig,
     check_dataset,
     check_first_adapter,
@@ -27,7 +29,6 @@ from axolotl_configs.run_config import (
     fingerprint,
     load_run_config,
 )
-from data_prep.records import UserError, appending, file_sha, is_made, mark_made, run, script_parser
 
 PROGRESS = re.compile(r"(?:[\w ()=]+: +)?\d+%\|[^|]*\| *\d+/\d+ \[[^\]]*\]")
 STEP = re.compile(

@@ -12,7 +12,7 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from data_prep.records import read_records
+from common.files import read_records
 
 SLOWEST = 0.5  # requests a second
 LATENESS = 0.02  # seconds of delay that the pace makes up for

@@ -3,7 +3,7 @@
 Reads the trainer's own history in <output_dir>/checkpoint-*/trainer_state.json, writes
 <output_dir>/curves.png. `just train` does it at its end.
 
-    python -m axolotl_configs.plot_curves axolotl_configs/smollm2-135m-dpo-sft-lora.yaml
+    python -m training.plot_curves axolotl_configs/smollm2-135m-dpo-sft-lora.yaml
 """
 
 import json
@@ -12,8 +12,9 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from axolotl_configs.run_config import load_run_config
-from data_prep.records import UserError, replacing, run, script_parser
+from common.cli import UserError, run, script_parser
+from common.files import replacing
+from training.run_config import load_run_config
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -1,63 +1,19 @@
-"""JSON Lines files that survive a crash, settings that tell what made them, one-line errors.
+"""Files that survive a crash, hashes, and settings that tell what made a folder.
 
 Every stage reads and writes through these functions: whole files appear under their name only
 when finished, appended files are flushed record by record and repaired after a kill.
 """
 
-import argparse
 import fcntl
 import hashlib
 import json
-import logging
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-
-class UserError(Exception):
-    """What the user can mend; printed as one line: what, where, what to do."""
-
-
-def script_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser whose --help shows the first line of the script's docstring and all defaults."""
-    return argparse.ArgumentParser(
-        description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-
-
-def positive(text: str) -> int:
-    """A whole number over 0, for argparse."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not over 0")
-    return number
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; what a user can cause ends in one line and exit code 1, or 130."""
-    for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="bitsandbytes")
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print(
-            "\nstopped; what is done is saved, the same command goes on from here", file=sys.stderr
-        )
-        sys.exit(130)
-    except OSError as error:  # the disk, the network, a model that cannot be loaded
-        where = f": {error.filename}" if error.filename else ""
-        said = error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
-        sys.exit(f"error: {said}{where}; what was finished is kept, mend this and run again")
-
-
-def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+from common.cli import UserError, warn
 
 
 def parse_line(line: bytes, where: str, fields: Iterable[str] = ()) -> dict | None:
@@ -111,6 +67,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_records(path: Path, records: Iterable[dict]) -> None:
     """Write a JSON Lines file that appears whole or not at all."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -154,6 +116,16 @@ def append_record(file: BinaryIO, *records: dict) -> None:
     os.fsync(file.fileno())
 
 
+def digest(*parts: object) -> str:
+    """16 hex digits that tell `parts` from others, the same on every machine."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def share_of(key: str, seed: int) -> float:
+    """A number in [0, 1) that depends on `key` and `seed` alone."""
+    return int(digest(seed, key), 16) / 16**16
+
+
 def file_sha(path: Path) -> str:
     """First 12 hex digits of the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -170,5 +142,4 @@ def is_made(folder: Path, settings: dict) -> bool:
 
 def mark_made(folder: Path, settings: dict) -> None:
     """Record in `folder`/made.json the settings that made its files, once they are finished."""
-    with replacing(folder / "made.json") as temporary:
-        temporary.write_text(json.dumps(settings) + "\n")
+    write_text(folder / "made.json", json.dumps(settings) + "\n")

@@ -5,8 +5,8 @@ writes results/recipes.md and results/recipes.png. Every recipe sees every examp
 DPO: half of them by SFT, the other half by DPO). What is trained or summarized already is not done
 again, so a stopped comparison goes on where it was.
 
-    python -m benchmarks.compare --seeds 42 43 44
-    python -m benchmarks.compare --configs qwen2-1.5b-{}-qlora   # on a GPU, at full size
+    python -m eval.compare_recipes --seeds 42 43 44
+    python -m eval.compare_recipes --configs qwen2-1.5b-{}-qlora   # on a GPU, at full size
 """
 
 import argparse
@@ -27,23 +27,15 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from axolotl_configs.run_config import RunConfig, load_run_config
+from common.cli import UserError, positive, run, script_parser
+from common.files import append_record, appending, read_records, replacing
+from common.report import format_interval, paired_bootstrap
 from data_prep.filter_pairs import repetition
-from data_prep.records import (
-    UserError,
-    append_record,
-    appending,
-    positive,
-    read_records,
-    replacing,
-    run,
-    script_parser,
-)
-from eval.build_report import INTERVAL
 from eval.generate_summaries import build_prompt, generate_batch, load_model
-from eval.measures import BertScore, paired_bootstrap, rouge
+from eval.measures import BertScore, rouge
 from eval.record_result import commit
-from eval.systems import TOLD, lead_sentences, load_test_rows
+from eval.systems import INSTRUCTED, lead_sentences, load_test_rows
+from training.run_config import RunConfig, load_run_config
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -61,8 +53,8 @@ RECIPES = {
     "SimPO": {"simpo": "train"},
 }
 DEFAULT = "DPO+SFT"
-TOLD_BASE = "base, told to summarize"
-UNTRAINED = {"base, bare text": None, TOLD_BASE: TOLD}
+INSTRUCTED_BASE = "base, instructed"
+UNTRAINED = {"base, bare text": None, INSTRUCTED_BASE: INSTRUCTED}
 LEAD = "first sentences, no model"
 MEASURES = {"f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
 
@@ -97,7 +89,7 @@ def train(config: RunConfig, threads: int) -> dict:
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = ["--cpu", "--num_cpu_threads_per_process", str(threads)]
     options = [] if torch.cuda.is_available() else cpu
-    run_stage("axolotl_configs.train_adapter", str(config.path), *options)
+    run_stage("training.train_adapter", str(config.path), *options)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if fresh:  # a resumed run's time would be that of its rest
         spent = {
@@ -205,7 +197,7 @@ def tables(scores: dict[str, list[pd.DataFrame]], costs: dict[str, list[dict]]) 
     best = next(name for name in order if name in RECIPES)
     differences = {
         f"{ours} minus {name}": {
-            title: INTERVAL.format(*paired_bootstrap(runs[ours][key], runs[name][key]))
+            title: format_interval(*paired_bootstrap(runs[ours][key], runs[name][key]))
             for key, title in MEASURES.items()
         }
         for ours in dict.fromkeys([best, *({DEFAULT} & runs.keys())])

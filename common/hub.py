@@ -20,7 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
-from data_prep.records import UserError, replacing
+from common.cli import UserError
+from common.files import replacing
 
 # The client wraps a failed upload in a RuntimeError.
 HUB_ERRORS = (

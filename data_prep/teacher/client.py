@@ -11,7 +11,7 @@ import together
 import yaml
 from together import AsyncTogether
 
-from data_prep.records import UserError, warn
+from common.cli import UserError, warn
 
 PRICES = Path(__file__).with_name("teachers.yaml")
 BYTES_A_TOKEN = 4  # of English text; the median of our documents is 4.3, by SmolLM2's tokenizer

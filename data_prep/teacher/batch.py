@@ -18,8 +18,10 @@ from together import AsyncTogether
 from together.types import BatchJob
 from tqdm import tqdm
 
-from data_prep.ask_teacher import batch_state, without_reply, write_reasons
-from data_prep.endpoint import (
+from common.cli import UserError
+from common.files import append_record, appending, read_records, replacing
+from data_prep.teacher.ask import batch_state, without_reply, write_reasons
+from data_prep.teacher.client import (
     FINAL,
     make_client,
     price_of,
@@ -28,8 +30,7 @@ from data_prep.endpoint import (
     to_record,
     worst_case_usd,
 )
-from data_prep.pace import Purse
-from data_prep.records import UserError, append_record, appending, read_records, replacing
+from data_prep.teacher.limits import Purse
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000  # of one file, by the API's limits
 

@@ -3,7 +3,7 @@
 TRL casts it to bf16, following QLoRA (arXiv:2305.14314). A bf16 weight has 8 significant bits, so a
 step smaller than 1/256 of the weight rounds away: `just bench adapter_precision` measures it.
 
-    plugins: [axolotl_configs.fp32_adapter.Fp32Adapter]   # in a config
+    plugins: [training.fp32_adapter.Fp32Adapter]   # in a config
 """
 
 from axolotl.integrations.base import BasePlugin

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.records import UserError, file_sha
+from common.cli import UserError
+from common.files import file_sha
+
+CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,16 @@ class RunConfig:
     base_model: str
     dataset: str
     output_dir: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is that of its folder."""
+        return self.output_dir.name
+
+    @property
+    def four_bits(self) -> bool:
+        """Whether the run trains on a base whose weights are rounded to 4 bits."""
+        return bool(self.settings.get("load_in_4bit"))
 
     @property
     def base_revision(self) -> str | None:
@@ -41,8 +54,19 @@ class RunConfig:
         return self.output_dir / "eval"
 
 
-def load_run_config(path: Path) -> RunConfig:
-    """Read an axolotl YAML. Raises UserError with one clear line."""
+def find_config(name: str | Path) -> Path:
+    """The YAML of a trained run or of a config, by name, or a YAML by path. Raises UserError."""
+    places = Path(name), OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"
+    for path in places:
+        if path.is_file():
+            return path
+    there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*-*.yaml")))
+    raise UserError(f"no run or config named {name}; there are the configs {there}")
+
+
+def load_run_config(name: str | Path) -> RunConfig:
+    """Read an axolotl YAML, see `find_config`. Raises UserError with one clear line."""
+    path = find_config(name)
     try:
         config = yaml.safe_load(path.read_text())
         return RunConfig(

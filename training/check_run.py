@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from axolotl_configs.run_config import RunConfig, load_rows
-from data_prep.records import UserError, warn
+from common.cli import UserError, warn
+from training.run_config import RunConfig, load_rows
 
 PREFERENCE = ("dpo", "ipo", "orpo", "simpo", "kto")
 

@@ -20,7 +20,9 @@ from tabulate import tabulate
 from together import AsyncTogether
 from tqdm import tqdm
 
-from data_prep.endpoint import (
+from common.cli import UserError, positive
+from common.files import append_record, appending, read_records, write_records
+from data_prep.teacher.client import (
     FINAL,
     FREE,
     make_client,
@@ -30,15 +32,7 @@ from data_prep.endpoint import (
     to_record,
     worst_case_usd,
 )
-from data_prep.pace import Pace, Purse, wanted_wait
-from data_prep.records import (
-    UserError,
-    append_record,
-    appending,
-    positive,
-    read_records,
-    write_records,
-)
+from data_prep.teacher.limits import Pace, Purse, wanted_wait
 
 ATTEMPTS = 6  # for one request, at failures that are not about the rate
 REFUSALS = 10  # in a row, of requests the endpoint will not take; then something is wrong

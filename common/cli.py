@@ -1,0 +1,54 @@
+"""What every script's command line shares: its parser, its warnings, and its way to end."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """What the user can mend; printed as one line: what, where, what to do."""
+
+
+def script_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose --help shows the first line of the script's docstring and all defaults."""
+    return argparse.ArgumentParser(
+        description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number over 0, for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not over 0")
+    return number
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """What an error says, white space made single, in at most `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main`; what a user can cause ends in one line and exit code 1, or 130."""
+    for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="bitsandbytes")
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(
+            "\nstopped; what is done is saved, the same command goes on from here", file=sys.stderr
+        )
+        sys.exit(130)
+    except OSError as error:  # the disk, the network, a model that cannot be loaded
+        where = f": {error.filename}" if error.filename else ""
+        reason = error.strerror or one_line(error) or type(error).__name__
+        sys.exit(f"error: {reason}{where}; what was finished is kept, mend this and run again")

@@ -1,0 +1,60 @@
+"""What every report is made of: a mean with its interval, a Markdown table, a plot on disk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from common.files import replacing
+
+RESAMPLES = 10_000
+
+
+def paired_bootstrap(
+    a: npt.ArrayLike, b: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of a - b and its 95% percentile interval (Efron & Tibshirani 1993, chapter 13).
+
+    `a` and `b` are scores of shape (texts,), or (runs, texts): runs of one recipe that differ in
+    the seed. Texts are resampled with replacement, and so are the runs.
+    """
+    differences = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float))
+    draw, (runs, texts) = np.random.default_rng(seed), differences.shape
+    # A resample takes each run and each text so many times, which is a multinomial draw.
+    of_runs = draw.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
+    of_texts = draw.multinomial(texts, np.full(texts, 1 / texts), size=resamples) / texts
+    means = ((of_runs @ differences) * of_texts).sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(differences.mean()), float(low), float(high)
+
+
+def format_interval(mean: float, low: float, high: float) -> str:
+    """A difference with its interval, signed."""
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table of formatted values, its index on the left."""
+    if frame.empty:
+        return "none"
+    sides = ("left", *["right"] * len(frame.columns))
+    return frame.to_markdown(disable_numparse=True, colalign=sides)
+
+
+@contextmanager
+def drawing(
+    path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options: object
+) -> Iterator[np.ndarray]:
+    """The axes of a plot, shape (rows, columns), that is saved as PNG when the block ends well.
+
+    `size` is in inches; `options` go to matplotlib's `subplots`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure.subplots(rows, columns, squeeze=False, **options)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
