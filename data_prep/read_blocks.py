@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 
 import aiohttp
 import fsspec
+import httpx
 import orjson
 import zstandard
 from fsspec.compression import compr
@@ -33,6 +34,7 @@ BLOCK = 1 << 20  # bytes; the last line of a block reaches beyond it, 3% to 10% 
 AHEAD = 1 << 16  # bytes transferred beyond a block at first, to end its last line
 LONGEST_LINE = 16 << 20  # bytes; a longer line is skipped, so that memory stays bounded
 RETRYABLE = {408, 425, 429}  # HTTP statuses worth another try, beside those from 500 up
+UNREADABLE = (OSError, ValueError, aiohttp.ClientError, httpx.HTTPError)  # the last for hf://
 BROKEN = (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError)
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ def with_retries(action: Callable[[], T], path: str, retries: int) -> T:
         time.sleep(attempt and min(30, 2 ** (attempt - 2)) * random.uniform(0.8, 1.2))
         try:
             return action()
-        except (OSError, ValueError, aiohttp.ClientError) as error:
+        except UNREADABLE as error:
             cause = (
                 error.__cause__ or error
             )  # fsspec takes any failure over HTTP for a missing file
@@ -88,7 +90,7 @@ def with_retries(action: Callable[[], T], path: str, retries: int) -> T:
 
 
 def fetch_range(fetch: Callable[[int, int], bytes], path: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of a file over HTTP, once."""
+    """Bytes [start, end) of a remote file, tried once."""
     try:
         data = fetch(start, end)
     except ValueError:  # fsspec reads no more than was asked for, but cannot begin in the middle
@@ -113,7 +115,7 @@ def open_unit(unit: Unit, ahead: int, retries: int) -> io.BufferedReader:
     cache = {"cache_type": "readahead", "block_size": ahead, "size": unit.size}
     opening = partial(filesystem(unit.path).open, unit.path, **cache)
     file = with_retries(opening, unit.path, retries)
-    if unit.path.startswith("http"):  # fsspec tries once
+    if "://" in unit.path:
         once = partial(fetch_range, file.cache.fetcher, unit.path)
         file.cache.fetcher = lambda start, end: with_retries(
             partial(once, start, end), unit.path, retries
