@@ -59,10 +59,8 @@ def is_splittable(path: str) -> bool:
 
 
 def filesystem(path: str) -> fsspec.AbstractFileSystem:
-    if path.startswith(
-        "http"
-    ):  # uncompressed, for ranges are of the file itself; by a proxy if set
-        headers = {"Accept-Encoding": "identity"}
+    if path.startswith("http"):
+        headers = {"Accept-Encoding": "identity"}  # ranges of the file, not of it packed
         return fsspec.filesystem("http", headers=headers, client_kwargs={"trust_env": True})
     return fsspec.core.url_to_fs(path)[0]
 
@@ -77,9 +75,8 @@ def with_retries(action: Callable[[], T], path: str, retries: int) -> T:
         try:
             return action()
         except UNREADABLE as error:
-            cause = (
-                error.__cause__ or error
-            )  # fsspec takes any failure over HTTP for a missing file
+            # fsspec takes any failure over HTTP for a missing file, and keeps the cause.
+            cause = error.__cause__ or error
             status = getattr(cause, "status", None)
             reason = f"HTTP status {status}" if status else getattr(cause, "strerror", None)
             reason = reason or one_line(cause) or type(cause).__name__
@@ -116,10 +113,8 @@ def open_unit(unit: Unit, ahead: int, retries: int) -> io.BufferedReader:
     opening = partial(filesystem(unit.path).open, unit.path, **cache)
     file = with_retries(opening, unit.path, retries)
     if "://" in unit.path:
-        once = partial(fetch_range, file.cache.fetcher, unit.path)
-        file.cache.fetcher = lambda start, end: with_retries(
-            partial(once, start, end), unit.path, retries
-        )
+        fetch = partial(fetch_range, file.cache.fetcher, unit.path)
+        file.cache.fetcher = lambda a, b: with_retries(partial(fetch, a, b), unit.path, retries)
     return io.BufferedReader(file, ahead)
 
 

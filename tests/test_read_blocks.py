@@ -236,6 +236,7 @@ def sample(folder, tokenizer, *options, **kwargs):
     )
 
 
+@pytest.mark.slow
 def test_all_kinds_of_input_give_the_same_extracts(tmp_path, tokenizer, serve):
     rows = documents(300)
     plain = write_jsonl(tmp_path / "in.jsonl", rows)
@@ -258,6 +259,7 @@ def test_all_kinds_of_input_give_the_same_extracts(tmp_path, tokenizer, serve):
     assert texts == {row["meta"]["url"]: row["text"] for row in rows}
 
 
+@pytest.mark.slow
 def test_compressed_files_are_sampled_by_line(tmp_path, tokenizer):
     lines = "".join(json.dumps(row) + "\n" for row in documents(2000))
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
@@ -284,6 +286,7 @@ class RangeHub(Hub):
         request.wfile.write(content)
 
 
+@pytest.mark.slow
 def test_files_of_a_hub_dataset(tmp_path, tokenizer):
     hub = RangeHub()
     lines = "".join(json.dumps(row) + "\n" for row in documents(50)).encode()
@@ -300,6 +303,7 @@ def test_files_of_a_hub_dataset(tmp_path, tokenizer):
     assert TOKEN not in "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*.json*"))
 
 
+@pytest.mark.slow
 def test_one_percent_of_a_2_gb_file_transfers_no_more_than_1_2_percent(tmp_path, tokenizer, serve):
     draw, lines, length = random.Random(5), [], 0
     while length < 4 << 20:  # lines as long as arXiv's, 60 kB in the mean, repeated 500 times

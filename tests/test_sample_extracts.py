@@ -61,6 +61,7 @@ def report_of(folder: Path) -> dict:
 WINDOWS = ["--min-tokens", 200, "--max-tokens", 2000, "--min-chars", 10_000, "--max-chars", 30_000]
 
 
+@pytest.mark.slow
 def test_whole_documents_fall_into_their_windows(tmp_path, tokenizer):
     rows = [document(n, words) for n, words in enumerate([30, 120, 120, 300, 4000, 9000])]
     rows += [
@@ -156,6 +157,7 @@ def test_the_report_lies_beside_the_extracts(reference):
     assert (reference / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ways", [("--tasks", 1, "--workers", 1), ("--tasks", 33, "--workers", 3)])
 def test_tasks_and_workers_do_not_change_the_extracts(tmp_path, tokenizer, corpus, reference, ways):
     sample(tmp_path, tokenizer, "--input", corpus, *WINDOWS, *ways)
@@ -176,6 +178,7 @@ def test_caps_keep_the_first_of_the_seeded_order(tmp_path, tokenizer, corpus, re
     assert report_of(tmp_path / "out")["stackexchange"]["dropped: other source"] > 50
 
 
+@pytest.mark.slow
 def test_own_files_are_of_a_source_of_their_own(tmp_path, tokenizer, corpus):
     rows = [{"text": row["text"]} for row in read_jsonl(corpus)[:60]]
     path = write_jsonl(tmp_path / "mine.jsonl", rows)
@@ -204,6 +207,7 @@ def command(folder: Path, tokenizer: Path, *options: object) -> list[str]:
     return list(map(str, [*stage, *options]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, tokenizer, corpus, reference, how):
     server = RangeServer({"/in.jsonl": corpus.read_bytes()}, delay=0.1)
@@ -232,6 +236,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, tokenizer, corpus, ref
     server.close()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, tokenizer, corpus, reference):
     options = ["--input", corpus, *WINDOWS, "--tasks", 6, "--workers", 1]
 
@@ -254,6 +259,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, tokenizer, corpus, 
     assert texts_of(tmp_path / "out") == texts_of(reference)
 
 
+@pytest.mark.slow
 def test_the_ray_executor_gives_the_same(tmp_path, tokenizer, corpus, reference):
     pytest.importorskip("ray", reason="ray is not installed (pip install -r requirements-ray.txt)")
     options = ["--input", corpus, *WINDOWS, "--tasks", 4, "--workers", 2, "--executor", "ray"]
@@ -280,6 +286,7 @@ echo Submitted batch job 7
 }
 
 
+@pytest.mark.slow
 def test_the_slurm_executor_submits_and_the_same_command_ends_it(
     tmp_path, tokenizer, corpus, reference
 ):
@@ -295,6 +302,7 @@ def test_the_slurm_executor_submits_and_the_same_command_ends_it(
     assert "sbatch is not found" in one_error_line(missing)
 
 
+@pytest.mark.slow
 def test_passages_split_by_document_in_a_seeded_order(tmp_path, tokenizer):
     rows = [document(n, 600) for n in range(30)]
     plain = write_jsonl(tmp_path / "in.jsonl", rows)
