@@ -24,7 +24,7 @@ import orjson
 import psutil
 
 from benchmarks.demo import resident_bytes
-from data_prep.clean_documents import has_prose, mend
+from data_prep.clean_documents import clean, has_prose
 from data_prep.sample_extracts import make_plan, parse_options, run_tasks
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def generate(path: Path, size: int) -> None:
             while file.tell() < end:
                 n = int(draw.lognormvariate(0, sigma) * median / 6.2)  # characters a word, here
                 start = draw.randrange(len(words))
-                text, _ = mend("".join(words[start : start + n]))  # the plain way cleans nothing
+                text = clean("".join(words[start : start + n]))  # the plain way cleans nothing
                 if not has_prose(text):
                     continue
                 url = f"{source}/{file.tell()}"

@@ -1,12 +1,12 @@
 """Tell exact and near duplicates, and runs of words that test and training texts share."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import xxhash
 
-from data_prep.clean_documents import digest
+from common.files import digest
 
 RUN = 13  # words; the n-gram by which GPT-3 was cleared of its test sets (Brown et al., 2020)
 SHINGLE, BANDS, ROWS = 5, 14, 8  # datatrove's MinHash settings: a Jaccard index over about 0.75
@@ -37,26 +37,35 @@ class Duplicates:
     def __init__(self):
         draw = np.random.default_rng(1).integers(0, 1 << 63, (2, 1, BANDS * ROWS), np.uint64)
         self.factors, self.terms = draw[0] * np.uint64(2) + np.uint64(1), draw[1]
-        self.seen, self.runs = set(), np.empty(0, np.uint64)
+        self.texts, self.bands, self.forbidden = set(), set(), np.empty(0, np.uint64)
 
     def reason(self, text: str) -> str | None:
         """Why `text` is not to be kept, or None, and from then on it counts as kept."""
         words = words_of(text)
-        runs = ngrams(words, RUN)
-        if self.runs.size and (self.runs[np.searchsorted(self.runs[:-1], runs)] == runs).any():
+        if self._holds_forbidden_run(words):
             return "shares a run of words with a test document"
-        shingles = ngrams(words, min(SHINGLE, len(words)))[:, None]
-        smallest = (shingles * self.factors + self.terms).min(axis=0).reshape(BANDS, ROWS)
-        marks = {(band, row.tobytes()) for band, row in enumerate(smallest)}
-        exact = (digest(*words.tolist()),)
-        if exact in self.seen:
+        exact = digest(*words.tolist())
+        if exact in self.texts:
             return "repeated text"
-        if not marks.isdisjoint(self.seen):
+        bands = self._bands(words)
+        if not bands.isdisjoint(self.bands):
             return "near duplicate"
-        self.seen |= {*marks, exact}
+        self.texts.add(exact)
+        self.bands |= bands
         return None
 
-    def forbid_runs(self, texts: Iterator[str]) -> None:
+    def forbid_runs(self, texts: Iterable[str]) -> None:
         """Let no text be kept from now on that shares a run of RUN words with one of `texts`."""
         runs = [ngrams(words_of(text), RUN) for text in texts]
-        self.runs = np.unique(np.concatenate([self.runs, *runs]))
+        self.forbidden = np.unique(np.concatenate([self.forbidden, *runs]))  # sorted
+
+    def _holds_forbidden_run(self, words: np.ndarray) -> bool:
+        runs, size = ngrams(words, RUN), self.forbidden.size
+        places = np.searchsorted(self.forbidden, runs).clip(max=size - 1)
+        return bool(size and (self.forbidden[places] == runs).any())
+
+    def _bands(self, words: np.ndarray) -> set[tuple[int, bytes]]:
+        """The smallest of the shingles' hashes by each of many hash functions, cut into bands."""
+        shingles = ngrams(words, min(SHINGLE, len(words)))[:, None]
+        smallest = (shingles * self.factors + self.terms).min(axis=0)
+        return {(i, band.tobytes()) for i, band in enumerate(smallest.reshape(BANDS, ROWS))}

@@ -11,42 +11,53 @@ report.json, lengths.png beside them. datatrove runs the tasks: kills and worker
 import argparse
 import json
 import os
-import re
+import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import orjson
-from loguru import logger
-from tabulate import tabulate
+import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, positive, run, script_parser
-from common.files import is_made, mark_made, replacing, write_records
-from data_prep.clean_documents import SelectExtracts, load_counter
+from common.files import is_made, mark_made, write_records, write_text
+from common.report import drawing, markdown
+from data_prep.count_tokens import load_counter
 from data_prep.find_duplicates import Duplicates
-from data_prep.read_blocks import RangeFile, ReadBlocks, draw_units, expand_paths, subset_of
+from data_prep.read_blocks import draw_units, expand_paths, file_size, subset_of
+from data_prep.select_extracts import Counts, load_counts, run_task
 
 RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # lists 2,084 files
-WAYS = ("executor", "tasks", "workers", "retries", "partition", "time")  # of no effect on extracts
-ROWS = ("documents", "MB", "seconds", "mended", "dropped", "test", "train")  # of the report
+NO_EFFECT = ("executor", "tasks", "workers", "retries", "partition", "time")  # on the extracts
+ROWS = ("documents", "MB", "dropped", "test", "train")  # the report's order
 FIELDS = {"n_tokens": "tokens", "n_chars": "characters"}
-INDEX = [("split", "S5"), ("order", "S32"), ("source", "S16"), ("file", "u4"), ("offset", "u8")]
+
+
+def make_settings(options: argparse.Namespace) -> dict:
+    """What the extracts depend on: options, and the sizes and times of local files."""
+    settings = {k: str(v) for k, v in vars(options).items() if k not in NO_EFFECT}
+    local = [path for path in options.input if "://" not in path]
+    files = expand_paths(local, 0) if local else []
+    states = {path: Path(path).stat() for path in files if Path(path).exists()}
+    return settings | {"files": {p: [s.st_size, s.st_mtime_ns] for p, s in states.items()}}
 
 
 def make_plan(options: argparse.Namespace, settings: dict, work: Path) -> dict:
     """{settings, units, tasks}, kept in `work`/plan.json; a run begun there keeps its tasks."""
     load_counter(options.tokenizer)  # fails before anything is transferred
-    wanted = {*options.sources, "other"} if options.sources else {}
+    wanted = {*options.sources, "other"}
     paths = expand_paths(options.input, options.retries)
-    paths = [path for path in paths if not wanted or subset_of(path) in wanted]
+    paths = [path for path in paths if not options.sources or subset_of(path) in wanted]
     paths = tqdm(paths, desc="sizes of the files", unit="file")
-    sizes = [(path, RangeFile(path, retries=options.retries).size) for path in paths]
-    units = draw_units(sizes, options.fraction, options.seed)
+    units = draw_units(
+        [(path, file_size(path, options.retries)) for path in paths], options.fraction, options.seed
+    )
     plan = {"settings": settings, "units": units, "tasks": min(options.tasks, len(units) or 1)}
     path, plan = work / "plan.json", json.loads(json.dumps(plan))
     if path.exists():
@@ -54,8 +65,7 @@ def make_plan(options: argparse.Namespace, settings: dict, work: Path) -> dict:
         if begun | {"tasks": 0} != plan | {"tasks": 0}:
             raise UserError(f"{work} holds a run begun with other settings or input; delete it")
         return begun
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plan))
+    write_text(path, json.dumps(plan))
     return plan
 
 
@@ -68,7 +78,10 @@ def make_executor(options: argparse.Namespace, **common):
             raise UserError("sbatch is not found; run --executor slurm where slurm takes jobs")
         from datatrove.executor.slurm import SlurmPipelineExecutor
 
+        # `just` activates no environment, and a job starts with a command of datatrove's.
+        commands = shlex.quote(str(Path(sys.executable).parent))
         where = {"time": options.time, "partition": options.partition}
+        where |= {"env_command": f"export PATH={commands}:$PATH"}
         return SlurmPipelineExecutor(**common, **where, mail_type="NONE", qos=None)
     if options.executor == "ray":
         try:
@@ -91,31 +104,26 @@ def make_executor(options: argparse.Namespace, **common):
     return LocalPipelineExecutor(**common)
 
 
+def show_progress(completions: Path, tasks: int, stop: threading.Event) -> None:
+    """Follow datatrove's marks of complete tasks until `stop`."""
+    with tqdm(desc="reading", total=tasks, unit="task") as bar:
+        ended = False
+        while not ended:
+            ended = stop.wait(0.5)
+            bar.update(len(list(completions.glob("*"))) - bar.n)
+
+
 def run_tasks(options: argparse.Namespace, plan: dict, work: Path) -> None:
     """Run the tasks that are not yet complete. Raises UserError if any is left."""
-    from datatrove.pipeline.writers import JsonlWriter
-
-    progress = work / "progress"
-    progress.mkdir(exist_ok=True)
-    logger.disable("datatrove")
-    steps = [
-        ReadBlocks(plan["units"], options, progress),
-        SelectExtracts(options),
-        JsonlWriter(str(work / "candidates"), "${rank}.jsonl", None, expand_metadata=True),
-    ]
-    tasks, logs = plan["tasks"], str(work / "logs")
-    ways = {"tasks": tasks, "workers": min(options.workers, tasks), "logging_dir": logs}
-    executor = make_executor(options, pipeline=steps, **ways)
-    stop, total = threading.Event(), sum(end - start for _, _, start, end in plan["units"])
-
-    def watch() -> None:
-        with tqdm(desc="reading", total=total, unit="B", unit_scale=True) as bar:
-            ended = False
-            while not ended:
-                ended = stop.wait(0.5)
-                bar.update(sum(int(p.read_text() or 0) for p in progress.iterdir()) - bar.n)
-
-    watcher = threading.Thread(target=watch)
+    tasks, logs, stop = plan["tasks"], work / "logs", threading.Event()
+    executor = make_executor(
+        options,
+        pipeline=[partial(run_task, units=plan["units"], options=options, work=work)],
+        tasks=tasks,
+        workers=min(options.workers, tasks),
+        logging_dir=str(logs),
+    )
+    watcher = threading.Thread(target=show_progress, args=(logs / "completions", tasks, stop))
     watcher.start()
     try:
         executor.run()
@@ -123,65 +131,54 @@ def run_tasks(options: argparse.Namespace, plan: dict, work: Path) -> None:
         stop.set()
         watcher.join()
     if left := len(executor.get_incomplete_ranks(skip_completed=True)):
-        then = "are with slurm" if options.executor == "slurm" else f"failed, see {work}/logs"
-        raise UserError(f"{left} of {plan['tasks']} tasks {then}; afterwards run the same again")
+        then = "are with slurm" if options.executor == "slurm" else f"failed, see {logs}"
+        raise UserError(f"{left} of {tasks} tasks {then}; afterwards run the same again")
 
 
-def task_counts(work: Path) -> Counter:
-    """The tasks' statistics named source|row, added up."""
-    counts = Counter()
-    steps = (s for p in (work / "logs/stats").glob("*.json") for s in json.loads(p.read_bytes()))
-    for label, number in (pair for step in steps for pair in step["stats"].items()):
-        if "|" in label:
-            counts[label] += number["total"] if isinstance(number, dict) else number
-    return counts
+def index_candidates(folder: Path) -> dict[str, list[tuple]]:
+    """For each split where its candidates are, in seeded order: (order, source, path, offset).
 
-
-def index_candidates(paths: list[Path]) -> dict[str, np.ndarray]:
-    """For each split where its candidates are, in seeded order; 60 bytes a candidate."""
-    parts = [np.empty(0, INDEX)]
-    for number, path in enumerate(paths):
-        rows, offset = [], 0
+    Some 250 bytes a candidate, where the texts of all might not fit into memory.
+    """
+    found = {"test": [], "train": []}
+    for path in sorted(folder.glob("*.jsonl")):
+        offset = 0
         with path.open("rb") as file:
             for line in file:
                 one = orjson.loads(line)
-                names = (one["split"].encode(), one["order"].encode(), one["source"].encode())
-                rows.append((*names, number, offset))
+                place = (one["order"], sys.intern(one["source"]), path, offset)
+                found[one["split"]].append(place)
                 offset += len(line)
-        parts.append(np.array(rows, INDEX))
-    found = np.sort(np.concatenate(parts))
-    return {split: found[found["split"] == split.encode()] for split in ("test", "train")}
+    return {split: sorted(places) for split, places in found.items()}
 
 
-def choose(work: Path, options: argparse.Namespace, counts: Counter) -> dict[str, list[dict]]:
+def read_candidate(path: Path, offset: int) -> dict:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return orjson.loads(file.readline())
+
+
+def choose(work: Path, options: argparse.Namespace, counts: Counts) -> dict[str, list[dict]]:
     """The first candidates of each split that repeat nothing kept before, up to the caps."""
-    counter, duplicates, ids = load_counter(options.tokenizer), Duplicates(), set()
-    paths, splits = sorted((work / "candidates").glob("*.jsonl")), {}
-    for split, rows in index_candidates(paths).items():
-        kept, per_source, done = [], Counter(), 0
-        for row in tqdm(rows, desc=f"choosing for {split}", unit="document"):
-            if len(kept) == getattr(options, split):
-                break
-            done += 1
-            with paths[row["file"]].open("rb") as file:
-                file.seek(row["offset"])
-                one = orjson.loads(file.readline())
-            if per_source[one["source"]] == options.max_per_source:
-                reason = "over the cap"
-            elif one["id"] in ids:
-                reason = "repeated document"
-            else:
-                reason = duplicates.reason(one["text"])
-            counts[f"{one['source']}|{split} " + (f"dropped: {reason}" if reason else "kept")] += 1
-            if reason:
+    counter, duplicates, ids, splits = load_counter(options.tokenizer), Duplicates(), set(), {}
+    cap = options.max_per_source or sys.maxsize
+    for split, places in index_candidates(work / "candidates").items():
+        kept, per_source = [], Counter()
+        for _, source, path, offset in tqdm(places, desc=f"choosing for {split}", unit="document"):
+            if len(kept) == getattr(options, split) or per_source[source] == cap:
+                counts[source, f"{split} dropped: over the cap"] += 1
                 continue
+            one = read_candidate(path, offset)
+            repeated = "repeated document" if one["id"] in ids else duplicates.reason(one["text"])
+            if repeated:
+                counts[source, f"{split} dropped: {repeated}"] += 1
+                continue
+            counts[source, f"{split} kept"] += 1
+            per_source[source] += 1
             ids.add(one["id"])
-            per_source[one["source"]] += 1
             tokens = one.get("n_tokens") or counter.count(one["text"])
             lengths = {"n_chars": len(one["text"]), "n_tokens": tokens}
             kept.append({k: one[k] for k in ("id", "source", "url", "text")} | lengths)
-        for source, number in Counter(rows["source"][done:].tolist()).items():
-            counts[f"{source.decode()}|{split} dropped: over the cap"] += number
         if split == "test":  # chosen first, for long documents are the rarer
             duplicates.forbid_runs(extract["text"] for extract in kept)
         splits[split] = kept
@@ -189,37 +186,34 @@ def choose(work: Path, options: argparse.Namespace, counts: Counter) -> dict[str
 
 
 def plot_lengths(splits: dict[str, list[dict]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 7), layout="constrained")
     sources = sorted({extract["source"] for split in splits.values() for extract in split})
-    for axes, (split, extracts) in zip(figure.subplots(2, 2), splits.items(), strict=True):
-        for panel, (field, unit) in zip(axes, FIELDS.items(), strict=True):
-            lengths = [[e[field] for e in extracts if e["source"] == s] for s in sources]
-            panel.hist(lengths, bins=20, stacked=True, label=sources)
-            panel.set(xlabel=unit, ylabel="extracts", title=f"{split}, n {len(extracts):,}")
-        axes[0].legend()
-    figure.savefig(path, dpi=100)
+    with drawing(path, (10, 7), 2, 2) as axes:
+        for row, (split, extracts) in zip(axes, splits.items(), strict=True):
+            for panel, (field, unit) in zip(row, FIELDS.items(), strict=True):
+                lengths = [[e[field] for e in extracts if e["source"] == s] for s in sources]
+                panel.hist(lengths, bins=20, stacked=True, label=sources)
+                panel.set(xlabel=unit, ylabel="extracts", title=f"{split}, n {len(extracts):,}")
+            row[0].legend()
 
 
-def write_report(folder: Path, splits: dict, counts: Counter, facts: dict) -> None:
+def place_of(row: str) -> tuple[int, str]:
+    """Where a row stands in the report."""
+    return next((i for i, start in enumerate(ROWS) if row.startswith(start)), len(ROWS)), row
+
+
+def write_report(folder: Path, splits: dict, counts: Counts, facts: dict) -> None:
     """Write report.json, report.md and lengths.png, and print the table."""
-    table = defaultdict(dict)
-    for label, number in counts.items():
-        source, row = label.split("|")
-        table[source][row] = table[source].get(row, 0) + number
-        table["all"][row] = table["all"].get(row, 0) + number
-    for column in table.values():
-        if column.get("seconds"):
-            column["MB a second"] = column["MB transferred"] / column["seconds"]
-        column |= {row: round(number, 2) for row, number in column.items()}
-    (folder / "report.json").write_text(json.dumps({**facts, "sources": table}, indent=1) + "\n")
+    table = defaultdict(Counter)
+    for (source, row), number in counts.items():
+        table[source][row] += number
+        table["all"][row] += number
+    rows = sorted(table["all"], key=place_of)
     sources = sorted(table, key=lambda source: (source == "all", source))
-    names = sorted(table["all"], key=lambda row: (ROWS.index(re.match(r"\w+", row)[0]), row))
-    rows = [[name, *(f"{table[s].get(name, 0):,}" for s in sources)] for name in names]
-    text = tabulate(rows, ["", *sources], "pipe", colalign=["left", *["right"] * len(sources)])
+    numbers = {s: {row: round(table[s][row], 2) for row in rows} for s in sources}
+    write_text(folder / "report.json", json.dumps({**facts, "sources": numbers}, indent=1) + "\n")
+    text = markdown(pd.DataFrame(numbers, dtype=object).map("{:,}".format))
     notes = f"{facts['MB drawn']:,.1f} MB drawn, {facts['seconds']:,.0f} seconds"
-    (folder / "report.md").write_text(f"{text}\n\n{notes}\n")
+    write_text(folder / "report.md", f"{text}\n\n{notes}\n")
     plot_lengths(splits, folder / "lengths.png")
     print(f"{text}\n{notes}; see {folder}/report.md and lengths.png")
 
@@ -237,6 +231,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--input", nargs="+", default=RED_PAJAMA, help="files, globs, URLs, .txt lists of them")
     option("--fraction", type=fraction, help="to read: 0.01 of RedPajama, all of another --input")
     option("--sources", nargs="+", help="arxiv wikipedia stackexchange, all of another --input")
+    option("--source-name", default="other", help="source of records that are not RedPajama's")
     option("--output", type=Path, default=Path("data/extracts"), help="folder")
     option("--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: id or folder")
     option("--min-tokens", type=int, default=900, help="train: more than this")
@@ -250,7 +245,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--test-share", type=float, default=0.3, help="with --passages: documents for test")
     option("--seed", type=int, default=0, help="draws, orders and splits")
     option("--executor", choices=("local", "slurm", "ray"), default="local", help="datatrove's")
-    option("--tasks", type=positive, default=16, help="what a kill can lose: one task a worker")
+    option("--tasks", type=positive, default=64, help="what a kill can lose: one task a worker")
     option("--workers", type=positive, default=os.cpu_count(), help="tasks at a time")
     option("--retries", type=int, default=6, help="of a failed transfer, with growing pauses")
     option("--partition", default="cpu", help="with slurm")
@@ -265,16 +260,15 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     output, started = options.output.absolute(), time.monotonic()
-    settings = {k: str(v) for k, v in vars(options).items() if k not in WAYS}
-    work = output / "unfinished"
+    settings, work = make_settings(options), output / "unfinished"
     if is_made(output, settings):
         print(f"{options.output} is done with these settings; delete it to sample again")
         return
     if any(output.glob("*.jsonl")) and not work.exists():
-        raise UserError(f"{options.output} was made with other settings; delete it")
+        raise UserError(f"{options.output} was made with other settings or input; delete it")
     plan = make_plan(options, settings, work)
     run_tasks(options, plan, work)
-    counts = task_counts(work)
+    counts = load_counts(work)
     splits = choose(work, options, counts)
     if not any(splits.values()):
         shutil.rmtree(work)

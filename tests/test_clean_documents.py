@@ -1,4 +1,4 @@
-"""Records to extracts: meta, mending, prose, the token window, near duplicates, shared runs."""
+"""Records to extracts: meta, sources, prose, exact token counts, near duplicates, shared runs."""
 
 import json
 import os
@@ -10,17 +10,27 @@ import pytest
 from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
+from common.files import share_of
 from data_prep.clean_documents import (
-    TokenCounter,
+    clean,
     cut_passages,
     has_prose,
-    mend,
-    parse_meta,
-    share_of,
+    meta_of,
+    source_of,
     to_document,
 )
+from data_prep.count_tokens import TokenCounter
 from data_prep.find_duplicates import RUN, Duplicates
 
 META = {"arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
@@ -32,62 +42,74 @@ QWEN2 = (
 
 @pytest.mark.parametrize("shape", [lambda m: m, json.dumps, repr])
 def test_meta_in_every_shape_it_is_met_in(shape):
-    assert parse_meta(shape(META)) == META
-    found = to_document({"text": "words", "meta": shape(META)})
-    assert (found["source"], found["url"]) == ("arxiv", META["url"])
+    assert meta_of({"text": "words", "meta": shape(META)}) == META
+    assert meta_of({"text": "words", **META}) == META  # no meta at all
 
 
-def test_the_subset_is_inferred_where_meta_has_no_source():
-    assert to_document({"text": "w", "meta": {"title": "T"}})["source"] == "wikipedia"
-    assert to_document({"text": "w", "meta": {"question_score": "3"}})["source"] == "stackexchange"
-    assert to_document({"text": "w", "arxiv_id": "1"})["source"] == "arxiv"  # no meta at all
+WIKIPEDIA = {"title": "T", "url": "https://en.wikipedia.org/wiki/T"}
 
 
 @pytest.mark.parametrize(
-    ("record", "reason"),
+    ("meta", "path", "source"),
     [
-        ({"text": ""}, "no text"),
-        ({"text": " \x00\r\n"}, "no text"),
-        ({"text": "mots", "meta": {"language": "fr"}}, "not English"),
-        ({"text": "mots", "language": "fr"}, "not English"),
+        (META, "in.jsonl", "arxiv"),
+        ({"source": "a long name of a source"}, "/arxiv/arxiv_0.jsonl", "a long name of a source"),
+        ({"question_score": "3"}, "in.jsonl", "stackexchange"),
+        (WIKIPEDIA, "in.jsonl", "wikipedia"),
+        ({"title": "T"}, "http://h/v1.0.0/wikipedia/wiki.jsonl", "wikipedia"),
+        ({"title": "T"}, "hf://datasets/t/Sample/wikipedia_sample.jsonl", "wikipedia"),
+        ({"title": "T", "url": "https://example.org/wikipedia.org/T"}, "in.jsonl", "other"),
+        ({"title": "T"}, "my/notes.jsonl", "other"),
+        ({}, "my/notes.jsonl", "other"),
     ],
 )
-def test_what_is_left_out_has_a_reason(record, reason):
-    assert to_document(record) == reason
+def test_no_source_is_claimed_that_a_record_or_its_file_does_not_show(meta, path, source):
+    assert source_of(meta, path) == source
+    assert source_of(meta, path, "notes") == ("notes" if source == "other" else source)
+
+
+@pytest.mark.parametrize(
+    ("text", "meta", "reason"),
+    [
+        ("", {}, "no text"),
+        (" \x00\r\n", {}, "no text"),
+        ("mots", {"language": "fr"}, "not English"),
+    ],
+)
+def test_what_is_left_out_has_a_reason(text, meta, reason):
+    assert to_document(text, meta, "other") == reason
 
 
 def test_ids_are_stable_and_differ_by_key_not_by_text():
     def of(text, url):
-        return to_document({"text": text, "meta": {"url": url}})["id"]
+        return to_document(text, {"url": url}, "other")["id"]
 
     assert of("a", "u") == of("b", "u") != of("a", "v")
 
 
 @pytest.mark.parametrize(
-    ("text", "mended", "what"),
+    ("text", "cleaned"),
     [
-        ("a\r\nb\rc\td", "a\nb\nc\td", []),
-        ("a\x00b\x1b\x9f c\x0cd", "ab c\nd", ["control characters"]),
-        ("Body.\n\nReferences\n\nExternal links\n", "Body.", ["empty section"]),
-        ("Body.\nSee also\nNotes\nReferences\nA.", "Body.\nReferences\nA.", ["empty section"]),
-        ("Body.\n\nReferences\n\nA book.", "Body.\n\nReferences\n\nA book.", []),
-        ("Body.\n== A ==\n\n== B ==\nText.", "Body.\n== B ==\nText.", ["empty section"]),
-        ("Body.\n== A ==\n=== B ===\nText.", "Body.\n== A ==\n=== B ===\nText.", []),
-        ("\\section{A}\n\\section*{B}\nText.", "\\section*{B}\nText.", ["empty section"]),
-        ("\\section{A}\n\\subsection{B}\nText.", "\\section{A}\n\\subsection{B}\nText.", []),
-        ("See also the Notes\nof it.", "See also the Notes\nof it.", []),
+        ("a\r\nb\rc\td", "a\nb\nc\td"),
+        ("a\x00b\x1b\x9f c\x0cd", "ab c\nd"),
+        ("Body.\n\nReferences\n\nExternal links\n", "Body."),
+        ("Body.\nSee also\nNotes\nReferences\nA.", "Body.\nReferences\nA."),
+        ("Body.\n\nReferences\n\nA book.", "Body.\n\nReferences\n\nA book."),
+        ("Body.\n== A ==\n\n== B ==\nText.", "Body.\n== B ==\nText."),
+        ("Body.\n== A ==\n=== B ===\nText.", "Body.\n== A ==\n=== B ===\nText."),
+        ("\\section{A}\n\\section*{B}\nText.", "\\section*{B}\nText."),
+        ("\\section{A}\n\\subsection{B}\nText.", "\\section{A}\n\\subsection{B}\nText."),
+        ("See also the Notes\nof it.", "See also the Notes\nof it."),
     ],
 )
-def test_control_characters_and_empty_sections_are_mended(text, mended, what):
-    assert mend(text) == (mended, what)
+def test_control_characters_and_empty_sections_go(text, cleaned):
+    assert clean(text) == cleaned
 
 
 @settings(deadline=None)
 @given(st.text())
-def test_mending_leaves_no_control_character_and_is_done_at_once(text):
-    mended, _ = mend(text)
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", mended)
-    assert "control characters" not in mend(mended)[1]
+def test_cleaning_leaves_no_control_character(text):
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean(text))
 
 
 SHELL = "\\section{Introduction}\\label{}\n\\input{related.inc}\n\\ifCLASSOPTION\n\\newpage\n\\fi"
@@ -99,7 +121,7 @@ PAPER = (
 
 
 @pytest.mark.parametrize("text", [SHELL, TABLE, f"{SHELL}\n{TABLE}\nThe end.", "12 34 56 %$ 78"])
-def test_shells_without_prose_are_told(text):
+def test_shells_without_prose_are_found(text):
     assert not has_prose(text)
 
 
@@ -113,7 +135,7 @@ def test_shells_without_prose_are_told(text):
         "Мир и 平和",
     ],
 )
-def test_prose_is_told(text):
+def test_prose_is_found(text):
     assert has_prose(text)
 
 
@@ -162,6 +184,12 @@ def train(pre_tokenizer, normalizer=None) -> Tokenizer:
     return tokenizer
 
 
+def add_token(token) -> Tokenizer:
+    tokenizer = train(byte_level())
+    tokenizer.add_tokens([token])
+    return tokenizer
+
+
 TOKENIZERS = {
     "GPT-2": train(byte_level()),
     "prefix space": train(byte_level(True)),
@@ -179,12 +207,18 @@ TOKENIZERS = {
     ),
     "whole text": train(byte_level(regex=False)),
     "lower case": train(byte_level(), normalizers.Lowercase()),
+    "Metaspace": train(pre_tokenizers.Metaspace()),
+    "words alone": train(pre_tokenizers.Whitespace()),
+    "added with a space": add_token("the summary"),
+    "added, eats spaces": add_token(AddedToken("<x>", rstrip=True)),
 }
 COUNTERS = {name: TokenCounter(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 PIECES = st.one_of(
     st.sampled_from([" ", " ", " ", "  ", "\n", "\n\n", " \n", "\t", "\r\n", "\xa0", "\u2003 "]),
     st.sampled_from(["the", "summary", "It's", "don't", "(a)", "...", "--", "12", "3.5", "$x$"]),
-    st.sampled_from(["<|im_end|>", "é", "e\u0301", "\u0958", "漢字", "ß", "\\foo{", "\x1c", "'s"]),
+    st.sampled_from(
+        ["<|im_end|>", "<x>", "é", "e\u0301", "\u0958", "漢字", "ß", "\\foo{", "\x1c", "'s"]
+    ),
     st.text(max_size=5),
 )
 TEXTS = st.one_of(st.lists(PIECES, max_size=40).map("".join), st.text())
@@ -195,43 +229,28 @@ def plain_count(name: str, text: str) -> int:
 
 
 def test_only_tokenizers_that_cut_at_single_spaces_are_taken_apart():
-    fast = [name for name, counter in COUNTERS.items() if counter.additive]
-    assert fast == ["GPT-2", "prefix space", "Qwen2", "SmolLM2", "space before words"]
+    fast = [name for name, counter in COUNTERS.items() if counter.adds_up]
+    assert fast == ["GPT-2", "prefix space", "Qwen2", "SmolLM2", "space before words", "Metaspace"]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(deadline=None)
-@given(text=TEXTS, low=st.integers(0, 12), width=st.integers(1, 30))
-@example(text="the 's  12 \n (a)", low=0, width=30)
-@example(text="\t", low=1, width=2)  # a tokenizer that puts a space before makes two tokens of it
-def test_the_window_is_decided_as_by_tokenizing_whole_texts(name, text, low, width):
+@given(text=TEXTS, enough=st.integers(1, 40))
+@example(text="the 's  12 \n (a)", enough=30)
+@example(text="the one\n the", enough=30)
+@example(text="\t", enough=2)  # a tokenizer that puts a space before makes two tokens of it
+def test_the_count_is_that_of_tokenizing_whole_texts(name, text, enough):
     number = plain_count(name, text)
     assert COUNTERS[name].count(text) == number
-    expected = number if low < number < low + width else None
-    assert COUNTERS[name].count(text, low, low + width) == expected
+    found = COUNTERS[name].count(text, enough)
+    assert found == number if number < enough else enough <= found
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr("data_prep.clean_documents.MOST_REMEMBERED", 100)
-    counter = TokenCounter(TOKENIZERS["Qwen2"])
-    for start in range(0, 1000, 60):
-        text = " ".join(f"w{i}" for i in range(start, start + 60)) + " " + "x" * 1000
-        assert counter.count(text) == plain_count("Qwen2", text)
-        assert len(counter.known) <= 160
-
-
-def test_a_word_remembered_from_the_end_of_a_text_hides_no_white_space():
-    for text in ("the one\n", "the one\n the"):
-        number = plain_count("space before words", text)
-        assert COUNTERS["space before words"].count(text) == number
-
-
-def test_long_texts_are_decided_with_no_tokenizing():
-    counter = TokenCounter(TOKENIZERS["Qwen2"])
-    counter.tokenizer = None  # a call to it fails
-    assert counter.count("word " * 1800, 900, 1800) is None
-    assert counter.count("x" * 899, 900, 1800) is None
-    assert counter.count("x" * 10_000_000, 900, 1800) is None
+def test_words_are_remembered_and_long_texts_are_not_read_to_the_end():
+    counter, enough = TokenCounter(TOKENIZERS["Qwen2"]), 1800
+    assert counter.count("Some words " * 99, enough) == counter.count("Some words " * 99)
+    assert counter.count_word.cache_info().currsize == 3
+    assert enough <= counter.count("word " * 1800 + "x" * 10_000_000, enough) < 9000
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Qwen2", "SmolLM2"])
@@ -245,9 +264,9 @@ def test_the_window_on_real_documents(name):
             text = json.loads(line)["text"]
             number = plain_count(name, text)
             assert counter.count(text) == number
-            expected = number if 900 < number < 1800 else None
-            assert counter.count(text, 900, 1800) == expected
-            inside += bool(expected)
+            found = counter.count(text, 1800)
+            assert found == number if number < 1800 else found >= 1800
+            inside += 900 < number < 1800
     assert inside > 20
 
 
@@ -258,7 +277,7 @@ def prose(seed: int, n: int) -> list[str]:
     return random.Random(seed).choices(WORDS, k=n)
 
 
-def test_exact_and_near_duplicates_are_told_and_others_not():
+def test_exact_and_near_duplicates_are_found_and_others_not():
     duplicates, first = Duplicates(), prose(1, 800)
     assert duplicates.reason(" ".join(first)) is None
     assert duplicates.reason("  ".join(first).upper()) == "repeated text"
