@@ -64,8 +64,17 @@ class Endpoint:
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self.server.close)
+        asyncio.run_coroutine_threadsafe(self.hang_up(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+        self.loop.close()
+
+    async def hang_up(self) -> None:
+        """Leave the connections that are open."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def any_count(self, prompt: str, reply: str, most: int) -> tuple[int, int]:
         """As many tokens as bytes, and any number back that the request allows."""

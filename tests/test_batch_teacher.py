@@ -149,8 +149,7 @@ def test_a_batch_ends_as_ordinary_replies_and_the_errors_are_told(folder):
     assert {r["id"] for r in replies} == {f"a{i}" for i in range(30)} - {"a3"}
     assert replies[0]["cost_usd"] == pytest.approx(1100 * 1.04 / 2 / 1e6)
     assert {r["longer"] for r in replies} == {1, 2} and replies[0]["usage"]["prompt_tokens"] == 1000
-    (missing,) = read_jsonl(folder / "replies/train.missing.jsonl")
-    assert (missing["id"], missing["reason"]) == ("a3", "too hot")
+    assert "1: too hot" in result.stdout_text
     server.refuse = ()
     ask(folder, server, "--batch", "--model", model)  # asks for the one that is missing
     assert len(read_jsonl(folder / "replies/train.jsonl")) == 30 and len(server.batches) == 2
@@ -188,13 +187,12 @@ def test_a_batch_that_failed_leaves_the_way_free(folder, status):
     result = ask(folder, server, "--batch", code=1)
     assert f"ended as {status}" in result.stdout_text
     assert not (folder / "replies/train.batch.json").exists()
-    assert len(read_jsonl(folder / "replies/train.missing.jsonl")) == 30
+    assert "30: too hot" in result.stdout_text
 
 
 def test_what_never_fits_the_window_is_told_though_no_batch_is_made(folder):
     write_jsonl(folder / "extracts/train.jsonl", [{"id": "long", "text": "word " * 30_000}])
     server = BatchServer()
-    ask(folder, server, "--batch", "--model", "Qwen/Qwen2-72B-Instruct")
-    (missing,) = read_jsonl(folder / "replies/train.missing.jsonl")
-    assert missing["id"] == "long" and "over the context of 32,768" in missing["reason"]
+    result = ask(folder, server, "--batch", "--model", "Qwen/Qwen2-72B-Instruct")
+    assert "1 too long for the model's context of 32,768 tokens" in result.stdout_text
     assert not server.batches

@@ -120,8 +120,8 @@ async def download(client: AsyncTogether, job: BatchJob) -> list[dict]:
     """The lines of a batch's output and of its file of errors."""
     lines = []
     for file in filter(None, (job.output_file_id, job.error_file_id)):
-        data = await (await client.files.content(file)).read()
-        lines += [json.loads(line) for line in data.splitlines()]
+        async with client.files.with_streaming_response.content(file) as answer:
+            lines += map(json.loads, (await answer.read()).splitlines())
     return lines
 
 
