@@ -84,7 +84,7 @@ def test_every_extract_ends_with_a_reply_or_a_reason_whatever_the_endpoint_does(
     options = command(folder, "--concurrency", 16, "--timeout", 1)
     server = endpoint(delay=0.02, retry_after=0.05, faults=faults)
     result = run_stage(STAGE, *options, code=None, **environment(server.url))
-    (left,) = re.findall(r"still without either +(\d+)", result.stdout)
+    (left,) = re.findall(r"(\d+) still to ask", result.stdout)
     assert len(set(replied(folder))) == len(replied(folder)) == n - int(left)
     assert server.outcomes["200"] == len(replied(folder)) > 0.9 * n
     assert result.returncode == (left != "0")
@@ -226,7 +226,7 @@ def test_a_reply_cut_off_is_kept_and_marked(extracts, endpoint):
     result = run_stage(STAGE, *command(folder), **environment(endpoint(finish="length").url))
     replies = read_jsonl(folder / "replies/train.jsonl")
     assert [r["finish_reason"] for r in replies] == ["length"] * 2
-    assert "2, 2 of them cut at the token limit" in result.stdout
+    assert "2 replies (2 cut at the token limit)" in result.stdout
 
 
 @pytest.mark.slow
@@ -265,9 +265,12 @@ def test_a_full_disk_ends_the_run_with_its_own_error(extracts, endpoint, monkeyp
     assert 0 < kept < 50 == len(set(replied(folder)))
 
 
+@pytest.mark.slow
 def test_ctrl_c_after_another_reason_to_stop_leaves_that_reason(extracts, endpoint):
     folder = extracts(50)
-    server = endpoint(delay=3, status=lambda p: 401 if "number 3" in p else 200, message="bad key")
+    server = endpoint(
+        delay=1.5, status=lambda p: 401 if "number 3" in p else 200, message="bad key"
+    )
     process = start_stage(STAGE, *command(folder, "--concurrency", 4), **environment(server.url))
     while not server.outcomes["401"]:
         time.sleep(0.01)
@@ -280,10 +283,10 @@ def test_ctrl_c_after_another_reason_to_stop_leaves_that_reason(extracts, endpoi
 
 @pytest.mark.slow
 def test_the_rate_keeps_under_a_cap_it_is_not_told(extracts, endpoint):
-    folder = extracts(200)
+    folder = extracts(120)
     server = endpoint(cap=20, delay=0.1)
     run_stage(STAGE, *command(folder, "--concurrency", 32), **environment(server.url))
-    assert server.outcomes["200"] == 200 and server.outcomes["429"] < 40
+    assert server.outcomes["200"] == 120 and server.outcomes["429"] < 24
 
 
 def test_another_model_is_asked_beside_the_old(extracts, endpoint):

@@ -15,6 +15,8 @@ from demo.serve_teacher import MODEL, answer, rate
 from eval.generate_summaries import build_prompt, generate_batch, load_model
 from prompts import render
 
+pytestmark = pytest.mark.slow  # sumy and the student take seconds
+
 TEXT = (
     "Ice floats on water because it is less dense. Lakes therefore freeze from the top down. "
     "Fish survive the winter in the water below the ice. The ice keeps the water below it warm. "

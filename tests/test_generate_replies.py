@@ -80,6 +80,7 @@ def test_a_line_torn_by_a_kill_is_asked_for_again(extracts, endpoint):
     assert set(server.ledger.values()) == {1}
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(extracts, endpoint):
     server = endpoint(delay=0.2)
     process = start_stage(
@@ -98,6 +99,7 @@ def test_ctrl_c_says_how_to_go_on(extracts, endpoint):
     assert read_jsonl(extracts / "replies/train.jsonl")
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_what_is_in_flight(extracts, endpoint):
     server = endpoint(delay=20)
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY}

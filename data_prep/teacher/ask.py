@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 import together
-from tabulate import tabulate
 from tqdm import tqdm
 
 from common.cli import UserError, positive
 from common.files import append_record, appending
 from common.table import Key, missing
 from data_prep.teacher.client import (
+    FATAL,
     error_message,
     fits_context,
+    is_refusal,
     make_client,
-    now,
     price_of,
     to_record,
-    without_messages,
+    to_refusal,
     worst_case_usd,
 )
 from data_prep.teacher.limits import Budget, RateLimiter, retry_after
@@ -42,11 +42,6 @@ MOST_FAILURES_AT_FIRST = 4  # the same where nobody ever answered; then it was n
 LONGEST_WAIT = 600  # seconds that an endpoint may ask for
 TICK = 0.2  # seconds between two looks at what is in flight
 OVER_BUDGET, INTERRUPTED = "the budget is spent", "interrupted"
-FATAL = {  # what is wrong with every request
-    401: "the endpoint refuses the key ({reason}); check TOGETHER_API_KEY",
-    402: "the endpoint wants payment ({reason})",
-    404: "the endpoint does not know {model} ({reason}); check --model and TOGETHER_BASE_URL",
-}
 
 
 def teacher_options(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +56,6 @@ def teacher_options(parser: argparse.ArgumentParser) -> None:
     option("--timeout", type=float, default=300, help="seconds to wait for an answer")
     option("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="$ per million tokens")
     option("--retry-refused", action="store_true", help="ask again for what was refused for good")
-
-
-def is_refusal(status: int) -> bool:
-    """Whether a status says that the same request will never be answered."""
-    return 400 <= status < 500 and status not in (408, 409, 429)
 
 
 def refused_file(path: Path) -> Path:
@@ -149,8 +139,8 @@ class RequestQueue:
         self.stop = self.stop or reason
 
     def all_refused(self) -> str:
-        many, last = self.count["refused"], self.last_refusal
-        return f"all {many} requests sent were refused, the last with: {last}; check the options"
+        many, why = self.count["refused"], self.last_refusal
+        return f"all {many} requests sent were refused, the last with: {why}; check the options"
 
     def send(self) -> bool:
         """Send the next request if it may go out now; if none ever will, `stop` says why."""
@@ -198,8 +188,8 @@ class RequestQueue:
         await self.write(append_record, self.replies, record)
         self.settle(worst, record["cost_usd"])
         self.limiter.replied(sent_at)
-        cut = record["finish_reason"] == "length"
-        self.count += Counter(record["usage"], replies=1, cut=cut)
+        length = record["finish_reason"] == "length"
+        self.count += Counter(record["usage"], replies=1, length=length)
         await self.remember_refusals()
 
     async def write(self, append: Callable, *what: object) -> None:
@@ -224,7 +214,7 @@ class RequestQueue:
         elif is_refusal(status):
             self.count["refused"] += 1
             self.last_refusal = reason
-            self.refusals.append(without_messages(request) | {"reason": reason, "created": now()})
+            self.refusals.append(to_refusal(request, reason))
             await self.remember_refusals()
         elif status == 429:
             self.count["429s"] += 1
@@ -243,7 +233,7 @@ class RequestQueue:
         if self.attempts[request["id"]] < ATTEMPTS:
             self.waiting.append(request)
         else:
-            self.failures[f"{ATTEMPTS} times without an answer, the last: {reason}"] += 1
+            self.failures[reason] += 1
 
     async def remember_refusals(self) -> None:
         """Write them down once it is known that the endpoint answers others."""
@@ -256,31 +246,19 @@ class RequestQueue:
         return self.total - self.count["replies"] - self.count["refused"] + len(self.refusals)
 
     def show(self, bar: tqdm) -> None:
-        count, flying = self.count, len(self.in_flight)
-        tokens = count["prompt_tokens"] + count["completion_tokens"]
-        state = f"{flying} in flight, {count['429s']} 429s, {tokens:,} tokens, {self.money()}"
-        bar.set_postfix_str(state, refresh=False)
-        bar.update(bar.initial + count["replies"] + count["refused"] - bar.n)
-
-    def money(self) -> str:
-        if "input" not in self.price:
-            return "cost unknown"
-        of = "" if self.args.budget_usd is None else f" of ${self.args.budget_usd:,.2f}"
-        return f"${self.budget.spent():,.4f}{of} spent"
+        bar.set_postfix_str(f"{len(self.in_flight)} in flight, {self.summary()}", refresh=False)
+        bar.update(bar.initial + self.count["replies"] + self.count["refused"] - bar.n)
 
     def summary(self) -> str:
-        count = self.count
-        rows = {
-            "replies": f"{count['replies']:,}, {count['cut']:,} of them cut at the token limit",
-            "refused for good": f"{count['refused']:,}",
-            "still without either": f"{self.left():,}",
-            "429s": f"{count['429s']:,}",
-            "server errors, timeouts, broken answers": f"{count['failures']:,}",
-            "tokens": f"{count['prompt_tokens']:,} in, {count['completion_tokens']:,} out",
-            "this run": f"${self.usd:,.4f}",
-            "this folder so far": self.money(),
-        } | dict(self.failures.most_common(5))
-        return tabulate(rows.items(), disable_numparse=True)
+        count, money = self.count, "cost unknown"
+        if "input" in self.price:
+            of = "" if self.args.budget_usd is None else f" of ${self.args.budget_usd:,.2f}"
+            money = f"${self.usd:,.4f} this run, ${self.budget.spent():,.4f}{of} spent"
+        return (
+            f"{count['replies']:,} replies ({count['length']:,} cut at the token limit), "
+            f"{count['refused']:,} refused, {count['429s']:,} 429s, {count['failures']:,} errors, "
+            f"{count['prompt_tokens']:,} tokens in, {count['completion_tokens']:,} out, {money}"
+        )
 
 
 def ask_all(
@@ -304,9 +282,11 @@ def ask_all(
         done = len(requests) - len(wanted)
         with tqdm(total=len(requests), initial=done, desc=label, unit="reply") as bar:
             asyncio.run(queue.run(replies, bar))
-    print(queue.summary())
+    print(f"{label}: {queue.summary()}; {queue.left():,} still to ask")
+    for reason, number in queue.failures.most_common(5):
+        print(f"  {number:,}: {ATTEMPTS} times without an answer, the last: {reason}")
     if queue.count["refused"] > len(queue.refusals):
-        print(f"{label}: the reasons of what was refused are in {refused_file(path)}")
+        print(f"  the reasons of the refusals: {refused_file(path)}")
     if queue.stop == INTERRUPTED:
         raise KeyboardInterrupt
     if queue.stop == OVER_BUDGET:

@@ -10,43 +10,31 @@ import asyncio
 import json
 import secrets
 from collections import Counter
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import together
 from together import AsyncTogether
-from together.types import BatchJob
 from tqdm import tqdm
 
 from common.cli import UserError, one_line
-from common.files import append_record, appending, replacing, write_text
+from common.files import append_record, appending, write_text
 from common.table import Key, missing
-from data_prep.teacher.ask import (
-    FATAL,
-    KEY,
-    append_refusals,
-    batch_state,
-    is_refusal,
-    refused_file,
-    select_requests,
-)
+from data_prep.teacher.ask import KEY, append_refusals, batch_state, refused_file, select_requests
 from data_prep.teacher.client import (
+    FATAL,
     error_message,
+    is_refusal,
     make_client,
-    now,
     price_of,
     to_record,
+    to_refusal,
     without_messages,
     worst_case_usd,
 )
 from data_prep.teacher.limits import Budget
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000  # of one file, by the API's limits
-
-
-def batch_price(args: argparse.Namespace) -> dict:
-    price = price_of(args)
-    return price | {k: price[k] * price.get("batch", 1) for k in ("input", "output") if k in price}
 
 
 def save(path: Path, state: dict) -> None:
@@ -59,49 +47,43 @@ def to_files(requests: list[dict], args: argparse.Namespace) -> list[list[bytes]
     # The endpoint knows files by their content, also those whose upload was cut off.
     nonce, files, size = secrets.token_hex(4), [], MOST_BYTES
     for number, request in enumerate(requests):
-        line = {"custom_id": f"{nonce}-{number}"}
-        line["body"] = body | {"messages": request["messages"]}
-        data = json.dumps(line).encode() + b"\n"
-        if size + len(data) > MOST_BYTES or len(files[-1]) == MOST_REQUESTS:
+        body["messages"] = request["messages"]
+        line = json.dumps({"custom_id": f"{nonce}-{number}", "body": body}).encode() + b"\n"
+        if size + len(line) > MOST_BYTES or len(files[-1]) == MOST_REQUESTS:
             files.append([])
             size = 0
-        files[-1].append(data)
-        size += len(data)
+        files[-1].append(line)
+        size += len(line)
     return files
 
 
-async def upload(
-    client: AsyncTogether, requests: list[dict], path: Path, args: argparse.Namespace
-) -> list[dict]:
+async def upload(client: AsyncTogether, files: list[list[bytes]], path: Path) -> list[dict]:
     """Upload the files of a new batch, which costs nothing; return its parts."""
-    parts = []
-    for lines in to_files(requests, args):
-        with replacing(path.with_suffix(".batch-input.jsonl")) as temporary:
-            temporary.write_bytes(b"".join(lines))
-            answer = await client.files.upload(temporary, purpose="batch-api", check=False)
-        parts.append({"file": answer.id, "requests": len(lines)})
-    path.with_suffix(".batch-input.jsonl").unlink()
+    parts, file = [], path.with_suffix(".batch-input.jsonl")
+    try:
+        for lines in files:
+            file.write_bytes(b"".join(lines))
+            answer = await client.files.upload(file, purpose="batch-api", check=False)
+            parts.append({"file": answer.id, "requests": len(lines)})
+    finally:
+        file.unlink(missing_ok=True)
     return parts
 
 
-async def start(client: AsyncTogether, path: Path, state: dict) -> None:
-    """Start each part that an earlier run did not."""
-    for part in state["parts"]:
-        if "batch" not in part:
-            # A run can be cut off after the endpoint made the batch, before we wrote it down.
-            jobs = [job for job in await client.batches.list() if job.input_file_id == part["file"]]
-            if not jobs:
-                endpoint = "/v1/chat/completions"
-                new = await client.batches.create(endpoint=endpoint, input_file_id=part["file"])
-                jobs = [new.job]
-            part["batch"] = jobs[0].id
-            save(path, state)
+async def start(client: AsyncTogether, part: dict) -> str:
+    """The id of the part's batch, which an earlier run may have made before it was cut off."""
+    jobs = [job for job in await client.batches.list() if job.input_file_id == part["file"]]
+    if jobs:
+        return jobs[0].id
+    endpoint = "/v1/chat/completions"
+    return (await client.batches.create(endpoint=endpoint, input_file_id=part["file"])).job.id
 
 
-async def finish(client: AsyncTogether, part: dict, label: str, seconds: float) -> BatchJob:
-    """Poll a part until the endpoint is done with it."""
+async def finish(client: AsyncTogether, part: dict, label: str, seconds: float) -> list[dict]:
+    """Poll a part until the endpoint is done with it; the lines of its output and its errors."""
     with tqdm(total=100, desc=f"{label}, batch {part['batch']}", unit="%") as bar:
-        while True:
+        job = None
+        while job is None or job.status in ("VALIDATING", "IN_PROGRESS"):
             try:
                 job = await client.batches.retrieve(part["batch"])
             except together.APIError as error:  # polling costs nothing: an outage is sat out
@@ -111,13 +93,9 @@ async def finish(client: AsyncTogether, part: dict, label: str, seconds: float) 
             else:
                 bar.set_postfix_str(f"{job.status}, {part['requests']:,} requests", refresh=False)
                 bar.update((job.progress or 0) - bar.n)
-                if job.status not in ("VALIDATING", "IN_PROGRESS"):
-                    return job
             await asyncio.sleep(seconds)
-
-
-async def download(client: AsyncTogether, job: BatchJob) -> list[dict]:
-    """The lines of a batch's output and of its file of errors."""
+    if job.status != "COMPLETED":
+        print(f"batch {job.id} ended as {job.status}: {job.error or 'no reason given'}")
     lines = []
     for file in filter(None, (job.output_file_id, job.error_file_id)):
         async with client.files.with_streaming_response.content(file) as answer:
@@ -125,53 +103,54 @@ async def download(client: AsyncTogether, job: BatchJob) -> list[dict]:
     return lines
 
 
-def read_result(line: dict, requests: list[dict], price: dict) -> tuple[dict, int]:
-    """(record of a line of results, 200), or (record of why there is none, status or 0)."""
-    request = requests[int(line["custom_id"].rpartition("-")[2])]
-    answer = line.get("response") or {}
-    status, body = answer.get("status_code") or 0, answer.get("body") or {}
-    try:
-        if status == 200:
-            return to_record(request, body, price), status
-        error = line.get("error") or body.get("error") or body or "no reason given"
-    except ValueError as no_reply:
-        status, error = 0, str(no_reply)
-    reason = one_line(error.get("message", error) if isinstance(error, dict) else error)
-    return request | {"reason": reason, "created": now()}, status
-
-
 async def run_batch(
-    requests: list[dict], path: Path, args: argparse.Namespace, budget: Budget, label: str
+    requests: list[dict], path: Path, args: argparse.Namespace, price: dict, label: str
 ) -> tuple[dict, list[dict]]:
-    """(state, lines of results) of the batch under way, or of a new one of as many of `requests`
-    as the budget covers at their worst case. Raises UserError."""
-    price = batch_price(args)
+    """(state, results) of the batch under way, or of a new one that the budget covers at its worst.
+
+    Raises UserError.
+    """
     async with make_client(args, retries=2) as client:
         if batch_state(path).exists():
             state = json.loads(batch_state(path).read_text())
-            if state["model"] != args.model:
-                raise UserError(f"a batch for {state['model']} is under way; finish it first")
+            if state["model"] != args.model or "requests" not in state:
+                was = f"a batch for {state['model']}, perhaps by an earlier version,"
+                raise UserError(f"{was} is under way ({batch_state(path)}); finish it first")
         else:
+            budget = Budget(path.parent, args.budget_usd)
             left = budget.left()
             sums = accumulate(worst_case_usd(r, price, args.max_tokens) for r in requests)
             costs = [usd for usd in sums if usd <= left]
             if not costs:
                 raise UserError(f"${left:,.2f} are left of the budget, too few for one request")
             requests = requests[: len(costs)]
-            parts = await upload(client, requests, path, args)
+            parts = await upload(client, to_files(requests, args), path)
             if not budget.reserve(costs[-1]):
                 raise UserError("another run has spent the budget meanwhile")
-            kept = list(map(without_messages, requests))
-            state = {"model": args.model, "usd": costs[-1], "requests": kept, "parts": parts}
+            bare = list(map(without_messages, requests))
+            state = {"model": args.model, "usd": costs[-1], "requests": bare, "parts": parts}
             save(path, state)
-        await start(client, path, state)
-        lines = []
         for part in state["parts"]:
-            job = await finish(client, part, label, args.poll_seconds)
-            lines += await download(client, job)
-            if job.status != "COMPLETED":
-                print(f"batch {job.id} ended as {job.status}: {job.error or 'no reason given'}")
-    return state, lines
+            if "batch" not in part:
+                part["batch"] = await start(client, part)
+                save(path, state)
+        parts = [await finish(client, part, label, args.poll_seconds) for part in state["parts"]]
+    return state, list(chain.from_iterable(parts))
+
+
+def read_result(line: dict, requests: list[dict], price: dict) -> tuple[int, dict]:
+    """(200, reply) of a line of results, or (another status, 0 if there is none, refusal)."""
+    request = requests[int(line["custom_id"].rpartition("-")[2])]
+    answer = line.get("response") or {}
+    status, body = answer.get("status_code") or 0, answer.get("body") or {}
+    try:
+        if status == 200:
+            return status, to_record(request, body, price)
+        error = line.get("error") or body.get("error") or body or "no reason given"
+    except ValueError as no_reply:
+        status, error = 0, no_reply
+    reason = error.get("message", error) if isinstance(error, dict) else error
+    return status, to_refusal(request, one_line(reason))
 
 
 def ask_batch(
@@ -181,31 +160,33 @@ def ask_batch(
 
     Goes on with the batch under way if there is one.
     """
-    price = batch_price(args)
+    price = price_of(args)
+    price |= {k: price[k] * price.get("batch", 1) for k in ("input", "output") if k in price}
     with appending(path) as file:
         wanted, answered = select_requests(requests, path, args, price, label, key)
         if not wanted and not batch_state(path).exists():
             return 0
-        budget = Budget(path.parent, args.budget_usd)
         try:
-            state, lines = asyncio.run(run_batch(wanted, path, args, budget, label))
+            state, lines = asyncio.run(run_batch(wanted, path, args, price, label))
         except together.APIError as error:
             message = error_message(error)
             raise UserError(f"{message}; the same command goes on with the batch") from None
         results = [read_result(line, state["requests"], price) for line in lines]
-        replies = [record for record, status in results if status == 200]
+        replies = [record for status, record in results if status == 200]
         append_record(file, *missing(path, replies, key))
-        refusals = [record for record, status in results if is_refusal(status)]
+        refusals = [record for status, record in results if is_refusal(status)]
         if refusals and (answered or replies):
             append_refusals(path, refusals)
-        # In this order a kill can leave the worst case counted, and never settles twice.
+        # In this order a kill can leave the worst case counted as spent, but never settles twice.
         usd, state["usd"] = state["usd"], 0.0
         save(path, state)
         if usd:
-            budget.settle(usd, sum(reply["cost_usd"] or 0 for reply in replies))
+            cost = sum(reply["cost_usd"] or 0 for reply in replies)
+            Budget(path.parent, args.budget_usd).settle(usd, cost)
         batch_state(path).unlink()
         left = missing(refused_file(path), missing(path, wanted, key), key)
     print(f"{label}: {len(replies):,} replies, {len(left):,} still without one")
-    for reason, number in Counter(r["reason"] for r, status in results if status != 200).items():
+    reasons = Counter(record["reason"] for status, record in results if status != 200)
+    for reason, number in reasons.most_common(5):
         print(f"  {number:,}: {reason}")
     return len(left)

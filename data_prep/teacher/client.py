@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 PRICES = Path(__file__).with_name("teachers.yaml")
 BYTES_A_TOKEN = 4  # of English text; the median of our documents is 4.3, by SmolLM2's tokenizer
 OVERHEAD = 256  # tokens, at most, that an endpoint's chat template adds to a prompt
+FATAL = {  # what is wrong with every request
+    401: "the endpoint refuses the key ({reason}); check TOGETHER_API_KEY",
+    402: "the endpoint wants payment ({reason})",
+    404: "the endpoint does not know {model} ({reason}); check --model and TOGETHER_BASE_URL",
+}
 
 
 def load_teachers() -> dict[str, dict]:
@@ -58,6 +63,11 @@ def error_message(error: Exception) -> str:
     inner = body.get("error", body) if isinstance(body, dict) else body
     text = inner.get("message") if isinstance(inner, dict) else None
     return one_line(text or error.__cause__ or error, 200)
+
+
+def is_refusal(status: int) -> bool:
+    """Whether a status says that the same request will never be answered."""
+    return 400 <= status < 500 and status not in (408, 409, 429)
 
 
 def price_of(args: argparse.Namespace) -> dict:
@@ -116,6 +126,11 @@ def to_record(request: dict, body: dict, price: dict) -> dict:
         "cost_usd": cost_usd(*tokens.values(), price) if usage else None,
         "created": now(),
     }
+
+
+def to_refusal(request: dict, reason: str) -> dict:
+    """The record of a request that was refused for good."""
+    return without_messages(request) | {"reason": reason, "created": now()}
 
 
 def without_messages(request: dict) -> dict:

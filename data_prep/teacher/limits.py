@@ -15,8 +15,8 @@ from pathlib import Path
 from common.files import read_records
 
 SLOWEST = 0.5  # requests a second
-DECREASE = 0.9  # of the rate, at a 429
-INCREASE = 0.002  # requests a second, at each reply: what a 429 took is back in some 50 seconds
+DECREASE = 0.95  # of the rate, at a 429
+INCREASE = 0.001  # requests a second, at each reply: what a 429 took is back in some 50 seconds
 LATENESS = 0.02  # seconds of delay that are made up for
 
 
@@ -34,7 +34,7 @@ class RateLimiter:
     """When the next request may go out, and how many may be in flight, shared by all of them.
 
     Additive increase, multiplicative decrease (Chiu and Jain 1989), as in TCP: each reply adds one
-    request a second until the first 429 (slow start) and a little afterwards; a 429 takes a tenth
+    request a second until the first 429 (slow start) and a little afterwards; a 429 takes a
     off the rate that was really sent. A failure that is not about the rate (a server error, a
     timeout) leaves it. When moment after moment brings no reply, waits double and the number in
     flight halves, so that a dead endpoint sees few requests.
