@@ -8,16 +8,16 @@ and the key come from TOGETHER_BASE_URL and TOGETHER_API_KEY; --plan needs neith
 """
 
 import argparse
+import math
 import sys
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
-from common.cli import UserError, positive, run, script_parser
-from common.files import read_records, share_of
+from common.cli import positive, run, script_parser
+from common.files import load_records, share_of
 from common.report import markdown
-from common.table import missing
+from common.table import load, missing
 from data_prep.teacher.ask import KEY, ask_all, refused_file, teacher_options
 from data_prep.teacher.batch import ask_batch
 from data_prep.teacher.client import (
@@ -52,80 +52,59 @@ def to_request(extract: dict, balance: bool, seed: int) -> dict:
 
 
 def teacher_requests(split: str, args: argparse.Namespace) -> list[dict]:
-    path = args.extracts / f"{split}.jsonl"
-    extracts = islice(read_records(path, ("id", "text"), "just extracts"), args.limit)
-    requests = [to_request(extract, args.balance, args.seed) for extract in extracts]
-    if not requests:
-        raise UserError(f"{path} holds no usable record; make it with `just extracts`")
-    return requests
+    extracts = load_records(args.extracts / f"{split}.jsonl", ("id", "text"), "just extracts")
+    return [to_request(extract, args.balance, args.seed) for extract in extracts[: args.limit]]
 
 
 def judge_requests(args: argparse.Namespace) -> list[dict]:
     """A request for each readable training reply of this teacher to this prompt, order swapped."""
-    extracts = read_records(args.extracts / "train.jsonl", ("id", "text"), "just extracts")
-    texts = {extract["id"]: extract["text"] for extract in islice(extracts, args.limit)}
+    extracts = load_records(args.extracts / "train.jsonl", ("id", "text"), "just extracts")
     of = {"model": args.model, "prompt_sha": template_sha(TEACHER)}
+    replies = load(args.output / "train.jsonl", [of | {"id": e["id"]} for e in extracts], KEY)
     requests = []
-    for reply in read_records(args.output / "train.jsonl", ("id", "text", *of)):
-        if any(reply[name] != value for name, value in of.items()) or reply["id"] not in texts:
-            continue
+    for extract in extracts[: args.limit]:
         try:
-            first, second = parse_reply(reply["text"]).summaries
-        except ParseError:
+            first, second = parse_reply(replies[extract["id"]]["text"]).summaries
+        except (KeyError, ParseError):  # not there, or not readable
             continue
-        prompt = render(JUDGE, text=texts[reply["id"]], summaries=(second, first))
-        requests.append(
-            {
-                "id": reply["id"],
-                "prompt_sha": template_sha(JUDGE),
-                "messages": [{"role": "user", "content": prompt}],
-                "of": of,
-                "order": [2, 1],
-            }
-        )
+        prompt = render(JUDGE, text=extract["text"], summaries=(second, first))
+        request = {"id": extract["id"], "prompt_sha": template_sha(JUDGE), "of": of}
+        request |= {"messages": [{"role": "user", "content": prompt}], "order": [2, 1]}
+        requests.append(request)
     return requests
-
-
-def plan_row(requests: dict[str, list[dict]], price: dict, args: argparse.Namespace) -> dict:
-    """What the missing replies of `args.model` would take."""
-    asked = []
-    for split, of_split in requests.items():
-        path = args.output / f"{split}.jsonl"
-        wanted = [{"model": args.model} | request for request in of_split]
-        asked += missing(refused_file(path), missing(path, wanted, KEY), KEY)
-    fitting = [request for request in asked if fits_context(request, price, args.max_tokens)]
-    tokens_in = sum(map(prompt_bytes, fitting)) / BYTES_A_TOKEN
-    tokens_out = len(fitting) * args.reply_tokens
-    usd = cost_usd(tokens_in, tokens_out, price) or 0.0
-    rate = args.max_rate or args.concurrency / SECONDS_A_REPLY
-    return {
-        "teacher": args.model + ("" if price.get("served", True) else " (no longer served)"),
-        "context": f"{price['context']:,}" if "context" in price else "?",
-        "$ in, out": f"{price['input']:.2f}, {price['output']:.2f}" if "input" in price else "?",
-        "requests": f"{len(fitting):,}",
-        "too long": f"{len(asked) - len(fitting):,}",
-        "M tokens in": f"{tokens_in / 1e6:.2f}",
-        "M tokens out": f"{tokens_out / 1e6:.2f}",
-        "$": f"{usd:.2f}" if "input" in price else "?",
-        "$ in batch": f"{usd * price.get('batch', 1):.2f}" if "input" in price else "?",
-        "hours": f"{len(fitting) / rate / 3600:.1f}",
-    }
 
 
 def plan(args: argparse.Namespace) -> str:
     """A table of what the missing replies would take, of the chosen model first."""
-    requests = {split: teacher_requests(split, args) for split in args.splits}
-    others = {k: price for k, price in load_teachers().items() if price["input"]}
-    prices = {args.model: price_of(args)} | {k: v for k, v in others.items() if k != args.model}
-    rows = []
-    for model, price in prices.items():
-        rows.append(plan_row(requests, price, argparse.Namespace(**vars(args) | {"model": model})))
+    requests = {args.output / f"{s}.jsonl": teacher_requests(s, args) for s in args.splits}
     rate = args.max_rate or args.concurrency / SECONDS_A_REPLY
+    prices, rows = {args.model: price_of(args)}, {}
+    prices |= {k: v for k, v in load_teachers().items() if v["input"] and k != args.model}
+    for model, price in prices.items():
+        unanswered = []
+        for path, asked in requests.items():
+            asked = [request | {"model": model} for request in asked]
+            unanswered += missing(refused_file(path), missing(path, asked, KEY), KEY)
+        fitting = [r for r in unanswered if fits_context(r, price, args.max_tokens)]
+        tokens_in = sum(map(prompt_bytes, fitting)) / BYTES_A_TOKEN
+        tokens_out = len(fitting) * args.reply_tokens
+        usd = cost_usd(tokens_in, tokens_out, price)
+        usd = math.nan if usd is None else usd
+        rows[model + ("" if price.get("served", True) else " (no longer served)")] = {
+            "context": f"{price.get('context', math.nan):,}",
+            "requests": f"{len(fitting):,}",
+            "too long": f"{len(unanswered) - len(fitting):,}",
+            "M tokens in": f"{tokens_in / 1e6:.2f}",
+            "M tokens out": f"{tokens_out / 1e6:.2f}",
+            "$": f"{usd:.2f}",
+            "$ in batch": f"{usd * price.get('batch', 1):.2f}",
+            "hours": f"{len(fitting) / rate / 3600:.1f}",
+        }
     return (
-        f"{markdown(pd.DataFrame(rows).set_index('teacher'))}\n\n"
+        f"{markdown(pd.DataFrame.from_dict(rows, orient='index'))}\n\n"
         f"Estimates: {BYTES_A_TOKEN} bytes to a token in, {args.reply_tokens:,} tokens to a reply "
-        f"(--reply-tokens), {rate:g} requests a second (--max-rate).\nPrices are per million "
-        f"tokens; {PRICES.name} has them, and the terms on what a model writes. Nothing was asked."
+        f"(--reply-tokens), {rate:g} requests a second (--max-rate).\n{PRICES.name} has the prices "
+        "and the terms on what a model writes. Nothing was asked."
     )
 
 

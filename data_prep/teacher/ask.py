@@ -223,17 +223,14 @@ class RequestQueue:
         else:
             self.count["failures"] += 1
             self.limiter.failed(sent_at, asked)
-            self.retry(request, reason)
+            self.attempts[request["id"]] += 1
+            if self.attempts[request["id"]] < ATTEMPTS:
+                self.waiting.append(request)
+            else:
+                self.failures[reason] += 1
         in_a_row, there = self.limiter.failures, status or self.count["replies"]
         if in_a_row >= (MOST_FAILURES if there else MOST_FAILURES_AT_FIRST):
             self.stop_with(f"{in_a_row} requests in a row failed, the last with: {reason}")
-
-    def retry(self, request: dict, reason: str) -> None:
-        self.attempts[request["id"]] += 1
-        if self.attempts[request["id"]] < ATTEMPTS:
-            self.waiting.append(request)
-        else:
-            self.failures[reason] += 1
 
     async def remember_refusals(self) -> None:
         """Write them down once it is known that the endpoint answers others."""

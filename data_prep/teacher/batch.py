@@ -22,7 +22,6 @@ from common.files import append_record, appending, write_text
 from common.table import Key, missing
 from data_prep.teacher.ask import KEY, append_refusals, batch_state, refused_file, select_requests
 from data_prep.teacher.client import (
-    FATAL,
     error_message,
     is_refusal,
     make_client,
@@ -35,6 +34,7 @@ from data_prep.teacher.client import (
 from data_prep.teacher.limits import Budget
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000  # of one file, by the API's limits
+RETRIES = 10  # the client's own, of an upload or a look: some minutes of an outage
 
 
 def save(path: Path, state: dict) -> None:
@@ -81,19 +81,13 @@ async def start(client: AsyncTogether, part: dict) -> str:
 
 async def finish(client: AsyncTogether, part: dict, label: str, seconds: float) -> list[dict]:
     """Poll a part until the endpoint is done with it; the lines of its output and its errors."""
-    with tqdm(total=100, desc=f"{label}, batch {part['batch']}", unit="%") as bar:
-        job = None
-        while job is None or job.status in ("VALIDATING", "IN_PROGRESS"):
-            try:
-                job = await client.batches.retrieve(part["batch"])
-            except together.APIError as error:  # polling costs nothing: an outage is sat out
-                if getattr(error, "status_code", None) in FATAL:
-                    raise
-                bar.set_postfix_str(error_message(error))
-            else:
-                bar.set_postfix_str(f"{job.status}, {part['requests']:,} requests", refresh=False)
-                bar.update((job.progress or 0) - bar.n)
+    with tqdm(total=100, desc=f"{label}, {part['requests']:,} in a batch", unit="%") as bar:
+        job = await client.batches.retrieve(part["batch"])
+        while job.status in ("VALIDATING", "IN_PROGRESS"):
+            bar.set_postfix_str(job.status, refresh=False)
+            bar.update((job.progress or 0) - bar.n)
             await asyncio.sleep(seconds)
+            job = await client.batches.retrieve(part["batch"])
     if job.status != "COMPLETED":
         print(f"batch {job.id} ended as {job.status}: {job.error or 'no reason given'}")
     lines = []
@@ -110,7 +104,7 @@ async def run_batch(
 
     Raises UserError.
     """
-    async with make_client(args, retries=2) as client:
+    async with make_client(args, retries=RETRIES) as client:
         if batch_state(path).exists():
             state = json.loads(batch_state(path).read_text())
             if state["model"] != args.model or "requests" not in state:
