@@ -16,16 +16,30 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 from tabulate import tabulate
 
-from benchmarks.endpoint import serving
-
 ROOT = Path(__file__).parent.parent
 CONCURRENCY, CAP = 128, 50
 TEXT = "The harbour was built beside the salt marshes and has been dredged ever since. " * 80
+
+
+@contextmanager
+def serving(*options: object) -> Iterator[tuple[str, Callable[[], dict]]]:
+    """(url, function that reads the ledger) of an endpoint in a process of its own."""
+    command = [sys.executable, "-m", "demo.endpoint", *map(str, options)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        url = process.stdout.readline().strip()
+        yield url, lambda: json.load(urllib.request.urlopen(url + "/ledger"))
+    finally:
+        process.kill()
+        process.wait()
 
 
 def write_extracts(folder: Path, n: int) -> None:

@@ -2,10 +2,13 @@
 
 import random
 
+from prompts import load_task
+
+CRITERIA = {name.capitalize(): highest for name, highest in load_task().criteria.items()}
+
 
 def criteria_of(rng: random.Random) -> dict[str, int]:
-    tops = {"Coherence": 5, "Consistency": 5, "Fluency": 3, "Relevance": 5}
-    return {name: rng.randint(1, top) for name, top in tops.items()}
+    return {name: rng.randint(1, highest) for name, highest in CRITERIA.items()}
 
 
 def render_reply(rng: random.Random, one: str, two: str) -> str:

@@ -9,13 +9,9 @@ the surrounding environment are not passed on.
     python -m demo.serve_teacher -- python -m data_prep.generate_replies --help
 """
 
-import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +25,7 @@ from sumy.summarizers.luhn import LuhnSummarizer
 from sumy.utils import get_stop_words
 
 from common.cli import run, script_parser
+from demo.endpoint import Endpoint
 
 MODEL = "extractive-lexrank"
 STOP_WORDS = get_stop_words("english")
@@ -127,43 +124,8 @@ def answer(prompt: str) -> str:
     return "\n\n".join(parts)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if not self.path.endswith("/v1/chat/completions"):
-            return self.send(404, {"error": {"message": f"no such path: {self.path}"}})
-        if request["model"] != MODEL:
-            return self.send(404, {"error": {"message": f"no such model: {request['model']}"}})
-        prompt = request["messages"][-1]["content"]
-        text = answer(prompt)
-        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
-        usage["total_tokens"] = sum(usage.values())
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        self.send(
-            200,
-            {
-                "id": "local",
-                "object": "chat.completion",
-                "created": int(time.time()),
-                "model": MODEL,
-                "choices": [choice],
-                "usage": usage,
-            },
-        )
-
-    def send(self, status: int, body: dict) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+def count_words(prompt: str, reply: str, most: int) -> tuple[int, int]:
+    return len(prompt.split()), len(reply.split())
 
 
 def main() -> None:
@@ -171,14 +133,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("command", nargs="*", help="what to run against the endpoint, after --")
     args = parser.parse_args()
-    server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
-    url = f"http://127.0.0.1:{server.server_port}"
+    endpoint = Endpoint(answer, model=MODEL, count_tokens=count_words, port=args.port)
     if not args.command:
-        print(f"serving {MODEL}; TOGETHER_BASE_URL={url} TOGETHER_API_KEY=local", flush=True)
-        server.serve_forever()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+        reach = f"TOGETHER_BASE_URL={endpoint.url} TOGETHER_API_KEY=local"
+        print(f"serving {MODEL}; {reach}", flush=True)
+        endpoint.thread.join()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TOGETHER_")}
-    environment |= {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": "local"}
+    environment |= {"TOGETHER_BASE_URL": endpoint.url, "TOGETHER_API_KEY": "local"}
     process = subprocess.Popen(args.command, env=environment)
     while True:
         try:

@@ -7,12 +7,8 @@ import os
 import re
 import subprocess
 import sys
-import threading
-import time
 import traceback
-from collections import Counter
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ import yaml
 from hub_server import Hub
 
 from common.cli import run
+from demo.endpoint import Endpoint as FakeEndpoint
 
 ROOT = Path(__file__).parent.parent
 QWEN2_TEMPLATE = (
@@ -149,63 +146,17 @@ def teacher_reply(
     return "\n".join([*parts, f"Best summary: {best}"])
 
 
-class Endpoint:
-    """An OpenAI-compatible endpoint on loopback with a ledger of what it answered."""
+class Endpoint(FakeEndpoint):
+    """The fake endpoint as tests want it: the same answer to every prompt, always as dear.
 
-    def __init__(self, delay: float = 0.0, status: int = 200, message: str = "no", **reply: object):
-        self.ledger: Counter = Counter()
-        self.headers: list[dict] = []
-        endpoint = self
+    `status` is of all answers, or a function of the prompt; other options as in demo/endpoint.py.
+    """
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.headers.append({k.title(): v for k, v in self.headers.items()})
-                time.sleep(delay)
-                if status == 200:
-                    prompt = request["messages"][-1]["content"]
-                    endpoint.ledger[prompt] += 1
-                    content = reply.get("content", teacher_reply())
-                    message = {"role": "assistant", "content": content}
-                    body = {
-                        "id": "x",
-                        "object": "chat.completion",
-                        "created": 1,
-                        "model": request["model"],
-                        "choices": [
-                            {
-                                "index": 0,
-                                "message": message,
-                                "finish_reason": reply.get("finish", "stop"),
-                            }
-                        ],
-                        "usage": {
-                            "prompt_tokens": 1000,
-                            "completion_tokens": 100,
-                            "total_tokens": 1100,
-                        },
-                    }
-                else:
-                    body = {"error": {"message": endpoint.message}}
-                data = json.dumps(body).encode()
-                try:
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(data)))
-                    self.send_header("Content-Type", "application/json")
-                    self.end_headers()
-                    self.wfile.write(data)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client was killed
-
-        self.message = message
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def __init__(self, delay: float = 0.0, status=200, **options: object):
+        content = options.pop("content", teacher_reply())
+        options |= {"reply": lambda prompt: content, "latency": delay}
+        options |= {"status": status if callable(status) else lambda prompt: status}
+        super().__init__(**{"count_tokens": lambda *_: (1000, 100), **options})
 
 
 @pytest.fixture
@@ -218,8 +169,7 @@ def endpoint():
 
     yield start
     for one in started:
-        one.server.shutdown()
-        one.server.server_close()
+        one.close()
 
 
 @pytest.fixture

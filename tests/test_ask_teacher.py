@@ -1,17 +1,19 @@
-"""The engine that asks the teacher, through its command line, against a misbehaving endpoint."""
+"""The request queue that asks the teacher, through its command line, against a bad endpoint."""
 
+import errno
 import random
+import re
 import signal
 import time
 
 import pytest
-from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
+from conftest import one_error_line, read_jsonl, run_stage, start_stage, teacher_reply, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.endpoint import serving
-from data_prep import pace
-from data_prep.teacher.limits import Pace, Purse, wanted_wait
+from common.files import append_record
+from data_prep.teacher import ask, limits
+from data_prep.teacher.limits import Budget, RateLimiter, retry_after
 
 STAGE = "data_prep.generate_replies"
 KEY = "sk-secret-0123456789"
@@ -19,17 +21,17 @@ KEY = "sk-secret-0123456789"
 
 @pytest.fixture
 def extracts(tmp_path):
-    def write(n: int):
+    def write(n: int, split: str = "train"):
         rows = [{"id": f"a{i}", "text": f"text number {i}"} for i in range(n)]
-        write_jsonl(tmp_path / "extracts/train.jsonl", rows)
+        write_jsonl(tmp_path / f"extracts/{split}.jsonl", rows)
         return tmp_path
 
     return write
 
 
-def command(folder, *more):
+def command(folder, *more, split="train"):
     where = ("--extracts", folder / "extracts", "--output", folder / "replies")
-    return [*where, "--splits", "train", *more]
+    return [*where, "--splits", split, *more]
 
 
 def environment(url: str) -> dict[str, str]:
@@ -41,210 +43,355 @@ def replied(folder) -> list[str]:
     return [r["id"] for r in read_jsonl(path)] if path.exists() else []
 
 
+def refused(folder) -> list[str]:
+    path = folder / "replies/train.refused.jsonl"
+    return [r["id"] for r in read_jsonl(path)] if path.exists() else []
+
+
 def written(folder) -> str:
     return "".join(p.read_text() for p in folder.rglob("*") if p.is_file())
 
 
-def test_ten_kills_at_random_moments_lose_and_double_nothing(extracts):
-    folder, concurrency, n = extracts(250), 8, 250
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_and_double_nothing(extracts, endpoint):
+    folder, concurrency, n = extracts(150), 8, 150
     options = command(folder, "--concurrency", concurrency, "--budget-usd", 100)
     rng = random.Random(0)
-    with serving("--latency", 0.1) as (url, ledger):
-        for kill in range(1, 11):
-            process = start_stage(STAGE, *options, **environment(url))
-            before = sum(ledger()["prompts"].values())
-            while sum(ledger()["prompts"].values()) == before and process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0, 0.4))
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            time.sleep(0.2)  # what was in flight is still answered, and paid for
-            whole = (folder / "replies/train.jsonl").read_bytes().count(b"\n")
-            assert sum(ledger()["prompts"].values()) - whole <= concurrency * kill
-        run_stage(STAGE, *options, **environment(url))
-        assert sorted(replied(folder)) == sorted(f"a{i}" for i in range(n))
-        seen = ledger()
-    assert len(seen["prompts"]) == n and kill == 10
-    assert sum(seen["prompts"].values()) - n <= concurrency * 10
-    # What the kills left unaccounted for was set aside: no dollar is missing.
-    assert seen["charged"] <= Purse(folder / "replies/train.jsonl", None).spent
+    server = endpoint(delay=0.1, count_tokens=None)
+    for kill in range(1, 6):
+        before = server.ledger.total()
+        process = start_stage(STAGE, *options, **environment(server.url))
+        while server.ledger.total() == before and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        time.sleep(0.2)  # what was in flight is still answered, and paid for
+        whole = (folder / "replies/train.jsonl").read_bytes().count(b"\n")
+        assert server.ledger.total() - whole <= concurrency * kill
+    run_stage(STAGE, *options, **environment(server.url))
+    assert sorted(replied(folder)) == sorted(f"a{i}" for i in range(n))
+    assert len(server.ledger) == n and kill == 5
+    assert server.ledger.total() - n <= concurrency * 5
+    # What was in flight at the kills still counts as spent: no dollar is missing.
+    assert server.charged <= Budget(folder / "replies", None).spent()
 
 
-def test_every_extract_ends_with_a_reply_or_a_reason_whatever_the_endpoint_does(extracts):
-    folder, n = extracts(80), 80
-    faults = ["429=0.2", "500=0.03", "503=0.02", "hang=0.01", "truncate=0.05", "garbage=0.05"]
-    options = command(folder, "--concurrency", 16, "--timeout", 2)
-    with serving("--latency", 0.02, "--retry-after", 0.05, "--faults", *faults) as (url, ledger):
-        result = run_stage(STAGE, *options, code=None, **environment(url))
-        outcomes = ledger()["outcomes"]
-    reasons = folder / "replies/train.missing.jsonl"
-    without = [r["id"] for r in read_jsonl(reasons) if r["reason"]] if reasons.exists() else []
-    assert sorted(replied(folder) + without) == sorted(f"a{i}" for i in range(n))
-    assert outcomes["200"] == len(replied(folder)) > 0.9 * n
-    assert result.returncode == bool(without)
-    assert sum(outcomes.values()) < 2 * n  # no storm
+@pytest.mark.slow
+def test_every_extract_ends_with_a_reply_or_a_reason_whatever_the_endpoint_does(extracts, endpoint):
+    folder, n = extracts(60), 60
+    faults = {"429": 0.2, "500": 0.03, "503": 0.02, "hang": 0.01, "truncate": 0.05, "garbage": 0.05}
+    options = command(folder, "--concurrency", 16, "--timeout", 1)
+    server = endpoint(delay=0.02, retry_after=0.05, faults=faults)
+    result = run_stage(STAGE, *options, code=None, **environment(server.url))
+    (left,) = re.findall(r"(\d+) still to ask", result.stdout)
+    assert len(set(replied(folder))) == len(replied(folder)) == n - int(left)
+    assert server.outcomes["200"] == len(replied(folder)) > 0.9 * n
+    assert result.returncode == (left != "0")
+    assert left == "0" or "6 times without an answer" in result.stdout
+    assert server.outcomes.total() < 2 * n  # no storm
     assert KEY not in result.stdout + result.stderr + written(folder)
 
 
-def test_the_budget_is_never_passed_by_what_the_endpoint_charges(extracts):
-    folder = extracts(500)
-    options = command(folder, "--concurrency", 64, "--timeout", 2)
-    faults = ["garbage=0.05", "truncate=0.05", "500=0.02"]  # charged, or nobody knows
-    with serving("--latency", 0.05, "--faults", *faults) as (url, ledger):
-        for budget in (0.1, 0.3):
-            more = ("--budget-usd", budget)
-            result = run_stage(STAGE, *options, *more, code=1, **environment(url))
-            charged = ledger()["charged"]
-            assert 0.5 * budget < charged <= budget
-            left = 500 - len(replied(folder))
-            assert (
-                f"the budget is spent; {left} are left for a larger --budget-usd" in result.stdout
-            )
-            assert f"of ${budget:.2f} spent" in result.stdout
-        assert run_stage(STAGE, *options, *more, code=1, **environment(url)).returncode == 1
-        assert ledger()["charged"] == charged  # nothing more was asked
-        run_stage(STAGE, *options, "--budget-usd", 100, **environment(url))
-    assert len(replied(folder)) == len(set(replied(folder))) == 500
+@pytest.mark.slow
+@pytest.mark.parametrize("percent", [5, 15, 30, 50])
+def test_what_the_teacher_refuses_never_stops_the_others(extracts, endpoint, percent):
+    folder, n = extracts(203), 203
+    rng = random.Random(percent)
+    bad = {f"a{i}" for i in range(n) if rng.random() < percent / 100}
+    good = {f"a{i}" for i in range(n)} - bad
+
+    def status(prompt: str) -> int:
+        return 400 if "a" + re.search(r"text number (\d+)", prompt)[1] in bad else 200
+
+    server = endpoint(status=status, message="content filter", delay=0.4)
+    result = run_stage(STAGE, *command(folder), **environment(server.url))
+    assert set(replied(folder)) == good and len(replied(folder)) == len(good)
+    assert sorted(refused(folder)) == sorted(bad)
+    refusal = read_jsonl(folder / "replies/train.refused.jsonl")[0]
+    assert refusal["reason"] == "content filter" and refusal["created"] and refusal["prompt_sha"]
+    assert "train.refused.jsonl" in result.stdout
+
+    asked = len(server.headers)
+    again = run_stage(STAGE, *command(folder), **environment(server.url))
+    assert len(server.headers) == asked == n
+    assert f"{len(bad)} refused before" in again.stdout
+
+    run_stage(STAGE, *command(folder, "--retry-refused"), code=None, **environment(server.url))
+    assert asked < len(server.headers) <= asked + len(bad) and set(replied(folder)) == good
+    server.status = lambda prompt: 200
+    run_stage(STAGE, *command(folder, "--retry-refused"), **environment(server.url))
+    assert len(replied(folder)) == n and set(replied(folder)) == good | bad
 
 
-def test_a_budget_without_a_price_is_an_error_that_says_what_to_pass(extracts):
+def test_an_option_that_refuses_everything_stops_the_run_and_is_not_remembered(extracts, endpoint):
+    folder = extracts(203)
+    server = endpoint(status=400, message="temperature is out of range")
+    for more in ((), ("--limit", 3)):
+        result = run_stage(STAGE, *command(folder, *more), code=1, **environment(server.url))
+        line = one_error_line(result)
+        assert "requests sent were refused, the last with: temperature is out of range" in line
+        assert not refused(folder)
+    assert len(server.headers) <= 64 + 10 + 3
+    server.status = lambda prompt: 200
+    run_stage(STAGE, *command(folder, "--limit", 3), **environment(server.url))
+    # The endpoint has answered before, so now it is the texts; each run gets on.
+    server.status = lambda prompt: 400
+    run_stage(STAGE, *command(folder, "--limit", 8), **environment(server.url))
+    assert len(refused(folder)) == 5
+
+
+def test_a_text_refused_for_good_does_not_keep_the_run_from_ending_well(extracts, endpoint):
     folder = extracts(3)
+    server = endpoint(status=lambda prompt: 422 if "number 1" in prompt else 200)
+    for _ in range(2):
+        run_stage(STAGE, *command(folder), **environment(server.url))
+    assert refused(folder) == ["a1"] and len(server.headers) == 3
+
+
+@pytest.mark.slow
+def test_the_budget_is_never_passed_by_what_the_endpoint_charges(extracts, endpoint):
+    folder = extracts(300)
+    options = command(folder, "--concurrency", 64, "--timeout", 2)
+    faults = {"garbage": 0.05, "truncate": 0.05, "500": 0.02}  # charged, or nobody knows
+    server = endpoint(delay=0.05, faults=faults, count_tokens=None)
+    for budget in (0.1, 0.25):
+        more = ("--budget-usd", budget)
+        result = run_stage(STAGE, *options, *more, code=1, **environment(server.url))
+        charged = server.charged
+        assert 0.5 * budget < charged <= budget
+        left = 300 - len(replied(folder))
+        assert f"the budget is spent; {left} are left for a larger --budget-usd" in result.stdout
+        assert f"of ${budget:.2f} spent" in result.stdout
+    run_stage(STAGE, *options, *more, code=1, **environment(server.url))
+    assert server.charged == charged  # nothing more was asked
+    run_stage(STAGE, *options, "--budget-usd", 100, **environment(server.url))
+    assert len(replied(folder)) == len(set(replied(folder))) == 300
+
+
+@pytest.mark.slow
+def test_two_processes_in_one_folder_share_the_budget(extracts, endpoint):
+    folder = extracts(300)
+    extracts(300, "test")
+    server, budget = endpoint(delay=0.1, count_tokens=None), 0.3
+    options = ("--concurrency", 16, "--budget-usd", budget)
+    processes = [
+        start_stage(STAGE, *command(folder, *options, split=split), **environment(server.url))
+        for split in ("train", "test")
+    ]
+    out = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert all("the budget is spent" in text for text in out)
+    assert 0.5 * budget < server.charged <= budget
+    for split in ("train", "test"):
+        assert len(read_jsonl(folder / f"replies/{split}.jsonl")) > 10
+
+
+def test_a_folder_of_an_earlier_version_has_spent_what_its_files_say(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"cost_usd": 1.5}, {"cost_usd": None}])
+    write_jsonl(tmp_path / "judge.jsonl", [{"cost_usd": 0.25}])
+    (tmp_path / "test.batch.json").write_text('{"usd": 2, "model": "m", "parts": []}')
+    (tmp_path / ".train.unaccounted_usd").write_text("         0.500000000\n")
+    budget = Budget(tmp_path, 5)
+    assert budget.spent() == 4.25 and not budget.reserve(1) and budget.reserve(0.5)
+    other = Budget(tmp_path, 5)  # another process
+    assert other.left() == pytest.approx(0.25) and not other.reserve(0.5)
+    budget.settle(0.5, 0.1)
+    assert other.reserve(0.5) and Budget(tmp_path, None).spent() == pytest.approx(4.85)
+
+
+def test_a_budget_without_a_price_is_an_error_that_says_what_to_pass(extracts, endpoint):
+    folder, server = extracts(3), endpoint()
     options = command(folder, "--budget-usd", 1, "--model", "some/model")
-    with serving() as (url, ledger):
-        result = run_stage(STAGE, *options, code=1, **environment(url))
-        assert "pass --price IN OUT" in one_error_line(result)
-        assert not ledger()["outcomes"]
-        run_stage(STAGE, *options, "--price", 1, 2, **environment(url))
+    result = run_stage(STAGE, *options, code=1, **environment(server.url))
+    assert "pass --price IN OUT" in one_error_line(result)
+    assert not server.outcomes
+    run_stage(STAGE, *options, "--price", 1, 2, **environment(server.url))
     assert read_jsonl(folder / "replies/train.jsonl")[0]["cost_usd"] > 0
 
 
-def test_what_does_not_fit_the_window_is_skipped_unpaid_with_a_reason(extracts):
-    folder = extracts(3)
+def test_what_does_not_fit_the_window_is_skipped_unpaid_with_a_reason(extracts, endpoint):
+    folder, server = extracts(3), endpoint()
     rows = read_jsonl(folder / "extracts/train.jsonl")
     rows.append({"id": "long", "text": "word " * 30_000})
     write_jsonl(folder / "extracts/train.jsonl", rows)
-    with serving() as (url, ledger):
-        model = ("--model", "Qwen/Qwen2-72B-Instruct")
-        run_stage(STAGE, *command(folder, *model), **environment(url))
-        assert sum(ledger()["prompts"].values()) == 3
-    (skipped,) = read_jsonl(folder / "replies/train.missing.jsonl")
-    assert skipped["id"] == "long" and "over the context of 32,768" in skipped["reason"]
+    model = ("--model", "Qwen/Qwen2-72B-Instruct")
+    result = run_stage(STAGE, *command(folder, *model), **environment(server.url))
+    assert server.ledger.total() == 3
+    assert "1 too long for the model's context of 32,768 tokens" in result.stdout
 
 
 def test_a_reply_cut_off_is_kept_and_marked(extracts, endpoint):
     folder = extracts(2)
     result = run_stage(STAGE, *command(folder), **environment(endpoint(finish="length").url))
-    assert [r["finish_reason"] for r in read_jsonl(folder / "replies/train.jsonl")] == [
-        "length"
-    ] * 2
-    assert "2, 2 of them cut at the token limit" in result.stdout
+    replies = read_jsonl(folder / "replies/train.jsonl")
+    assert [r["finish_reason"] for r in replies] == ["length"] * 2
+    assert "2 replies (2 cut at the token limit)" in result.stdout
 
 
-def test_an_endpoint_that_is_down_or_never_was_ends_the_run(extracts):
+@pytest.mark.slow
+def test_an_endpoint_that_is_down_or_never_was_ends_the_run(extracts, endpoint):
     folder = extracts(50)
     started = time.monotonic()
     result = run_stage(STAGE, *command(folder), code=1, **environment("http://127.0.0.1:9"))
-    assert "requests in a row failed, the last with: Cannot connect to host" in one_error_line(
-        result
-    )
+    line = one_error_line(result)
+    assert "requests in a row failed, the last with: Cannot connect to host" in line
     assert time.monotonic() - started < 60
-    with serving("--faults", "429=1", "--retry-after", 9999) as (url, ledger):
-        result = run_stage(STAGE, *command(folder), code=1, **environment(url))
-        assert "asks to wait 9,999 s" in one_error_line(result)
-        assert sum(ledger()["outcomes"].values()) <= 50
+    server = endpoint(faults={"429": 1}, retry_after=9999)
+    result = run_stage(STAGE, *command(folder), code=1, **environment(server.url))
+    assert "asks to wait 9,999 s" in one_error_line(result)
+    assert server.outcomes.total() <= 50
 
 
-def test_the_rate_keeps_under_a_cap_it_is_not_told(extracts):
-    folder = extracts(200)
-    with serving("--cap", 20, "--latency", 0.1) as (url, ledger):
-        run_stage(STAGE, *command(folder, "--concurrency", 32), **environment(url))
-        outcomes = ledger()["outcomes"]
-    assert outcomes["200"] == 200 and outcomes.get("429", 0) < 40
+def test_a_full_disk_ends_the_run_with_its_own_error(extracts, endpoint, monkeypatch):
+    """A second reason to stop, the wrong key that comes later, does not take its place."""
+    folder, server = extracts(50), endpoint(delay=0.05)
+
+    def append(file, *records):
+        if file.tell() > 2000:
+            server.status, server.message = lambda prompt: 401, "bad key"
+            time.sleep(0.2)
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        append_record(file, *records)
+
+    monkeypatch.setattr(ask, "append_record", append)
+    options = command(folder, "--concurrency", 8)
+    result = run_stage(STAGE, *options, code=1, **environment(server.url))
+    assert "No space left on device" in one_error_line(result)
+    kept = len(replied(folder))
+    monkeypatch.undo()
+    server.status = lambda prompt: 200
+    run_stage(STAGE, *options, **environment(server.url))
+    assert 0 < kept < 50 == len(set(replied(folder)))
 
 
-def test_a_prompt_or_model_that_changed_is_asked_anew_beside_the_old(extracts):
-    folder = extracts(5)
-    with serving() as (url, _):
-        for more in ((), ("--no-balance",), ("--model", "other/model"), ()):
-            run_stage(STAGE, *command(folder, *more), **environment(url))
+@pytest.mark.slow
+def test_ctrl_c_after_another_reason_to_stop_leaves_that_reason(extracts, endpoint):
+    folder = extracts(50)
+    server = endpoint(
+        delay=1.5, status=lambda p: 401 if "number 3" in p else 200, message="bad key"
+    )
+    process = start_stage(STAGE, *command(folder, "--concurrency", 4), **environment(server.url))
+    while not server.outcomes["401"]:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and "refuses the key (bad key)" in err
+    assert "waiting for 3 replies" in out + err and len(replied(folder)) == 3
+
+
+@pytest.mark.slow
+def test_the_rate_keeps_under_a_cap_it_is_not_told(extracts, endpoint):
+    folder = extracts(120)
+    server = endpoint(cap=20, delay=0.1)
+    run_stage(STAGE, *command(folder, "--concurrency", 32), **environment(server.url))
+    assert server.outcomes["200"] == 120 and server.outcomes["429"] < 24
+
+
+def test_another_model_is_asked_beside_the_old(extracts, endpoint):
+    folder, server = extracts(5), endpoint()
+    for more in ((), ("--model", "other/model"), ()):
+        run_stage(STAGE, *command(folder, *more), **environment(server.url))
     replies = read_jsonl(folder / "replies/train.jsonl")
-    assert len(replies) == 15 and len({(r["model"], r["prompt_sha"]) for r in replies}) == 3
+    assert len(replies) == 10 and len({(r["model"], r["prompt_sha"]) for r in replies}) == 2
+
+
+def test_other_settings_are_asked_anew_by_a_key_of_ones_own(tmp_path, endpoint):
+    """As evaluation asks: what tells its answers apart stands in `settings`."""
+    import argparse
+
+    server, path = endpoint(), tmp_path / "replies.jsonl"
+    parser = argparse.ArgumentParser()
+    ask.teacher_options(parser)
+    args = parser.parse_args(["--model", "m", "--price", "1", "1"])
+
+    def wanted(limit):
+        message = {"role": "user", "content": "text"}
+        settings = {"model": "m", "limit": limit}
+        return [{"id": f"t{i}", "messages": [message], "settings": settings} for i in range(3)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOGETHER_BASE_URL", server.url)
+        for limit in (1, 2, 1):
+            assert ask.ask_all(wanted(limit), path, args, "answers", ("id", "settings")) == 0
+    records = read_jsonl(path)
+    assert [r["settings"]["limit"] for r in records] == [1] * 3 + [2] * 3
+    assert "prompt_sha" not in records[0] and records[0]["text"] == teacher_reply()
 
 
 class Clock:
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr(pace.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(limits.time, "monotonic", lambda: self.now)
 
 
-def offered(clock, rates: Pace, cap: float, seconds: float) -> tuple[int, int]:
+def offered(clock, limiter: RateLimiter, cap: float, seconds: float) -> tuple[int, int]:
     """(taken, refused) of an endpoint that takes `cap` requests in any second."""
     taken, refused, window, end = 0, 0, [], clock.now + seconds
     while clock.now < end:
-        clock.now += max(rates.wait(), 0.0001)
-        sent = rates.go()
+        clock.now += max(limiter.wait(), 0.0001)
+        sent = limiter.sent()
         window = [t for t in window if t > clock.now - 1]
         if len(window) < cap:
             window.append(clock.now)
-            rates.replied(sent)
+            limiter.replied(sent)
             taken += 1
         else:
-            rates.refused(sent, 1.0)
+            limiter.refused(sent, 1.0)
             refused += 1
     return taken, refused
 
 
 @pytest.mark.parametrize("cap", [5, 50, 300])
-def test_the_pace_finds_a_cap_and_a_new_one(monkeypatch, cap):
+def test_the_rate_finds_a_cap_and_a_new_one(monkeypatch, cap):
     clock = Clock(monkeypatch)
-    rates = Pace(64)
-    taken, refused = offered(clock, rates, cap, 60)
+    limiter = RateLimiter(64)
+    taken, refused = offered(clock, limiter, cap, 60)
     assert taken > 0.85 * cap * 60 and refused < 0.05 * taken
-    offered(clock, rates, cap / 4, 30)
-    taken, refused = offered(clock, rates, cap / 4, 60)
+    offered(clock, limiter, cap / 4, 30)
+    taken, refused = offered(clock, limiter, cap / 4, 60)
     assert taken > 0.75 * cap / 4 * 60 and refused < 60  # after each it waits its second
 
 
 def test_one_moment_of_refusals_counts_once_and_a_server_error_leaves_the_rate(monkeypatch):
     clock = Clock(monkeypatch)
-    rates = Pace(64)
-    sent = [rates.go() for _ in range(10)]
+    limiter = RateLimiter(64)
+    sent = [limiter.sent() for _ in range(10)]
     clock.now += 0.1
     for moment in sent:
-        rates.refused(moment, 0)
-    assert rates.strikes == 1 and rates.room() == 32
-    rate = rates.rate
-    for strike in range(2, 9):
+        limiter.refused(moment, 0)
+    assert limiter.failures == 1 and limiter.room() == 32
+    rate = limiter.rate
+    for failures in range(2, 9):
         clock.now += 200
-        rates.failed(rates.go(), 0)
-        assert rates.strikes == strike
-    assert rates.room() == 1 and rates.wait() > 10  # single requests, far apart
+        limiter.failed(limiter.sent(), 0)
+        assert limiter.failures == failures
+    assert limiter.room() == 1 and limiter.wait() > 10  # single requests, far apart
     clock.now += 200
-    rates.replied(rates.go())
-    assert rates.room() == 64 and rates.rate >= rate
+    limiter.replied(limiter.sent())
+    assert limiter.room() == 64 and limiter.rate >= rate
 
 
 @pytest.mark.parametrize(
-    ("headers", "seconds"),
+    ("text", "seconds"),
     [
-        ({}, 0),
-        ({"retry-after": "7"}, 7),
-        ({"retry-after": "0.5"}, 0.5),
-        ({"retry-after": "Thu, 01 Jan 1970 00:17:10 GMT"}, 30),
-        ({"retry-after": "soon"}, 0),
-        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1.5"}, 1.5),
-        ({"x-ratelimit-remaining": "3", "x-ratelimit-reset": "1.5"}, 0),
-        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30s"}, 90),
-        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "12ms"}, 0.012),
-        ({"x-ratelimit-remaining": "0"}, 0),
+        (None, 0),
+        ("7", 7),
+        ("0.5", 0.5),
+        ("-3", 0),
+        ("nan", 0),
+        ("Thu, 01 Jan 1970 00:17:10 GMT", 30),
+        ("Thu, 01 Jan 1970 00:00:10 GMT", 0),
+        ("soon", 0),
     ],
 )
-def test_what_the_endpoint_asks_to_wait(headers, seconds):
-    assert wanted_wait(headers, 1000) == pytest.approx(seconds)
+def test_what_the_endpoint_asks_to_wait(monkeypatch, text, seconds):
+    monkeypatch.setattr(limits.time, "time", lambda: 1000)
+    headers = {} if text is None else {"retry-after": text}
+    assert retry_after(headers) == pytest.approx(seconds)
 
 
-@given(st.text(), st.text())
-def test_no_header_breaks_the_wait(after, reset):
-    headers = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": reset}
-    assert wanted_wait(headers | {"retry-after": after}, 0) >= 0
-    assert wanted_wait(headers, 0) >= 0
+@given(st.text())
+def test_no_header_breaks_the_wait(text):
+    assert retry_after({"retry-after": text}) >= 0

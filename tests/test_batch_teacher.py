@@ -9,7 +9,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import read_jsonl, start_stage, teacher_reply, write_jsonl
+from conftest import read_jsonl, run_stage, start_stage, teacher_reply, write_jsonl
 
 STAGE = "data_prep.generate_replies"
 KEY = "sk-secret-0123456789"
@@ -21,7 +21,7 @@ class BatchServer:
     Kills the client after it did what was asked in a step of `kill_at`, before it answers.
     """
 
-    def __init__(self, refuse=(), kill_at=(), status="COMPLETED"):
+    def __init__(self, refuse=(), kill_at=(), status="COMPLETED", refuse_for_good=()):
         self.files, self.batches, self.names, self.steps = {}, {}, {}, Counter()
         self.kill_at, self.client = set(kill_at), None
         server = self
@@ -94,7 +94,7 @@ class BatchServer:
                     job |= {"status": "IN_PROGRESS", "progress": 50.0}
                 return self.send("poll", 200, job)
 
-        self.refuse = refuse
+        self.refuse, self.refuse_for_good = refuse, refuse_for_good
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -109,8 +109,13 @@ class BatchServer:
         out, errors = [], []
         for line in reversed(lines):
             name, model = line["custom_id"], line["body"]["model"]
-            if name.split(".")[0] in self.refuse:
+            key = "a" + re.search(r"text number (\d+)", line["body"]["messages"][0]["content"])[1]
+            if key in self.refuse:
                 errors.append({"custom_id": name, "error": {"message": "too hot"}})
+                continue
+            if key in self.refuse_for_good:
+                body = {"error": {"message": "content filter"}}
+                errors.append({"custom_id": name, "response": {"status_code": 400, "body": body}})
                 continue
             choice = {"message": {"content": teacher_reply()}, "finish_reason": "stop"}
             usage = {"prompt_tokens": 1000, "completion_tokens": 100}
@@ -133,10 +138,12 @@ def ask(folder, server, *more, code=0):
     where = ["--extracts", folder / "extracts", "--output", folder / "replies"]
     options = [*where, "--splits", "train", "--poll-seconds", 0.05, *more]
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY}
+    if not server.kill_at:
+        return run_stage(STAGE, *options, code=code, **environment)
     server.client = start_stage(STAGE, *options, **environment)
-    server.client.stdout_text, server.client.stderr = server.client.communicate(timeout=120)
-    assert "Traceback" not in server.client.stderr and KEY not in server.client.stderr
-    assert server.client.returncode == code, server.client.stderr
+    out, err = server.client.communicate(timeout=120)
+    assert "Traceback" not in err and KEY not in err
+    assert server.client.returncode == code, out + err
     return server.client
 
 
@@ -144,13 +151,12 @@ def test_a_batch_ends_as_ordinary_replies_and_the_errors_are_told(folder):
     server = BatchServer(refuse=["a3"])
     model = "meta-llama/Llama-3.3-70B-Instruct-Turbo"  # half price in a batch
     result = ask(folder, server, "--batch", "--model", model, code=1)
-    assert "29 replies, 1 still without one" in result.stdout_text
+    assert "29 replies, 1 still without one" in result.stdout
     replies = read_jsonl(folder / "replies/train.jsonl")
     assert {r["id"] for r in replies} == {f"a{i}" for i in range(30)} - {"a3"}
     assert replies[0]["cost_usd"] == pytest.approx(1100 * 1.04 / 2 / 1e6)
     assert {r["longer"] for r in replies} == {1, 2} and replies[0]["usage"]["prompt_tokens"] == 1000
-    (missing,) = read_jsonl(folder / "replies/train.missing.jsonl")
-    assert (missing["id"], missing["reason"]) == ("a3", "too hot")
+    assert "1: too hot" in result.stdout
     server.refuse = ()
     ask(folder, server, "--batch", "--model", model)  # asks for the one that is missing
     assert len(read_jsonl(folder / "replies/train.jsonl")) == 30 and len(server.batches) == 2
@@ -159,6 +165,19 @@ def test_a_batch_ends_as_ordinary_replies_and_the_errors_are_told(folder):
     assert sorted(p.name for p in (folder / "replies").glob("*batch*")) == []
 
 
+def test_what_a_batch_refuses_for_good_is_remembered(folder):
+    server = BatchServer(refuse_for_good=["a3"])
+    for _ in range(2):
+        ask(folder, server, "--batch")
+    (refusal,) = read_jsonl(folder / "replies/train.refused.jsonl")
+    assert (refusal["id"], refusal["reason"]) == ("a3", "content filter")
+    assert len(server.batches) == 1
+    spent = float((folder / "replies/.spent_usd").read_text())
+    costs = [r["cost_usd"] for r in read_jsonl(folder / "replies/train.jsonl")]
+    assert spent == pytest.approx(sum(costs))  # the worst case was given back
+
+
+@pytest.mark.slow
 def test_cut_off_between_any_two_steps_the_same_batch_goes_on(folder):
     steps = ["upload", "put", "preprocess", "list", "create", "poll", "content"]
     server = BatchServer(kill_at=steps)
@@ -169,6 +188,7 @@ def test_cut_off_between_any_two_steps_the_same_batch_goes_on(folder):
     assert "a batch is under way" in line and "--batch" in line
     ask(folder, server, "--batch")
     assert not server.kill_at and len(server.batches) == 1
+    assert list((folder / "replies").glob("*batch*")) == []
     replies = read_jsonl(folder / "replies/train.jsonl")
     assert sorted(r["id"] for r in replies) == sorted(f"a{i}" for i in range(30))
 
@@ -177,7 +197,7 @@ def test_a_batch_stays_within_the_budget_at_its_worst_case(folder):
     server = BatchServer()
     result = ask(folder, server, "--batch", "--budget-usd", 0.03, "--max-tokens", 4096, code=1)
     asked = len(server.files["file-0"].splitlines())
-    assert 5 < asked < 30 and f"{30 - asked} still without" in result.stdout_text
+    assert 5 < asked < 30 and f"{30 - asked} still without" in result.stdout
     for line in map(json.loads, server.files["file-0"].splitlines()):
         assert line["body"]["max_tokens"] == 4096 and len(line["custom_id"]) <= 64
 
@@ -186,15 +206,14 @@ def test_a_batch_stays_within_the_budget_at_its_worst_case(folder):
 def test_a_batch_that_failed_leaves_the_way_free(folder, status):
     server = BatchServer(status=status, refuse=[f"a{i}" for i in range(30)])
     result = ask(folder, server, "--batch", code=1)
-    assert f"ended as {status}" in result.stdout_text
+    assert f"ended as {status}" in result.stdout
     assert not (folder / "replies/train.batch.json").exists()
-    assert len(read_jsonl(folder / "replies/train.missing.jsonl")) == 30
+    assert "30: too hot" in result.stdout
 
 
 def test_what_never_fits_the_window_is_told_though_no_batch_is_made(folder):
     write_jsonl(folder / "extracts/train.jsonl", [{"id": "long", "text": "word " * 30_000}])
     server = BatchServer()
-    ask(folder, server, "--batch", "--model", "Qwen/Qwen2-72B-Instruct")
-    (missing,) = read_jsonl(folder / "replies/train.missing.jsonl")
-    assert missing["id"] == "long" and "over the context of 32,768" in missing["reason"]
+    result = ask(folder, server, "--batch", "--model", "Qwen/Qwen2-72B-Instruct")
+    assert "1 too long for the model's context of 32,768 tokens" in result.stdout
     assert not server.batches

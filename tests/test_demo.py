@@ -15,6 +15,8 @@ from demo.serve_teacher import MODEL, answer, rate
 from eval.generate_summaries import build_prompt, generate_batch, load_model
 from prompts import render
 
+pytestmark = pytest.mark.slow  # sumy and the student take seconds
+
 TEXT = (
     "Ice floats on water because it is less dense. Lakes therefore freeze from the top down. "
     "Fish survive the winter in the water below the ice. The ice keeps the water below it warm. "
@@ -55,7 +57,7 @@ def test_markup_is_cleaned():
 
 
 def test_the_teacher_answers_in_the_prompts_format():
-    parsed = parse_reply(answer(render("summarize/teacher.jinja", text=TEXT)))
+    parsed = parse_reply(answer(render("summarize/teacher.jinja", text=TEXT, longer=1)))
     assert all(sentence in TEXT for s in parsed.summaries for sentence in s.split(". ")[:1])
     assert len(parsed.summaries[0]) >= len(parsed.summaries[1])
     for score, criteria in zip(parsed.scores, parsed.criteria, strict=True):
@@ -65,7 +67,7 @@ def test_the_teacher_answers_in_the_prompts_format():
 
 def test_the_teacher_writes_the_same_two_in_the_order_asked_for():
     first, second = (
-        parse_reply(answer(render("summarize/teacher_balanced.jinja", text=TEXT, longer=longer)))
+        parse_reply(answer(render("summarize/teacher.jinja", text=TEXT, longer=longer)))
         for longer in (1, 2)
     )
     assert first.summaries == second.summaries[::-1] and first.best != second.best
@@ -82,7 +84,7 @@ def test_the_scores_measure_the_summary_against_the_text():
 @settings(max_examples=30, deadline=None)
 @given(st.text(min_size=1))
 def test_any_text_gets_an_answer(text):
-    assert "Best summary" in answer(render("summarize/teacher.jinja", text=text))
+    assert "Best summary" in answer(render("summarize/teacher.jinja", text=text, longer=1))
 
 
 @pytest.fixture

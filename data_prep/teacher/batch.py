@@ -1,202 +1,186 @@
 """Ask for many replies through Together's batch API: later, apart from the rate limit, cheaper.
 
-Uploads files of requests, polls, downloads, merges into the same replies file. Each step is written
-down in REPLIES.batch.json once done, so a run cut off anywhere goes on with the same batch.
+Uploads files of requests, polls, downloads, appends to the same replies file. From the moment that
+something can be paid for, REPLIES.batch.json tells what is under way, so a run cut off anywhere
+goes on with the same batch.
 """
 
 import argparse
 import asyncio
 import json
-import re
 import secrets
-from itertools import accumulate
+from collections import Counter
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import BinaryIO
 
 import together
 from together import AsyncTogether
-from together.types import BatchJob
 from tqdm import tqdm
 
-from common.cli import UserError
-from common.files import append_record, appending, read_records, replacing
-from data_prep.teacher.ask import batch_state, without_reply, write_reasons
+from common.cli import UserError, one_line
+from common.files import append_record, appending, write_text
+from common.table import Key, missing
+from data_prep.teacher.ask import KEY, append_refusals, batch_state, refused_file, select_requests
 from data_prep.teacher.client import (
-    FINAL,
+    error_message,
+    is_refusal,
     make_client,
     price_of,
-    said,
-    split_by_length,
     to_record,
+    to_refusal,
+    without_messages,
     worst_case_usd,
 )
-from data_prep.teacher.limits import Purse
+from data_prep.teacher.limits import Budget
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000  # of one file, by the API's limits
-
-
-def batch_price(args: argparse.Namespace) -> dict:
-    price = price_of(args)
-    return price | {k: price[k] * price.get("batch", 1) for k in ("input", "output") if k in price}
+RETRIES = 10  # the client's own, of an upload or a look: some minutes of an outage
 
 
 def save(path: Path, state: dict) -> None:
-    with replacing(batch_state(path)) as temporary:
-        temporary.write_text(json.dumps(state, indent=1) + "\n")
+    write_text(batch_state(path), json.dumps(state) + "\n")
 
 
-def start(requests: list[dict], path: Path, args: argparse.Namespace, usd: float) -> dict:
-    """Write the files of a new batch and its state; `usd` is what it can cost at most."""
+def to_files(requests: list[dict], args: argparse.Namespace) -> list[list[bytes]]:
+    """The lines of the files of a batch, each file within the API's limits."""
     body = {name: getattr(args, name) for name in ("model", "max_tokens", "temperature")}
-    files, size = [], MOST_BYTES
-    for request in requests:
-        name = f"{request['id']}.{request['prompt_sha']}.00000000"
-        line = {"custom_id": name, "body": body | {"messages": request["messages"]}}
-        data = json.dumps(line).encode() + b"\n"
-        if size + len(data) > MOST_BYTES or len(files[-1]) == MOST_REQUESTS:
+    # The endpoint knows files by their content, also those whose upload was cut off.
+    nonce, files, size = secrets.token_hex(4), [], MOST_BYTES
+    for number, request in enumerate(requests):
+        body["messages"] = request["messages"]
+        line = json.dumps({"custom_id": f"{nonce}-{number}", "body": body}).encode() + b"\n"
+        if size + len(line) > MOST_BYTES or len(files[-1]) == MOST_REQUESTS:
             files.append([])
             size = 0
-        files[-1].append(data)
-        size += len(data)
-    parts = []
-    for number, lines in enumerate(files):
-        parts.append({"input": f"{path.stem}.batch-{number}.jsonl", "requests": len(lines)})
-        with replacing(path.with_name(parts[-1]["input"])) as temporary:
-            temporary.write_bytes(b"".join(lines))
-    state = {"model": args.model, "usd": usd, "parts": parts}
-    save(path, state)
-    return state
+        files[-1].append(line)
+        size += len(line)
+    return files
 
 
-def renew(file: Path) -> Path:
-    """Give a file of requests another nonce; return it.
-
-    The endpoint knows files by content, also those whose upload was cut off, or of earlier batches.
-    """
-    nonce = b'.%s", "body"' % secrets.token_hex(4).encode()
-    data = re.sub(rb'\.[0-9a-f]{8}", "body"', nonce, file.read_bytes())
-    with replacing(file) as temporary:
-        temporary.write_bytes(data)
-    return file
-
-
-async def submit(client: AsyncTogether, path: Path, state: dict) -> None:
-    """Upload and start each part that an earlier run did not."""
-    for part in state["parts"]:
-        if "file" not in part:
-            file = renew(path.with_name(part["input"]))
-            part["file"] = (await client.files.upload(file, purpose="batch-api", check=False)).id
-            save(path, state)
-        if "batch" not in part:
-            # A run can be cut off after the endpoint made the batch, before we wrote it down.
-            jobs = [job for job in await client.batches.list() if job.input_file_id == part["file"]]
-            if not jobs:
-                endpoint = "/v1/chat/completions"
-                made = await client.batches.create(endpoint=endpoint, input_file_id=part["file"])
-                jobs = [made.job]
-            part["batch"] = jobs[0].id
-            save(path, state)
+async def upload(client: AsyncTogether, files: list[list[bytes]], path: Path) -> list[dict]:
+    """Upload the files of a new batch, which costs nothing; return its parts."""
+    parts, file = [], path.with_suffix(".batch-input.jsonl")
+    try:
+        for lines in files:
+            file.write_bytes(b"".join(lines))
+            answer = await client.files.upload(file, purpose="batch-api", check=False)
+            parts.append({"file": answer.id, "requests": len(lines)})
+    finally:
+        file.unlink(missing_ok=True)
+    return parts
 
 
-async def finished(client: AsyncTogether, part: dict, label: str, seconds: float) -> BatchJob:
-    """Poll a part until the endpoint is done with it."""
-    with tqdm(total=100, desc=f"{label}, batch {part['batch']}", unit="%") as bar:
-        while True:
-            try:
-                job = await client.batches.retrieve(part["batch"])
-            except together.APIError as error:  # polling costs nothing: an outage is sat out
-                if getattr(error, "status_code", None) in FINAL:
-                    raise
-                bar.set_postfix_str(said(error))
-            else:
-                bar.set_postfix_str(f"{job.status}, {part['requests']:,} requests", refresh=False)
-                bar.update((job.progress or 0) - bar.n)
-                if job.status not in ("VALIDATING", "IN_PROGRESS"):
-                    return job
+async def start(client: AsyncTogether, part: dict) -> str:
+    """The id of the part's batch, which an earlier run may have made before it was cut off."""
+    jobs = [job for job in await client.batches.list() if job.input_file_id == part["file"]]
+    if jobs:
+        return jobs[0].id
+    endpoint = "/v1/chat/completions"
+    return (await client.batches.create(endpoint=endpoint, input_file_id=part["file"])).job.id
+
+
+async def finish(client: AsyncTogether, part: dict, label: str, seconds: float) -> list[dict]:
+    """Poll a part until the endpoint is done with it; the lines of its output and its errors."""
+    with tqdm(total=100, desc=f"{label}, {part['requests']:,} in a batch", unit="%") as bar:
+        job = await client.batches.retrieve(part["batch"])
+        while job.status in ("VALIDATING", "IN_PROGRESS"):
+            bar.set_postfix_str(job.status, refresh=False)
+            bar.update((job.progress or 0) - bar.n)
             await asyncio.sleep(seconds)
-
-
-async def results(client: AsyncTogether, job: BatchJob, folder: Path) -> list[dict]:
-    """The lines of a batch's output and of its file of errors."""
-    lines, target = [], folder / f".{job.id}.results"
+            job = await client.batches.retrieve(part["batch"])
+    if job.status != "COMPLETED":
+        print(f"batch {job.id} ended as {job.status}: {job.error or 'no reason given'}")
+    lines = []
     for file in filter(None, (job.output_file_id, job.error_file_id)):
         async with client.files.with_streaming_response.content(file) as answer:
-            await answer.stream_to_file(target)
-        lines += read_records(target, ("custom_id",))
-        target.unlink()
+            lines += map(json.loads, (await answer.read()).splitlines())
     return lines
 
 
-def read_result(line: dict, requests: dict, model: str, price: dict) -> dict:
-    """The reply record of a line of results. Raises ValueError with the reason if it has none."""
-    key, sha, _ = line["custom_id"].rsplit(".", 2)
-    answer = line.get("response") or {}
-    body = answer.get("body") or {}
-    if answer.get("status_code") != 200:
-        error = line.get("error") or body.get("error") or body or "no reason given"
-        raise ValueError(str(error.get("message", error) if isinstance(error, dict) else error))
-    return to_record(requests.get((key, sha), {"id": key, "prompt_sha": sha}), body, model, price)
-
-
 async def run_batch(
-    state: dict,
-    path: Path,
-    log: BinaryIO,
-    requests: list[dict],
-    args: argparse.Namespace,
-    label: str,
-) -> dict:
-    """Take the batch from where it stands to its end; append the replies; return {id: why none}."""
-    by_key = {(r["id"], r["prompt_sha"]): r for r in requests}
-    price, reasons = batch_price(args), {}
-    async with make_client(args, retries=2) as client:
-        await submit(client, path, state)
-        for part in state["parts"]:
-            job = await finished(client, part, label, args.poll_seconds)
-            records = []
-            for line in await results(client, job, path.parent):
-                try:
-                    records.append(read_result(line, by_key, args.model, price))
-                except ValueError as error:
-                    reasons[line["custom_id"].rsplit(".", 2)[0]] = str(error)
-            append_record(log, *without_reply(records, path, args.model))
-            if job.status != "COMPLETED":
-                print(f"batch {job.id} ended as {job.status}: {job.error or 'no reason given'}")
-    return reasons
+    requests: list[dict], path: Path, args: argparse.Namespace, price: dict, label: str
+) -> tuple[dict, list[dict]]:
+    """(state, results) of the batch under way, or of a new one that the budget covers at its worst.
 
-
-def ask_batch(requests: list[dict], path: Path, args: argparse.Namespace, label: str) -> int:
-    """`ask_teacher.ask_all` through the batch API; `args.poll_seconds` between two looks.
-
-    Goes on with the batch under way if there is one. Raises UserError.
+    Raises UserError.
     """
-    price = batch_price(args)
-    with appending(path) as log:
-        missing = without_reply(requests, path, args.model)
-        missing, reasons = split_by_length(missing, price, args.max_tokens)
+    async with make_client(args, retries=RETRIES) as client:
         if batch_state(path).exists():
             state = json.loads(batch_state(path).read_text())
-            if state["model"] != args.model:
-                raise UserError(f"a batch for {state['model']} is under way; finish it first")
-        elif missing:
-            left = Purse(path, args.budget_usd).left()
-            sums = accumulate(worst_case_usd(r, price, args.max_tokens) for r in missing)
+            if state["model"] != args.model or "requests" not in state:
+                was = f"a batch for {state['model']}, perhaps by an earlier version,"
+                raise UserError(f"{was} is under way ({batch_state(path)}); finish it first")
+        else:
+            budget = Budget(path.parent, args.budget_usd)
+            left = budget.left()
+            sums = accumulate(worst_case_usd(r, price, args.max_tokens) for r in requests)
             costs = [usd for usd in sums if usd <= left]
-            print(f"{label}: {len(requests):,} in all, {len(costs):,} of {len(missing):,} to ask")
             if not costs:
                 raise UserError(f"${left:,.2f} are left of the budget, too few for one request")
-            state = start(missing[: len(costs)], path, args, costs[-1])
-        else:
-            write_reasons(path, args.model, reasons)
+            requests = requests[: len(costs)]
+            parts = await upload(client, to_files(requests, args), path)
+            if not budget.reserve(costs[-1]):
+                raise UserError("another run has spent the budget meanwhile")
+            bare = list(map(without_messages, requests))
+            state = {"model": args.model, "usd": costs[-1], "requests": bare, "parts": parts}
+            save(path, state)
+        for part in state["parts"]:
+            if "batch" not in part:
+                part["batch"] = await start(client, part)
+                save(path, state)
+        parts = [await finish(client, part, label, args.poll_seconds) for part in state["parts"]]
+    return state, list(chain.from_iterable(parts))
+
+
+def read_result(line: dict, requests: list[dict], price: dict) -> tuple[int, dict]:
+    """(200, reply) of a line of results, or (another status, 0 if there is none, refusal)."""
+    request = requests[int(line["custom_id"].rpartition("-")[2])]
+    answer = line.get("response") or {}
+    status, body = answer.get("status_code") or 0, answer.get("body") or {}
+    try:
+        if status == 200:
+            return status, to_record(request, body, price)
+        error = line.get("error") or body.get("error") or body or "no reason given"
+    except ValueError as no_reply:
+        status, error = 0, no_reply
+    reason = error.get("message", error) if isinstance(error, dict) else error
+    return status, to_refusal(request, one_line(reason))
+
+
+def ask_batch(
+    requests: list[dict], path: Path, args: argparse.Namespace, label: str, key: Key = KEY
+) -> int:
+    """`ask_all` through the batch API; `args.poll_seconds` between two looks. Raises UserError.
+
+    Goes on with the batch under way if there is one.
+    """
+    price = price_of(args)
+    price |= {k: price[k] * price.get("batch", 1) for k in ("input", "output") if k in price}
+    with appending(path) as file:
+        wanted, answered = select_requests(requests, path, args, price, label, key)
+        if not wanted and not batch_state(path).exists():
             return 0
         try:
-            reasons |= asyncio.run(run_batch(state, path, log, requests, args, label))
+            state, lines = asyncio.run(run_batch(wanted, path, args, price, label))
         except together.APIError as error:
-            raise UserError(f"{said(error)}; the same command goes on with the batch") from None
-        write_reasons(path, args.model, reasons)
+            message = error_message(error)
+            raise UserError(f"{message}; the same command goes on with the batch") from None
+        results = [read_result(line, state["requests"], price) for line in lines]
+        replies = [record for status, record in results if status == 200]
+        append_record(file, *missing(path, replies, key))
+        refusals = [record for status, record in results if is_refusal(status)]
+        if refusals and (answered or replies):
+            append_refusals(path, refusals)
+        # In this order a kill can leave the worst case counted as spent, but never settles twice.
+        usd, state["usd"] = state["usd"], 0.0
+        save(path, state)
+        if usd:
+            cost = sum(reply["cost_usd"] or 0 for reply in replies)
+            Budget(path.parent, args.budget_usd).settle(usd, cost)
         batch_state(path).unlink()
-        for part in state["parts"]:
-            path.with_name(part["input"]).unlink(missing_ok=True)
-        still = without_reply(missing, path, args.model)
-    print(f"{label}: {len(missing) - len(still):,} replies, {len(still):,} still without one")
-    return len(still)
+        left = missing(refused_file(path), missing(path, wanted, key), key)
+    print(f"{label}: {len(replies):,} replies, {len(left):,} still without one")
+    reasons = Counter(record["reason"] for status, record in results if status != 200)
+    for reason, number in reasons.most_common(5):
+        print(f"  {number:,}: {reason}")
+    return len(left)

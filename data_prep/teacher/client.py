@@ -1,32 +1,41 @@
-"""What is known of a teacher's endpoint: its client, prices and context, what its answers say."""
+"""What is known of a teacher and its endpoint: client, prices, context, terms, what answers say."""
 
 import argparse
 import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
-import together
 import yaml
-from together import AsyncTogether
 
-from common.cli import UserError, warn
+from common.cli import UserError, one_line, warn
+
+if TYPE_CHECKING:
+    from together import AsyncTogether
 
 PRICES = Path(__file__).with_name("teachers.yaml")
 BYTES_A_TOKEN = 4  # of English text; the median of our documents is 4.3, by SmolLM2's tokenizer
 OVERHEAD = 256  # tokens, at most, that an endpoint's chat template adds to a prompt
-KEY_REFUSED = "the endpoint refuses the key ({said}); check TOGETHER_API_KEY"
-FINAL = {  # errors that asking again cannot mend
-    401: KEY_REFUSED,
-    402: "the endpoint wants payment ({said})",
-    403: KEY_REFUSED,
-    404: "the endpoint does not know {model} ({said}); check --model and TOGETHER_BASE_URL",
+FATAL = {  # what is wrong with every request
+    401: "the endpoint refuses the key ({reason}); check TOGETHER_API_KEY",
+    402: "the endpoint wants payment ({reason})",
+    404: "the endpoint does not know {model} ({reason}); check --model and TOGETHER_BASE_URL",
 }
-FREE = {*FINAL, 400, 413, 422, 429, 503}  # nothing was made, so nothing is paid
 
 
-def make_client(args: argparse.Namespace, retries: int = 0) -> AsyncTogether:
+def load_teachers() -> dict[str, dict]:
+    """What teachers.yaml knows, by model."""
+    return yaml.safe_load(PRICES.read_text())
+
+
+def teacher_terms(model: str) -> str:
+    """What a card says of the terms on what a teacher wrote."""
+    known = load_teachers().get(model, {})
+    return known.get("outputs", "See the model's licence and the provider's terms.")
+
+
+def make_client(args: argparse.Namespace, retries: int = 0) -> "AsyncTogether":
     """A client of the endpoint in the environment. Raises UserError if there is none, or no key."""
     base_url = os.environ.get("TOGETHER_BASE_URL") or None
     key = os.environ.get("TOGETHER_API_KEY")
@@ -37,20 +46,28 @@ def make_client(args: argparse.Namespace, retries: int = 0) -> AsyncTogether:
         )
     if base_url and base_url.rstrip("/").endswith("/v1"):
         raise UserError(f"TOGETHER_BASE_URL is {base_url}; leave out /v1, the client adds it")
+    import httpx
+    import together
+
     # aiohttp underneath: httpx's own pool looks at all its connections for each request, and stalls
     # for seconds with 128 of them on a busy machine (seen in `just bench replies`).
     limits = httpx.Limits(max_connections=args.concurrency)
     http, timeout = together.DefaultAioHttpClient(limits=limits), httpx.Timeout(args.timeout)
     options = {"timeout": timeout, "max_retries": retries, "http_client": http}
-    return AsyncTogether(api_key=key or "none", base_url=base_url, **options)
+    return together.AsyncTogether(api_key=key or "none", base_url=base_url, **options)
 
 
-def said(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """What the endpoint said, in one line."""
     body = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, dict) else body
     text = inner.get("message") if isinstance(inner, dict) else None
-    return " ".join(str(text or error.__cause__ or error).split())[:200]
+    return one_line(text or error.__cause__ or error, 200)
+
+
+def is_refusal(status: int) -> bool:
+    """Whether a status says that the same request will never be answered."""
+    return 400 <= status < 500 and status not in (408, 409, 429)
 
 
 def price_of(args: argparse.Namespace) -> dict:
@@ -58,7 +75,7 @@ def price_of(args: argparse.Namespace) -> dict:
 
     Raises UserError for a budget that could not be held.
     """
-    price = yaml.safe_load(PRICES.read_text()).get(args.model, {})
+    price = load_teachers().get(args.model, {})
     if args.price:
         price |= dict(zip(("input", "output"), args.price, strict=True))
     if "input" not in price:
@@ -85,19 +102,13 @@ def worst_case_usd(request: dict, price: dict, max_tokens: int) -> float:
     return cost_usd(prompt_bytes(request) + OVERHEAD, max_tokens, price) or 0.0
 
 
-def split_by_length(requests: list[dict], price: dict, max_tokens: int) -> tuple[list[dict], dict]:
-    """(requests that fit the model's context as far as known, {id: why not} of the others)."""
-    context, fitting, reasons = price.get("context", math.inf), [], {}
-    for request in requests:
-        tokens = prompt_bytes(request) // BYTES_A_TOKEN + max_tokens
-        if tokens <= context:
-            fitting.append(request)
-        else:
-            reasons[request["id"]] = f"about {tokens:,} tokens, over the context of {context:,}"
-    return fitting, reasons
+def fits_context(request: dict, price: dict, max_tokens: int) -> bool:
+    """Whether prompt and reply fit the model's context, as far as it is known."""
+    tokens = prompt_bytes(request) // BYTES_A_TOKEN + max_tokens
+    return tokens <= price.get("context", math.inf)
 
 
-def to_record(request: dict, body: dict, model: str, price: dict) -> dict:
+def to_record(request: dict, body: dict, price: dict) -> dict:
     """The record of a reply, from the endpoint's JSON. Raises ValueError if it is no reply.
 
     An empty text (all tokens spent on thinking) is paid for and so kept.
@@ -108,14 +119,24 @@ def to_record(request: dict, body: dict, model: str, price: dict) -> dict:
         tokens = {k: int(usage[k]) if usage else 0 for k in ("prompt_tokens", "completion_tokens")}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"an answer that is no reply ({type(error).__name__})") from None
-    return {
-        "id": request["id"],
-        "model": model,
-        "prompt_sha": request["prompt_sha"],
+    return without_messages(request) | {
         "text": text,
         "finish_reason": reason,
         "usage": tokens,
         "cost_usd": cost_usd(*tokens.values(), price) if usage else None,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{k: v for k, v in request.items() if k not in ("id", "messages", "prompt_sha")},
+        "created": now(),
     }
+
+
+def to_refusal(request: dict, reason: str) -> dict:
+    """The record of a request that was refused for good."""
+    return without_messages(request) | {"reason": reason, "created": now()}
+
+
+def without_messages(request: dict) -> dict:
+    """What of a request goes into the record of its reply, or of its refusal."""
+    return {name: value for name, value in request.items() if name != "messages"}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
