@@ -7,6 +7,7 @@ by the hash of their source, which is stored with everything they made.
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -42,6 +43,7 @@ class Task:
         return f"{self.name}/{name}.jinja"
 
 
+@cache
 def load_task(name: str = "summarize") -> Task:
     """Read prompts/`name`/task.yaml. Raises UserError that names the file and the key at fault."""
     path = FOLDER / name / "task.yaml"

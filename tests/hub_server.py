@@ -31,6 +31,12 @@ def file_entry(path: str, content: bytes) -> dict:
     return entry
 
 
+def remote_oid(files: dict, path: str) -> str | None:
+    """By what a client tells that it need not send a file: SHA-256 in LFS, else git's hash."""
+    entry = file_entry(path, files[path]) if path in files else {}
+    return entry.get("lfs", entry).get("oid")
+
+
 def front_matter(card: str) -> dict | None:
     return yaml.safe_load(card.split("\n---\n")[0]) if card.startswith("---\n") else None
 
@@ -118,7 +124,7 @@ class Hub:
             modes = [
                 {
                     "path": file["path"],
-                    "oid": None,
+                    "oid": remote_oid(files, file["path"]),
                     "shouldIgnore": False,
                     "uploadMode": "lfs" if is_lfs(file["path"]) else "regular",
                 }
