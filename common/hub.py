@@ -16,7 +16,13 @@ from pathlib import Path
 import httpx
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from common.cli import UserError
 from common.files import write_text
@@ -53,12 +59,15 @@ def merge_cards(ours: str, theirs: str, owned: tuple[str, ...]) -> str:
             "the card on the Hub has no front matter or no 'generated' lines, so it was written by "
             "hand; put the lines back there, or pass --overwrite-card"
         )
-    mine, card = RepoCard(ours), RepoCard(theirs)
+    mine, card = RepoCard(ours).data, RepoCard(theirs)
+    front, changed = (
+        theirs.removesuffix(card.text),
+        [k for k in owned if mine.get(k) != card.data.get(k)],
+    )
     card.text = GENERATED.sub(lambda _: GENERATED.search(ours)[0], card.text, count=1)
-    for key in owned:
-        if card.data.get(key) != mine.data.get(key):
-            card.data[key] = mine.data.get(key)  # None is left out of the card
-    return str(card)
+    for key in changed:
+        card.data[key] = mine.get(key)  # None is left out of the card
+    return str(card) if changed else front + card.text  # as it was, comments and all
 
 
 def explain(error: Exception, repo: str) -> str:
@@ -87,12 +96,12 @@ def hub_session(repo: str) -> Iterator[HfApi]:
         raise UserError(explain(error, repo)) from None
 
 
-def held_files(api: HfApi, repo: str, revision: str | None, repo_type: str) -> list[str]:
+def held_files(api: HfApi, repo: str, where: dict) -> list[str]:
     """The files a repo holds; none if there is no such repo or branch."""
-    there = api.repo_exists(repo, repo_type=repo_type) and (
-        not revision or api.revision_exists(repo, revision, repo_type=repo_type)
-    )
-    return api.list_repo_files(repo, repo_type=repo_type, revision=revision) if there else []
+    try:
+        return api.list_repo_files(repo, **where)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return []
 
 
 def push(api: HfApi, args: argparse.Namespace, repo_type: str, operations: list) -> str:
@@ -137,8 +146,9 @@ def publish(
     """
     known = json.loads(lock.read_text()) if lock.exists() else {}
     mine = known.get("repo") == args.repo
+    where = {"repo_type": repo_type, "revision": args.revision}
     with hub_session(args.repo) as api:
-        held = held_files(api, args.repo, args.revision, repo_type)
+        held = held_files(api, args.repo, where)
         foreign = [name for name in held if name != ".gitattributes"]
         if foreign and not args.update and not mine:
             raise UserError(
@@ -146,7 +156,6 @@ def publish(
                 "pass --update to push over them (the old state stays in its history)"
             )
         if CARD in held and not args.overwrite_card:
-            where = {"repo_type": repo_type, "revision": args.revision}
             there = Path(api.hf_hub_download(args.repo, CARD, force_download=True, **where))
             card = files[CARD] if isinstance(files[CARD], bytes) else files[CARD].read_bytes()
             merged = merge_cards(card.decode(), there.read_text(), owned_keys)

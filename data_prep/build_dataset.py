@@ -13,11 +13,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import pandas as pd
-
 from common.cli import run, script_parser, warn
 from common.files import file_sha, load_records, read_records, share_of, write_text
-from common.report import markdown
 from data_prep.teacher.prices import teacher_terms
 from prompts import FOLDER, Task, answer_message, load_task, render, student_messages, template_sha
 
@@ -121,28 +118,6 @@ def front_matter(configs: list[dict], n_rows: int, licensed: bool, task: Task) -
     ).to_yaml()
 
 
-def usd(amount: float | None, digits: int) -> str:
-    return "an unknown sum" if amount is None else f"${amount:.{digits}f}"
-
-
-def funnel_table(splits: dict[str, dict]) -> str:
-    """What became of the replies, by split, as Markdown; `splits` is what build_pairs counted."""
-    columns = {
-        split: {
-            "replies": f"{counts['replies']:,}",
-            **{f"dropped: {reason}": f"{number:,}" for reason, number in counts["dropped"]},
-            "kept": f"{counts['kept']:,}",
-            "tokens for a kept pair": f"{counts['tokens_per_pair']:,}",
-            "cost": usd(counts["usd"], 2),
-            "cost of a kept pair": usd(counts["usd_per_pair"], 5),
-        }
-        for split, counts in splits.items()
-    }
-    frame = pd.DataFrame(columns).fillna("0")
-    dropped = frame.index.str.startswith("dropped")
-    return markdown(pd.concat([frame[:1], frame[dropped], frame[1:][~dropped[1:]]]))
-
-
 def card_facts(
     splits: dict[str, list[dict]], dates: list[str], made: dict, licence: str, task: Task
 ) -> dict:
@@ -155,7 +130,6 @@ def card_facts(
         **made,
         "criteria": task.criteria,
         "scores": f"{task.lowest_score} to {task.highest_score}",
-        "funnel": funnel_table({split: made[split] for split in splits}),
         "n_train": len(train),
         "n_test": len(splits["test"]),
         "teacher": teacher,
@@ -180,7 +154,7 @@ def main() -> None:
     option("--licence", default="", help="of texts that are not RedPajama's, for the card")
     args = parser.parse_args()
     task, splits, dates = load_task(), {}, set()
-    (made,) = load_records(args.pairs / "made.json", made_by="just pairs")
+    (made,) = load_records(args.pairs / "made.json", ("audit", "funnel"), "just pairs")
     for split in ("train", "test"):
         pairs = load_records(args.pairs / f"{split}.jsonl", ("id", "chosen"), "just pairs")
         splits[split] = sorted(pairs, key=lambda pair: share_of(pair["id"], args.seed))

@@ -15,10 +15,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, read_records, write_records
+from common.report import markdown
 from data_prep.audit_pairs import audit, draw_plots, length_match, measure, to_markdown
 from data_prep.clean_documents import load_tokenizer
 from data_prep.filter_pairs import CHECKS, Limits, fault
@@ -156,18 +158,20 @@ def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict:
     }
 
 
-def print_funnel(split: str, counts: dict) -> None:
-    """Say what came in, what was kept and what was not. Raises UserError if nothing was."""
-    n_dropped = sum(number for _, number in counts["dropped"])
-    usd = "unknown" if counts["usd"] is None else f"${counts['usd_per_pair']:.5f}"
-    print(
-        f"{split}: {counts['replies']:,} replies in, {counts['kept']:,} pairs kept, "
-        f"{n_dropped:,} dropped; a kept pair took {counts['tokens_per_pair']:,} tokens, cost {usd}"
-    )
-    for reason, number in counts["dropped"]:
-        print(f"  {number:,}: {reason}")
-    if not counts["kept"]:
-        raise UserError(f"no {split} pair is left; see the reasons above")
+def funnel_table(splits: dict[str, dict]) -> str:
+    """The funnels of the splits side by side, as Markdown, for the terminal and the card."""
+
+    def usd(amount: float | None, digits: int) -> str:
+        return "an unknown sum" if amount is None else f"${amount:.{digits}f}"
+
+    columns = {}
+    for split, counts in splits.items():
+        columns[split] = {"replies": f"{counts['replies']:,}", "pairs kept": f"{counts['kept']:,}"}
+        columns[split]["tokens for a kept pair"] = f"{counts['tokens_per_pair']:,}"
+        columns[split]["cost"] = usd(counts["usd"], 2)
+        columns[split]["cost of a kept pair"] = usd(counts["usd_per_pair"], 5)
+        columns[split] |= {f"dropped: {why}": f"{n:,}" for why, n in counts["dropped"]}
+    return markdown(pd.DataFrame(columns).fillna("0"))
 
 
 def lazy_token_counter(name: str) -> Callable[[str], int]:
@@ -229,7 +233,10 @@ def main() -> None:
     }
     for split, (pairs, dropped) in built.items():
         made[split] = funnel(pairs, dropped, replies[split])
-        print_funnel(split, made[split])
+    made["funnel"] = funnel_table({split: made[split] for split in SPLITS})
+    print(made["funnel"])
+    if empty := [split for split in SPLITS if not made[split]["kept"]]:
+        raise UserError(f"no {empty[0]} pair is left; see the reasons above")
     verdicts = read_verdicts(args.replies / "judge.jsonl", teacher, task)
     for pair in built["train"][0]:
         pair["judge"] = verdicts.get(pair["id"])

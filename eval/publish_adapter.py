@@ -33,6 +33,7 @@ OF_ADAPTER = re.compile(
     r"adapter_(model|config)\..*|chat_template\.jinja|.*(token|vocab|merges).*\.(json|txt|model)"
 )
 OWNED_KEYS = ("base_model", "base_model_relation", "datasets", "library_name", "model-index")
+OURS = r"adapter_(config\.json|model\.safetensors)"  # would be loaded over a merged model
 OF_THIS_MACHINE = ("_name_or_path", "is_local", "local_files_only")
 MACHINE_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.+-]+)*/([\w.+-]+)")
 
@@ -156,16 +157,6 @@ def files_of(config: RunConfig, facts: dict) -> dict[str, bytes | Path]:
     return {**files, facts["config"]: facts["recipe"].encode()}
 
 
-def check_place(repo: str, revision: str | None) -> None:
-    """Raise UserError if the repo is no place for a whole model."""
-    with hub_session(repo) as api:
-        if api.file_exists(repo, ADAPTER_CONFIG, revision=revision):
-            raise UserError(
-                f"{repo} holds an adapter, which would be loaded over the merged model; push that "
-                f"into a repo of its own, or delete {ADAPTER_CONFIG} there"
-            )
-
-
 def card_facts(config: RunConfig, args: argparse.Namespace) -> dict:
     """The variables of the model card; `args` are the command line's."""
     scores = {} if args.unevaluated else scores_of(config)
@@ -201,8 +192,6 @@ def main() -> None:
     check_adapter(config)
     facts = card_facts(config, args)
     files = files_of(config, facts)
-    if args.merged:
-        check_place(args.repo, args.revision)
     card = (
         render(task.template("model_card.md"), metadata=front_matter(facts, task), **facts) + "\n"
     )
@@ -210,7 +199,7 @@ def main() -> None:
     print(f"card: {config.output_dir / 'model_card.md'}")
     pushed = f"{config.output_dir.name}{'-merged' if args.merged else ''}.hub"
     lock = lock_of(config.output_dir.with_name(pushed))
-    publish(args, "model", {CARD: card.encode(), **files}, lock, OWNED_KEYS)
+    publish(args, "model", {CARD: card.encode(), **files}, lock, OWNED_KEYS, OURS)
 
 
 if __name__ == "__main__":

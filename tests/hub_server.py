@@ -8,11 +8,15 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import parse_qs, unquote
 
 import yaml
+from huggingface_hub import constants
 
 TOKEN = "hf_good"
 
@@ -50,6 +54,7 @@ class Hub:
         self.branches: dict[tuple[str, str], dict[str, bytes]] = {}
         self.tags: dict[str, str] = {}
         self.commits: list[str] = []
+        self.sent: list[list[str]] = []  # by commit, the files in it
         self.shas: dict[str, list[str]] = {}  # of every repo, the newest last
         self.blobs: dict[str, bytes] = {}
         self.uploads = 0
@@ -80,6 +85,21 @@ class Hub:
             "HF_HOME": str(folder / "home"),
             **({"HF_TOKEN": token} if token else {}),
         }
+
+    @contextmanager
+    def here(self, folder: Path) -> Iterator[None]:
+        """Make this process use this Hub, as `environment` does a new one, token aside."""
+        ours = {
+            "ENDPOINT": self.url,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(folder / "home/hub"),
+            "HF_TOKEN_PATH": str(folder / "home/token"),
+        }
+        with ExitStack() as stack:
+            for name, value in ours.items():
+                stack.enter_context(patch.object(constants, name, value))
+            yield
 
     def route(self, request: BaseHTTPRequestHandler, method: str) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
@@ -209,8 +229,10 @@ class Hub:
         self.send(request, 200, {})
 
     def commit(self, request, name: str, files: dict, body: bytes) -> None:
+        self.sent.append([])
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
+            self.sent[-1] += [value["path"]] if line["key"] in ("file", "lfsFile") else []
             if line["key"] == "header":
                 self.commits.append(value["summary"])
             elif line["key"] == "file":
