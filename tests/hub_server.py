@@ -91,6 +91,7 @@ class Hub:
         """Make this process use this Hub, as `environment` does a new one, token aside."""
         ours = {
             "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_CACHE": str(folder / "home/hub"),
