@@ -19,7 +19,7 @@ from data_prep.teacher.prices import teacher_terms
 from prompts import FOLDER, Task, answer_message, load_task, render, student_messages, template_sha
 
 SUBSETS = (8_000, 20_500)  # pairs, as in the published runs
-SHARD = 20_000  # rows of a file, at most: what is in memory a second time while it is written
+ROW_GROUP = 1_000  # rows written, and later read, at a time
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
 LICENCES = {
     "arxiv": "each paper under the licence its authors chose on arXiv",
@@ -52,47 +52,45 @@ def to_sft_row(pair: dict, split: str = "train") -> dict:
     return {"id": pair["id"], "source": pair["source"], "messages": messages}
 
 
-def write_parquet(folder: Path, stem: str, rows: list[dict], like: dict) -> str:
-    """Write a file with the columns of the row `like`; return its path in the repo.
+def write_parquet(folder: Path, stem: str, pairs: list[dict], to: Callable) -> str:
+    """Write the rows that `to` makes of pairs and the split in `stem`; return the path in the repo.
 
-    Its name holds a hash of its content: `load_dataset` caches a folder by the file names in its
+    The name holds a hash of the content: `load_dataset` caches a folder by the file names in its
     card, so a file that changed under the same name would go on being served as it was.
     """
-    from datasets import Dataset
+    from datasets import Dataset, concatenate_datasets
 
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{stem}.tmp"
-    dataset = Dataset.from_list(rows, features=Dataset.from_list([like]).features)
-    dataset.to_parquet(temporary, batch_size=1_000)
-    path = temporary.rename(folder / f"{stem}-{file_sha(temporary)}.parquet")
-    print(f"{path}: {len(rows):,} rows")
-    return f"{folder.name}/{path.name}"
-
-
-def write_split(folder: Path, split: str, pairs: list[dict], to: Callable, cuts: list[int]) -> list:
-    """The split's files, cut at these numbers of rows, and so that no file gets too large."""
-    cuts = sorted({0, len(pairs), *cuts, *range(cuts[-1] if cuts else 0, len(pairs), SHARD)})
-    like = to(pairs[0], "test")  # in train `reference` is null and shows no type
-    return [
-        write_parquet(folder, f"{split}-{i}", [to(pair, split) for pair in pairs[a:b]], like)
-        for i, (a, b) in enumerate(pairwise(cuts))
+    temporary, split = folder / f".{stem}.tmp", stem.split("-")[0]
+    # In train `reference` is null and shows no type.
+    features = Dataset.from_list([to(pairs[0], "test")]).features
+    groups = [  # as the rows of all pairs at once would take ten times their size
+        Dataset.from_list([to(pair, split) for pair in group], features=features)
+        for group in (pairs[i : i + ROW_GROUP] for i in range(0, len(pairs), ROW_GROUP))
     ]
+    concatenate_datasets(groups).to_parquet(temporary, batch_size=ROW_GROUP)
+    path = temporary.rename(folder / f"{stem}-{file_sha(temporary)}.parquet")
+    print(f"{path}: {len(pairs):,} rows")
+    return f"{folder.name}/{path.name}"
 
 
 def write_files(hub: Path, train: list[dict], test: list[dict]) -> list[dict]:
     """Write all Parquet files; return the card's `configs`."""
     sizes = [size for size in SUBSETS if size <= len(train)]
-    shards = write_split(hub / "data", "train", train, to_row, sizes)
-    tests = write_split(hub / "data", "test", test, to_row, [])
-    sft = write_split(hub / "sft", "train", train, to_sft_row, [])
-    sft_tests = write_split(hub / "sft", "test", test, to_sft_row, [])
+    shards = [
+        write_parquet(hub / "data", f"train-{i}", train[a:b], to_row)
+        for i, (a, b) in enumerate(pairwise(sorted({0, *sizes, len(train)})))
+    ]
+    tests = write_parquet(hub / "data", "test", test, to_row)
+    sft = write_parquet(hub / "sft", "train", train, to_sft_row)
+    sft_tests = write_parquet(hub / "sft", "test", test, to_sft_row)
 
-    def config(name: str, train_files: list[str], test_files: list[str]) -> dict:
-        files = [{"split": "train", "path": train_files}, {"split": "test", "path": test_files}]
+    def config(name: str, train_files: list[str], test_file: str) -> dict:
+        files = [{"split": "train", "path": train_files}, {"split": "test", "path": test_file}]
         return {"config_name": name, "data_files": files}
 
     subsets = [config(f"pairs-{size}", shards[: i + 1], tests) for i, size in enumerate(sizes)]
-    return [config("default", shards, tests), *subsets, config("sft", sft, sft_tests)]
+    return [config("default", shards, tests), *subsets, config("sft", [sft], sft_tests)]
 
 
 def remove_stale(hub: Path, configs: list[dict]) -> None:

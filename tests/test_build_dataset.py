@@ -146,7 +146,7 @@ def test_sft_holds_the_chosen_summaries(stage):
 def test_subsets_of_the_published_sizes_are_nested(stage, monkeypatch):
     assert build_dataset.SUBSETS == (8_000, 20_500)
     monkeypatch.setattr(build_dataset, "SUBSETS", (80, 205, 300))
-    monkeypatch.setattr(build_dataset, "SHARD", 50)  # more files, the same rows
+    monkeypatch.setattr(build_dataset, "ROW_GROUP", 50)
     hub, _ = stage([pair(f"p{i}") for i in range(270)], [pair("t")])
     ids = {
         name: list(load_dataset(str(hub), name, split="train")["id"])
