@@ -19,9 +19,12 @@ FOLDER = Path(__file__).parent
 _environment = Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A job, as its task.yaml describes it; the comments there say what each field is."""
+    """A job, as its task.yaml describes it; the comments there say what each field is.
+
+    It is hashed by identity, so that what is made of a task can be cached.
+    """
 
     name: str
     label: str

@@ -71,6 +71,7 @@ def test_a_judges_reply_without_summaries():
         ("Better: (1, 2 or 0)", None),
         ("Better: 1 or 2", None),
         ("Better: 1/2", None),
+        ("Better: 1 / 2", None),
         ("Better: 12", None),
         ("Better luck next time", None),
         ("<think>\nBetter: 1", None),
@@ -170,6 +171,13 @@ def test_every_mixture_of_shapes_gives_the_exact_pair_back(known):
     texts, scores, best, reply = known
     parsed = parse_reply(reply)
     assert (parsed.summaries, list(parsed.scores), parsed.best + 1) == (texts, scores, best)
+
+
+@pytest.mark.parametrize("start", ["Summary", "Summary 1", "Better", "Total score for", ""])
+def test_a_long_run_of_blanks_is_read_at_once(start):
+    blank = start + " " * 50_000 + "x"
+    with pytest.raises(ParseError):
+        parse_reply(f"Summary 1\n{blank}\nSummary 2\n{blank}\nBest summary: 1")
 
 
 @given(st.text())

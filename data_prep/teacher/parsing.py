@@ -54,8 +54,9 @@ _Patterns = namedtuple("_Patterns", "label field better which")
 
 
 @cache
-def _patterns(label: str, criteria: tuple[str, ...]) -> _Patterns:
-    label, number = re.escape(label), r"(?:[ \t]*(?:number|no\.?|#))?[ \t]*"
+def _patterns(task: Task) -> _Patterns:
+    label, number = re.escape(task.label), r"(?:[ \t]*(?:number|no\.?|#))?[ \t]*"
+    criteria = "|".join(map(re.escape, task.criteria))
     nth = rf"(?:the[ \t]+)?(?:(?:first|second)[ \t]+)?{label}(?:{number}[12])?"
     return _Patterns(
         label=re.compile(
@@ -66,7 +67,7 @@ def _patterns(label: str, criteria: tuple[str, ...]) -> _Patterns:
             _FLAGS,
         ),
         field=re.compile(
-            rf"{_OPEN}(?:(?P<criterion>{'|'.join(map(re.escape, criteria))})"
+            rf"{_OPEN}(?:(?P<criterion>{criteria})"
             r"|(?P<total>(?:total|overall|final)(?:[ \t]+(?:score|rating))?|score|rating)"
             r"|(?P<heading>scores|ratings|evaluation)"
             r"|(?P<prose>explanation|justification|reasoning|rationale))"
@@ -81,14 +82,10 @@ def _patterns(label: str, criteria: tuple[str, ...]) -> _Patterns:
         which=re.compile(
             rf"^[\W_]*(?:the[ \t]+)?(?:{label}{number})?[\W_]*"
             r"(?:(?P<n>[12]|one|two|first|second)|0|zero|neither|(?:a[ \t]+)?(?:tie|draw))\b"
-            r"(?![/.]\d)(?!\s*(?:or|and|/|,\s*\d)\b)",
+            r"(?![/.]\d)(?!\s*(?:or\b|and\b|/|,\s*[012]\b))",
             _FLAGS,
         ),
     )
-
-
-def _patterns_of(task: Task) -> _Patterns:
-    return _patterns(task.label, tuple(task.criteria))
 
 
 def parse_reply(reply: str, task: Task | None = None) -> ParsedReply:
@@ -121,8 +118,11 @@ def read_better(text: str, task: Task | None = None) -> int | None:
 
 
 def _bare(reply: str) -> str:
-    """A reply without code fences and thoughts."""
-    text = _FENCE.sub("", _THINKING.sub("", reply.replace("\r\n", "\n"))).strip()
+    """A reply without code fences and thoughts, and without long runs of blanks: the patterns
+    would try every way to divide them.
+    """
+    text = re.sub(r"(\s)\1{20,}", r"\1\1", reply.replace("\r\n", "\n"))
+    text = _FENCE.sub("", _THINKING.sub("", text)).strip()
     if re.search(r"<(think|thinking|reasoning)>", text, re.IGNORECASE):
         raise ParseError("cut off while thinking")
     return text
@@ -130,7 +130,7 @@ def _bare(reply: str) -> str:
 
 def _verdicts(text: str, task: Task) -> list[tuple[re.Match, int | None]]:
     """Every line that names the better one: (where, 1, 2, 0 for a draw or None if unreadable)."""
-    patterns, found = _patterns_of(task), []
+    patterns, found = _patterns(task), []
     for match in patterns.better.finditer(text):
         which = patterns.which.match(match["rest"].strip()[:100])  # a bound on backtracking
         found.append((match, which and _ORDINAL.get((which["n"] or "").lower(), 0)))
@@ -142,7 +142,7 @@ def _sections(text: str, task: Task) -> tuple[str, str, int]:
     verdicts = _verdicts(text, task)
     named = [(match, which) for match, which in verdicts if which]
     end = named[-1][0].start() if named else len(text)
-    labels = list(_patterns_of(task).label.finditer(text, 0, end))
+    labels = list(_patterns(task).label.finditer(text, 0, end))
     numbers = [_ORDINAL[(m["n"] or m["nth"] or m["below"]).lower()] for m in labels]
     if not {1, 2} <= set(numbers):
         raise ParseError("no two summaries")
@@ -173,7 +173,7 @@ def _split(section: str, task: Task) -> tuple[str, list[re.Match]]:
 
 def _read_field(line: str, task: Task) -> re.Match | None:
     """A line that gives a number or an explanation; a heading of such lines counts as one."""
-    match = _patterns_of(task).field.match(line)
+    match = _patterns(task).field.match(line)
     rest = match["rest"].strip() if match else ""
     worded = match and (match["prose"] or (match["heading"] and not rest))
     return match if worded or _SCORE.match(rest) else None
