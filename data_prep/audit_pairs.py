@@ -1,31 +1,42 @@
 """What the pairs would teach besides quality: length, position, scores; as text and as plots.
 
-Intervals are Wilson's for shares (Wilson 1927), at 95%.
+`build_pairs` runs it. Intervals are Wilson's for shares (Wilson 1927), at 95%.
 """
 
 import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+import re
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest, ks_2samp, pearsonr
+import pandas as pd
+from scipy.stats import binomtest, ks_2samp
 
-from data_prep.filter_pairs import META
-from data_prep.teacher.parsing import CRITERIA
+from common.report import drawing, markdown
+from prompts import Task
 
 BIN = 5  # words; lengths are matched to within it
-HIGHEST_GRADE = dict(zip(CRITERIA, (5, 5, 3, 5), strict=True))
 SIGNAL = 0.6  # a share of wins over this, interval included, is a signal of its own
+SIDES = ("chosen", "rejected")
+DOUBTS = {  # what a signal of its own may mean
+    "longer wins": ("Length", "a student may learn length for quality"),
+    "first wins": ("Position", "the teacher may have rated the place for the summary"),
+}
+META = re.compile(
+    r"(?:this|the) (?:text|passage|article|document|extract|excerpt|paper|author)s? "
+    r"(?:\w+ )?(?:discuss|describ|explor|explain|provid|present|is about|cover|examin|outlin|argu)",
+    re.IGNORECASE,
+)
 
 
 def n_words(text: str) -> int:
     return len(text.split())
 
 
-def share(marks: Iterable[bool]) -> dict:
-    """{n, share, low, high} of true marks."""
-    marks = list(marks)
+def share(marks: Iterable[bool | None]) -> dict:
+    """{n, share, low, high} of true marks; None is left out."""
+    marks = [mark for mark in marks if mark is not None]
     if not marks:
         return {"n": 0, "share": None, "low": None, "high": None}
     result = binomtest(sum(marks), len(marks))
@@ -34,76 +45,51 @@ def share(marks: Iterable[bool]) -> dict:
     return {"n": len(marks), "share": result.statistic, "low": low, "high": high}
 
 
-def longer_wins(pairs: list[dict]) -> dict:
-    """How often the longer summary was chosen, in words; ties left out."""
-    gaps = (n_words(pair["chosen"]) - n_words(pair["rejected"]) for pair in pairs)
-    return share(gap > 0 for gap in gaps if gap)
-
-
-def first_wins(pairs: list[dict]) -> dict:
-    """How often the summary that the teacher wrote first was chosen."""
-    return share(pair["chosen_position"] == 1 for pair in pairs)
-
-
-def first_wins_asked_longer(pairs: list[dict], longer: int) -> dict:
-    """How often the first summary was chosen where summary 1 or 2 was asked to be the longer."""
-    return first_wins([pair for pair in pairs if pair.get("longer") == longer])
-
-
-def differences(pairs: list[dict]) -> tuple[list[float], list[int]]:
-    """(score, words) of the first summary minus the second, per pair."""
-    scores, words = [], []
+def measure(pairs: list[dict]) -> pd.DataFrame:
+    """A row a pair: lengths in words, who won, and first minus second, in points and in words."""
+    rows = []
     for pair in pairs:
-        sign = 1 if pair["chosen_position"] == 1 else -1
-        scores.append(sign * (pair["ratings"][0] - pair["ratings"][1]))
-        words.append(sign * (n_words(pair["chosen"]) - n_words(pair["rejected"])))
-    return scores, words
-
-
-def audit(pairs: list[dict]) -> dict:
-    """What is said of the training pairs."""
-    scores, words = differences(pairs)
-    varied = len(set(scores)) > 1 and len(set(words)) > 1
-    groups = {key: defaultdict(list) for key in ("source", "teacher")}
-    for pair in pairs:
-        for key, group in groups.items():
-            group[pair[key]].append(pair)
-    sides = {side: [n_words(pair[side]) for pair in pairs] for side in ("chosen", "rejected")}
-    return {
-        "n": len(pairs),
-        "longer wins": longer_wins(pairs),
-        "first wins": first_wins(pairs),
-        "first wins, longer": first_wins_asked_longer(pairs, 1),
-        "first wins, shorter": first_wins_asked_longer(pairs, 2),
-        "correlation": float(pearsonr(scores, words)[0]) if varied else None,
-        "mean words": {side: float(np.mean(values)) for side, values in sides.items()},
-        "length distance": float(ks_2samp(*sides.values()).statistic),
-        "meta openers": sum(bool(META.match(p[s])) for p in pairs for s in sides),
-        "judge agrees": share(
-            p["judge"]["best"] == p["chosen_position"] for p in pairs if p.get("judge")
-        ),
-        "groups": [
+        chosen, rejected = (n_words(pair[side]) for side in SIDES)
+        first, judge = pair["chosen_position"] == 1, pair.get("judge")
+        points, sign = pair["ratings"][0] - pair["ratings"][1], 1 if first else -1
+        rows.append(
             {
-                "group": name,
-                "n": len(members),
-                "longer wins": longer_wins(members)["share"],
-                "first wins": first_wins(members)["share"],
+                "source": pair["source"],
+                "teacher": pair["teacher"],
+                "chosen": chosen,
+                "rejected": rejected,
+                "longer wins": chosen > rejected if chosen != rejected else None,
+                "first wins": first,
+                "asked longer": pair.get("longer"),
+                "judge agrees": judge["best"] == pair["chosen_position"] if judge else None,
+                "points": sign * points,
+                "words": sign * (chosen - rejected),
+                "meta": sum(bool(META.match(pair[side])) for side in SIDES),
             }
-            for group in groups.values()
-            for name, members in sorted(group.items())
-        ],
-        "criteria": {
-            side: {
-                name: dict(
-                    sorted(
-                        Counter(
-                            p["criteria"][i][name] for p in pairs if name in p["criteria"][i]
-                        ).items()
-                    )
-                )
-                for name in CRITERIA
-            }
-            for i, side in enumerate(sides)
+        )
+    return pd.DataFrame(rows, dtype=object)
+
+
+def audit(frame: pd.DataFrame) -> dict:
+    """What is said of the training pairs, from their measures."""
+    gaps = frame[["points", "words"]].astype(float)
+    asked = frame["asked longer"]
+    return {
+        "longer wins": share(frame["longer wins"]),
+        "first wins": share(frame["first wins"]),
+        "first wins, longer": share(frame["first wins"][asked == 1]),
+        "first wins, shorter": share(frame["first wins"][asked == 2]),
+        "judge agrees": share(frame["judge agrees"]),
+        "correlation": gaps.corr().loc["points", "words"] if gaps.nunique().min() > 1 else None,
+        "length distance": float(
+            ks_2samp(*(frame[side].astype(float) for side in SIDES)).statistic
+        ),
+        "mean words": {side: frame[side].mean() for side in SIDES},
+        "meta openers": int(frame["meta"].sum()),
+        "groups": {
+            name: {"n": len(members), **{wins: share(members[wins])["share"] for wins in DOUBTS}}
+            for key in ("source", "teacher")
+            for name, members in frame.groupby(key)
         },
     }
 
@@ -116,7 +102,7 @@ def length_match(pairs: list[dict], seed: int) -> list[dict]:
     """
     cells = defaultdict(lambda: ([], [], []))
     for pair in pairs:
-        chosen, rejected = (n_words(pair[side]) // BIN for side in ("chosen", "rejected"))
+        chosen, rejected = (n_words(pair[side]) // BIN for side in SIDES)
         cell = cells[min(chosen, rejected), max(chosen, rejected)]
         cell[0 if chosen == rejected else 1 if chosen > rejected else 2].append(pair["id"])
     draw, kept = random.Random(seed), set()
@@ -132,25 +118,19 @@ def percent(value: dict) -> str:
     return f"{value['share']:.1%} [{value['low']:.1%}, {value['high']:.1%}], n {value['n']:,}"
 
 
-def warnings(found: dict) -> list[str]:
+def warnings_of(found: dict) -> list[str]:
     """Sentences for what a user of the dataset must know before training on it."""
-    said = []
-    for name, predictor, doubt in (
-        ("longer wins", "Length", "a student may learn length for quality"),
-        ("first wins", "Position", "the teacher may have rated the place for the summary"),
-    ):
-        low, high = found[name]["low"], found[name]["high"]
-        if low is not None and (low > SIGNAL or high < 1 - SIGNAL):
-            said.append(
-                f"{predictor} alone predicts the winner: the {name.split()[0]} summary wins in "
-                f"{found[name]['share']:.0%} of the pairs; {doubt}."
-            )
-    return said
+    return [
+        f"{predictor} alone predicts the winner: the {name.split()[0]} summary wins in "
+        f"{found[name]['share']:.0%} of the pairs; {doubt}."
+        for name, (predictor, doubt) in DOUBTS.items()
+        if found[name]["n"] and (found[name]["low"] > SIGNAL or found[name]["high"] < 1 - SIGNAL)
+    ]
 
 
 def to_markdown(found: dict) -> str:
     """The audit as a table and its warnings, for the terminal and the card."""
-    correlation = found["correlation"]
+    correlation, words = found["correlation"], found["mean words"]
     rows = {
         "the longer summary wins": percent(found["longer wins"]),
         "the summary written first wins": percent(found["first wins"]),
@@ -159,67 +139,40 @@ def to_markdown(found: dict) -> str:
         "correlation of score with length, first minus second": "none"
         if correlation is None
         else f"{correlation:+.2f}",
-        "mean words, chosen and rejected": "{chosen:.0f} and {rejected:.0f}".format(
-            **found["mean words"]
-        ),
+        "mean words, chosen and rejected": f"{words['chosen']:.0f} and {words['rejected']:.0f}",
         "distance of the two length distributions (KS)": f"{found['length distance']:.2f}",
         'summaries that open with "this text discusses" or alike': f"{found['meta openers']:,}",
         "a second judge, in swapped order, agrees": percent(found["judge agrees"]),
     }
-    for group in found["groups"]:
-        wins = [
-            f"{'-' if group[w] is None else format(group[w], '.1%')} {w}"
-            for w in ("longer wins", "first wins")
-        ]
-        rows[f"`{group['group']}`"] = f"{group['n']:,} pairs, {', '.join(wins)}"
-    lines = [
-        "| of the training pairs | |",
-        "|---|---|",
-        *(f"| {k} | {v} |" for k, v in rows.items()),
-    ]
-    return "\n".join([*lines, *(f"\n**{sentence}**" for sentence in warnings(found))])
+    for name, group in found["groups"].items():
+        wins = (f"{'-' if group[w] is None else format(group[w], '.1%')} {w}" for w in DOUBTS)
+        rows[f"`{name}`"] = f"{group['n']:,} pairs, {', '.join(wins)}"
+    frame = pd.DataFrame({" ": rows}).rename_axis("of the training pairs")
+    return "\n\n".join([markdown(frame), *(f"**{said}**" for said in warnings_of(found))])
 
 
-def draw_plots(pairs: list[dict], found: dict, folder: Path) -> list[str]:
+def draw_plots(pairs: list[dict], frame: pd.DataFrame, task: Task, folder: Path) -> list[str]:
     """Write lengths.png, scores_by_length.png and criteria.png; return their names."""
-    from matplotlib.figure import Figure
-
-    def plot(name: str, draw: Callable, panels: int = 1) -> str:
-        figure = Figure(figsize=(4 + 3 * panels, 4), layout="constrained")
-        draw(figure.subplots(1, panels))
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / name, dpi=100)
-        return name
-
-    def lengths(axes) -> None:
-        sides = {side: [n_words(pair[side]) for pair in pairs] for side in ("chosen", "rejected")}
-        axes.hist(sides.values(), bins=30, label=list(sides))
+    with drawing(folder / "lengths.png", (7, 4)) as ((axes,),):
+        axes.hist([frame[side].astype(float) for side in SIDES], bins=30, label=SIDES)
         axes.set(xlabel="words", ylabel="pairs", title="Length of the summaries")
         axes.legend()
-
-    def scores_by_length(axes) -> None:
-        scores, words = differences(pairs)
-        axes.scatter(words, scores, s=12, alpha=max(0.05, min(0.6, 200 / len(pairs))), linewidths=0)
+    with drawing(folder / "scores_by_length.png", (7, 4)) as ((axes,),):
+        alpha = max(0.05, min(0.6, 200 / len(frame)))
+        axes.scatter(frame["words"], frame["points"], s=12, alpha=alpha, linewidths=0)
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.axvline(0, color="grey", linewidth=0.8)
-        axes.set(
-            xlabel="words, first minus second summary",
-            ylabel="score, first minus second",
-            title="Score against length",
-        )
-
-    def criteria(all_axes) -> None:
-        for axes, name in zip(all_axes, CRITERIA, strict=True):
-            for offset, side in ((-0.2, "chosen"), (0.2, "rejected")):
-                counts = found["criteria"][side][name]
-                axes.bar([k + offset for k in counts], counts.values(), width=0.4, label=side)
-            scale = range(1, HIGHEST_GRADE[name] + 1)
+        axes.set(title="Score against length", xlabel="words, first minus second summary")
+        axes.set_ylabel("score, first minus second")
+    panels = len(task.criteria)
+    with drawing(folder / "criteria.png", (4 + 3 * panels, 4), 1, panels) as (row,):
+        for axes, (name, highest) in zip(row, task.criteria.items(), strict=True):
+            for i, side in enumerate(SIDES):
+                points = [p["criteria"][i][name] for p in pairs if name in p["criteria"][i]]
+                places, counts = np.unique(points, return_counts=True)
+                axes.bar(places + 0.4 * i - 0.2, counts, width=0.4, label=side)
+            scale = range(1, highest + 1)
             axes.set(title=name, xlabel="score", ylabel="summaries", xticks=scale)
-            axes.set_xlim(0.5, scale[-1] + 0.5)
-        all_axes[0].legend()
-
-    return [
-        plot("lengths.png", lengths),
-        plot("scores_by_length.png", scores_by_length),
-        plot("criteria.png", criteria, len(CRITERIA)),
-    ]
+            axes.set_xlim(0.5, highest + 0.5)
+        row[0].legend()
+    return ["lengths.png", "scores_by_length.png", "criteria.png"]

@@ -15,21 +15,28 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, read_records, write_records
-from data_prep.audit_pairs import audit, draw_plots, length_match, to_markdown
+from common.report import markdown
+from data_prep.audit_pairs import audit, draw_plots, length_match, measure, to_markdown
 from data_prep.count_tokens import load_tokenizer
 from data_prep.filter_pairs import CHECKS, Limits, fault
 from data_prep.teacher.parsing import ParseError, parse_reply, parse_verdict
+from prompts import Task, load_task
+
+SPLITS = ("train", "test")
+REPLY = ("id", "model", "prompt_sha", "text", "finish_reason")
+EXTRACT = ("id", "text", "n_tokens")
 
 
-def to_pair(extract: dict, reply: dict) -> dict:
+def to_pair(extract: dict, reply: dict, task: Task) -> dict:
     """The preference pair of a reply. Raises ParseError."""
     if reply["finish_reason"] == "length":
         raise ParseError("cut off at the token limit")
-    parsed = parse_reply(reply["text"])
+    parsed = parse_reply(reply["text"], task)
     best, other = parsed.best, 1 - parsed.best
     return {
         "id": extract["id"],
@@ -48,15 +55,13 @@ def to_pair(extract: dict, reply: dict) -> dict:
     }
 
 
-def read_verdicts(path: Path, teacher: tuple[str, str]) -> dict[str, dict]:
+def read_verdicts(path: Path, teacher: tuple[str, str], task: Task) -> dict[str, dict]:
     """id -> {model, best: 1 or 2, ratings}, both in the teacher's order, where readable."""
-    verdicts = {}
-    for record in (
-        read_records(path, ("id", "model", "text", "of", "order")) if path.exists() else ()
-    ):
+    verdicts, fields = {}, ("id", "model", "text", "of", "order")
+    for record in read_records(path, fields) if path.exists() else ():
         if (record["of"]["model"], record["of"]["prompt_sha"]) == teacher:
             with suppress(ParseError):
-                scores, best = parse_verdict(record["text"])
+                scores, best = parse_verdict(record["text"], task)
                 verdicts[record["id"]] = {
                     "model": record["model"],
                     "best": record["order"][best],
@@ -65,67 +70,74 @@ def read_verdicts(path: Path, teacher: tuple[str, str]) -> dict[str, dict]:
     return verdicts
 
 
-def only_teacher(replies: list[dict], model: str | None) -> tuple[str, str]:
-    """The (model, prompt_sha) to take replies of. Raises UserError if the choice is open."""
-    made_by = Counter((r["model"], r["prompt_sha"]) for r in replies)
-    fitting = [key for key in made_by if model in (None, key[0])]
+def choose_teacher(
+    replies: list[dict], model: str | None, prompt_sha: str | None
+) -> tuple[str, str]:
+    """The (model, prompt_sha) to take replies of: of several prompts the one with most replies.
+
+    Raises UserError if there are several models, or no such replies.
+    """
+    counts = Counter((reply["model"], reply["prompt_sha"]) for reply in replies)
+    there = ", ".join(f"{n:,} by {m} with prompt {sha}" for (m, sha), n in counts.most_common())
+    fitting = {
+        key: n
+        for key, n in counts.items()
+        if model in (None, key[0]) and prompt_sha in (None, key[1])
+    }
     if not fitting:
+        asked = " ".join(filter(None, (model and f"by {model}", prompt_sha)))
+        raise UserError(f"no reply {asked}; there are {there}")
+    if len(models := sorted({m for m, _ in fitting})) > 1:
         raise UserError(
-            f"no reply by {model}; there are replies by {', '.join(m for m, _ in made_by)}"
+            f"replies by several teachers: {', '.join(models)}; choose one with --model"
         )
-    if len({m for m, _ in fitting}) > 1:
-        raise UserError(
-            "replies by several teachers: "
-            f"{', '.join(sorted({m for m, _ in fitting}))}; choose one with --model"
+    chosen = max(fitting, key=fitting.get)
+    if len(fitting) > 1:
+        print(
+            f"several prompts: {there}; taking {chosen[1]}, the one with most replies "
+            "(--prompt-sha chooses another)"
         )
-    newest = max((r for r in replies if r["model"] == fitting[0][0]), key=lambda r: r["created"])
-    return newest["model"], newest["prompt_sha"]
+    return chosen
+
+
+def drop(split: str, one: dict, reason: str, detail: str = "") -> dict:
+    """The record in dropped.jsonl of a reply, or of its pair."""
+    model = one["model"] if "model" in one else one["teacher"]
+    made_by = {"model": model, "prompt_sha": one["prompt_sha"]}
+    return {"id": one["id"], "split": split, **made_by, "reason": reason, "detail": detail}
 
 
 def build_split(
-    split: str, args: argparse.Namespace, limits: Limits
-) -> tuple[list[dict], list[dict], list[dict]]:
-    """(replies, pairs, dropped) of one split."""
-    extracts = load_records(
-        args.extracts / f"{split}.jsonl", ("id", "text", "n_tokens"), "just extracts"
-    )
+    split: str, replies: list[dict], teacher: tuple[str, str], limits: Limits, args, task: Task
+) -> tuple[list[dict], list[dict]]:
+    """(pairs, dropped) of one split; `args` are the command line's."""
+    extracts = load_records(args.extracts / f"{split}.jsonl", EXTRACT, "just extracts")
     by_id = {extract["id"]: extract for extract in extracts}
-    fields = ("id", "model", "prompt_sha", "text", "finish_reason", "created")
-    replies = load_records(args.replies / f"{split}.jsonl", fields, "just replies")
-    teacher = only_teacher(replies, args.model)
-    pairs: dict[str, dict] = {}
-    dropped = []
-
-    def drop(reply: dict, reason: str, detail: str = "") -> None:
-        dropped.append(
-            {
-                "id": reply["id"],
-                "split": split,
-                "model": reply["model"],
-                "prompt_sha": reply["prompt_sha"],
-                "reason": reason,
-                "detail": detail,
-            }
-        )
-
+    pairs, dropped = {}, []
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
+        pair, why = None, None
         if (reply["model"], reply["prompt_sha"]) != teacher:
-            drop(reply, "another teacher or an earlier prompt")
+            why = ("another teacher or prompt",)
         elif reply["id"] not in by_id:
-            drop(reply, "its extract is gone")
+            why = ("its extract is gone",)
         elif reply["id"] in pairs:
-            drop(reply, "a second reply to the same extract")
+            why = ("a second reply to the same extract",)
         else:
             try:
-                pair = to_pair(by_id[reply["id"]], reply)
+                pair = to_pair(by_id[reply["id"]], reply, task)
+                why = fault(pair, split, limits, args.keep)
             except ParseError as error:
-                drop(reply, "not readable", str(error))
-                continue
-            if why := fault(pair, split, limits, args.keep):
-                drop(reply, *why)
-            else:
-                pairs[pair["id"]] = pair
-    return replies, list(pairs.values()), dropped
+                why = "not readable", str(error)
+        if why:
+            dropped.append(drop(split, reply, *why))
+        else:
+            pairs[reply["id"]] = pair
+    if split == "train" and args.length_match:
+        matched = {pair["id"]: pair for pair in length_match(list(pairs.values()), args.seed)}
+        left_out = [pair for key, pair in pairs.items() if key not in matched]
+        dropped += [drop(split, pair, "left out to match lengths") for pair in left_out]
+        pairs = matched
+    return list(pairs.values()), dropped
 
 
 def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict:
@@ -146,15 +158,20 @@ def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict:
     }
 
 
-def print_funnel(split: str, counts: dict) -> None:
-    n_dropped = sum(number for _, number in counts["dropped"])
-    usd = "unknown" if counts["usd"] is None else f"${counts['usd_per_pair']:.5f}"
-    print(
-        f"{split}: {counts['replies']:,} replies in, {counts['kept']:,} pairs kept, "
-        f"{n_dropped:,} dropped; a kept pair took {counts['tokens_per_pair']:,} tokens, cost {usd}"
-    )
-    for reason, number in counts["dropped"]:
-        print(f"  {number:,}: {reason}")
+def funnel_table(splits: dict[str, dict]) -> str:
+    """The funnels of the splits side by side, as Markdown, for the terminal and the card."""
+
+    def usd(amount: float | None, digits: int) -> str:
+        return "an unknown sum" if amount is None else f"${amount:.{digits}f}"
+
+    columns = {}
+    for split, counts in splits.items():
+        columns[split] = {"replies": f"{counts['replies']:,}", "pairs kept": f"{counts['kept']:,}"}
+        columns[split]["tokens for a kept pair"] = f"{counts['tokens_per_pair']:,}"
+        columns[split]["cost"] = usd(counts["usd"], 2)
+        columns[split]["cost of a kept pair"] = usd(counts["usd_per_pair"], 5)
+        columns[split] |= {f"dropped: {why}": f"{n:,}" for why, n in counts["dropped"]}
+    return markdown(pd.DataFrame(columns).fillna("0"))
 
 
 def lazy_token_counter(name: str) -> Callable[[str], int]:
@@ -163,16 +180,32 @@ def lazy_token_counter(name: str) -> Callable[[str], int]:
     return lambda text: len(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
-def main() -> None:
+def write_pairs(folder: Path, built: dict[str, tuple[list, list]], made: dict, task: Task) -> None:
+    """Write all files; made.json, without which no later stage reads them, goes first and last."""
+    (folder / "made.json").unlink(missing_ok=True)
+    for split, (pairs, _) in built.items():
+        write_records(folder / f"{split}.jsonl", pairs)
+    write_records(
+        folder / "dropped.jsonl", (one for _, dropped in built.values() for one in dropped)
+    )
+    train, _ = built["train"]
+    frame = measure(train)
+    made["plots"] = draw_plots(train, frame, task, folder / "plots")
+    made["audit"] = to_markdown(audit(frame))
+    mark_made(folder, made)
+
+
+def parse_options(task: Task) -> argparse.Namespace:
     parser = script_parser(__doc__)
-    option = parser.add_argument
+    option, limits = parser.add_argument, task.limits
     option("--extracts", type=Path, default=Path("data/extracts"), help="folder")
     option("--replies", type=Path, default=Path("data/replies"), help="folder")
     option("--output", type=Path, default=Path("data/pairs"), help="folder")
     option("--model", help="take the replies of this teacher (needed if there are several)")
-    option("--max-similarity", type=float, default=0.75, help="Levenshtein; drop what is over it")
-    option("--min-difference", type=float, default=1, help="of scores; drop this or less")
-    option("--max-repetition", type=float, default=0.2, help="share of repeated 4-grams")
+    option("--prompt-sha", help="take the replies to this prompt (default: the most frequent)")
+    option("--max-similarity", type=float, default=limits["similarity"], help="Levenshtein")
+    option("--min-difference", type=float, default=limits["difference"], help="of scores; over it")
+    option("--max-repetition", type=float, default=limits["repetition"], help="of 4-grams")
     option("--max-tokens", type=positive, default=3072, help="training length, prompt and answer")
     option(
         "--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: Hub id or folder"
@@ -180,50 +213,34 @@ def main() -> None:
     option("--keep", nargs="+", default=[], choices=CHECKS, help="checks to leave out")
     option("--length-match", action="store_true", help="keep a subset free of a length signal")
     option("--seed", type=int, default=0, help="of --length-match")
-    args = parser.parse_args()
-    limits = Limits(
-        args.max_similarity,
-        args.min_difference,
-        args.max_repetition,
-        args.max_tokens,
-        lazy_token_counter(args.tokenizer),
-    )
-    made = {name: getattr(args, name) for name in ("keep", "length_match", "seed")}
-    made |= {k: v for k, v in vars(limits).items() if k != "count_tokens"}
-    all_dropped = []
-    for split in ("train", "test"):
-        replies, pairs, dropped = build_split(split, args, limits)
-        if split == "train" and args.length_match:
-            matched = {pair["id"] for pair in length_match(pairs, args.seed)}
-            dropped += [
-                {
-                    "id": p["id"],
-                    "split": split,
-                    "model": p["teacher"],
-                    "prompt_sha": p["prompt_sha"],
-                    "reason": "left out to match lengths",
-                    "detail": "",
-                }
-                for p in pairs
-                if p["id"] not in matched
-            ]
-            pairs = [pair for pair in pairs if pair["id"] in matched]
-        if split == "train" and pairs:
-            teacher = pairs[0]["teacher"], pairs[0]["prompt_sha"]
-            verdicts = read_verdicts(args.replies / "judge.jsonl", teacher)
-            pairs = [pair | {"judge": verdicts.get(pair["id"])} for pair in pairs]
-        made[split] = funnel(pairs, dropped, replies)
-        print_funnel(split, made[split])
-        if not pairs:
-            raise UserError(f"no {split} pair is left; see the reasons above")
-        write_records(args.output / f"{split}.jsonl", pairs)
-        all_dropped += dropped
-        if split == "train":
-            found = audit(pairs)
-            made["plots"] = draw_plots(pairs, found, args.output / "plots")
-            made["audit"] = to_markdown(found)
-    write_records(args.output / "dropped.jsonl", all_dropped)
-    mark_made(args.output, made)
+    return parser.parse_args()
+
+
+def main() -> None:
+    task = load_task()
+    args = parse_options(task)
+    names = ("max_similarity", "min_difference", "max_repetition", "max_tokens")
+    made = {name: getattr(args, name) for name in names}
+    limits = Limits(**made, count_tokens=lazy_token_counter(args.tokenizer))
+    made |= {name: getattr(args, name) for name in ("keep", "length_match", "seed")}
+    replies = {
+        split: load_records(args.replies / f"{split}.jsonl", REPLY, "just replies")
+        for split in SPLITS
+    }
+    teacher = choose_teacher(replies["train"], args.model, args.prompt_sha)
+    built = {
+        split: build_split(split, replies[split], teacher, limits, args, task) for split in SPLITS
+    }
+    for split, (pairs, dropped) in built.items():
+        made[split] = funnel(pairs, dropped, replies[split])
+    made["funnel"] = funnel_table({split: made[split] for split in SPLITS})
+    print(made["funnel"])
+    if empty := [split for split in SPLITS if not made[split]["kept"]]:
+        raise UserError(f"no {empty[0]} pair is left; see the reasons above")
+    verdicts = read_verdicts(args.replies / "judge.jsonl", teacher, task)
+    for pair in built["train"][0]:
+        pair["judge"] = verdicts.get(pair["id"])
+    write_pairs(args.output, built, made, task)
     print(f"\n{made['audit']}\n\nplots in {args.output / 'plots'}")
 
 

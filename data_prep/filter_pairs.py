@@ -21,22 +21,17 @@ REFUSAL = re.compile(
     r"|As an? (?:AI|language model))\b",
     re.IGNORECASE,
 )
-META = re.compile(
-    r"(?:this|the) (?:text|passage|article|document|extract|excerpt|paper|author)s? "
-    r"(?:\w+ )?(?:discuss|describ|explor|explain|provid|present|is about|cover|examin|outlin|argu)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The thresholds of the checks that have one."""
+    """The thresholds of the checks that have one, and how tokens are counted."""
 
-    max_similarity: float = 0.75
-    min_difference: float = 1
-    max_repetition: float = 0.2
-    max_tokens: int = 3072
-    count_tokens: Callable[[str], int] = len
+    max_similarity: float
+    min_difference: float
+    max_repetition: float
+    max_tokens: int
+    count_tokens: Callable[[str], int]
 
 
 def similarity(pair: dict) -> float:

@@ -1,7 +1,8 @@
-"""Push the staged dataset folder to the Hub in one commit, private unless told otherwise.
+"""Push the staged dataset folder to the Hub in one commit, private unless --public is given.
 
-Reads data/hub, writes data/hub.lock (repo, revision and the rows' hashes, for a training config to
-pin and a model card to name). What the repo holds already is treated as common/hub.py says.
+Reads data/hub, writes data/hub.lock (repo, revision, files and the rows' hashes, for a training
+config to pin and a model card to name). What the repo holds already is treated as common/hub.py
+says.
 
     python -m data_prep.publish_dataset me/summarize-dpo --dry-run
 """
@@ -11,6 +12,8 @@ from pathlib import Path
 from common.cli import UserError, run, script_parser
 from common.files import file_sha
 from common.hub import CARD, add_hub_options, publish
+
+OURS = r"(data|sft)/\w+(-\d+)?-[0-9a-f]{12}\.parquet"  # as build_dataset names what it writes
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -42,8 +45,12 @@ def main() -> None:
     add_hub_options(parser)
     parser.add_argument("--folder", type=Path, default=Path("data/hub"), help="the staged dataset")
     args = parser.parse_args()
-    folder = args.folder
-    publish(args, "dataset", files_of(folder), lock_of(folder), hashes=row_hashes(folder))
+    files, hashes, owned = (
+        files_of(args.folder),
+        row_hashes(args.folder),
+        ("configs", "size_categories"),
+    )
+    publish(args, "dataset", files, lock_of(args.folder), owned, OURS, hashes=hashes)
 
 
 if __name__ == "__main__":

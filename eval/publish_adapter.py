@@ -1,13 +1,13 @@
-"""Push a config's adapter, or with --merged its merged model, to the Hub with a card of our own.
+"""Push a run's adapter, or with --merged its merged model, to the Hub with a card of our own.
 
-Reads outputs/<config>/ (the adapter, merged/, eval/scores.json), the config's dataset and the
-base's page on the Hub; writes outputs/<config>/model_card.md and outputs/<config>.hub.lock. What
-the repo holds already is treated as common/hub.py says.
+Reads outputs/<config>/ (the adapter, config.yaml, merged/, eval/scores.json), the config's dataset
+and the base's page on the Hub; writes outputs/<config>/model_card.md and outputs/<config>.hub.lock.
+What the repo holds already is treated as common/hub.py says.
 
-    python -m eval.publish_adapter axolotl_configs/qwen2-1.5b-dpo-sft-qlora.yaml me/name --dry-run
+    python -m eval.publish_adapter qwen2-1.5b-dpo-sft-qlora me/name --dry-run
 """
 
-import hashlib
+import argparse
 import json
 import re
 from importlib.metadata import version
@@ -17,48 +17,51 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from common.cli import UserError, run, script_parser, warn
-from common.files import is_made, replacing
+from common.files import digest, is_made, write_text
 from common.hub import CARD, add_hub_options, hub_session, publish
-from data_prep.build_dataset import teacher_terms
 from data_prep.publish_dataset import lock_of, row_hashes
+from data_prep.teacher.prices import teacher_terms
 from eval.build_report import MORE_TITLES, TITLES, table
 from eval.merge_adapter import merge_settings
-from prompts import render
-from training.run_config import RunConfig, check_dataset, fingerprint, load_run_config
+from eval.score_summaries import load_scores
+from prompts import Task, load_task, render
+from training.run_config import RunConfig, fingerprint, load_rows, load_run_config
 from training.train_adapter import inputs_of
 
-TEMPLATE = "summarize/model_card.md.jinja"
 ADAPTER_CONFIG = "adapter_config.json"
 OF_ADAPTER = re.compile(
     r"adapter_(model|config)\..*|chat_template\.jinja|.*(token|vocab|merges).*\.(json|txt|model)"
 )
+OWNED_KEYS = ("base_model", "base_model_relation", "datasets", "library_name", "model-index")
+OURS = r"adapter_(config\.json|model\.safetensors)"  # would be loaded over a merged model
 OF_THIS_MACHINE = ("_name_or_path", "is_local", "local_files_only")
 MACHINE_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.+-]+)*/([\w.+-]+)")
 
 
-def check_adapter(config: RunConfig) -> dict:
-    """The adapter's own config. Raises UserError if there is none or it is not of this config."""
+def check_adapter(config: RunConfig) -> None:
+    """Raise UserError if there is no adapter or it is not of this config."""
     merge_settings(config)
-    adapter = json.loads((config.output_dir / ADAPTER_CONFIG).read_text())
-    again = f"`just train {config.path.stem}` trains anew"
     if not (config.output_dir / "made.json").exists():
         warn(f"{config.output_dir} has no made.json: nothing tells that this config trained it")
     elif not is_made(config.output_dir, inputs_of(config)):
-        raise UserError(f"config, base or data changed since {config.output_dir} was made; {again}")
-    return adapter
+        raise UserError(
+            f"config, base or data changed since {config.output_dir} was made; "
+            f"`just train {config.name}` trains anew"
+        )
 
 
-def load_scores(config: RunConfig) -> dict:
+def scores_of(config: RunConfig) -> dict:
     """The adapter's scores. Raises UserError if there are none, or they are another adapter's."""
-    path, name = config.eval_dir / "scores.json", config.path.stem
-    scores = json.loads(path.read_text()) if path.exists() else {}
-    scored = scores.get("settings", {}).get("generation", {}).get("tuned", {})
-    merged = is_made(config.merged, merge_settings(config)) and fingerprint(str(config.merged))
-    if merged and scored.get("fingerprint") == merged:
+    try:
+        scores = load_scores(config)
+    except UserError as error:
+        raise UserError(f"{error}, or pass --unevaluated") from None
+    scored = scores["settings"]["generation"]["tuned"]["fingerprint"]
+    if is_made(config.merged, merge_settings(config)) and scored == fingerprint(str(config.merged)):
         return scores
     raise UserError(
-        f"{path} {'is of another adapter' if scores else 'is not there'}; run `just merge {name}`, "
-        f"`just summaries {name}`, `just scores {name}`, or pass --unevaluated"
+        f"the scores in {config.eval_dir} are of another adapter; run `just merge {config.name}`, "
+        f"`just summaries {config.name}`, `just scores {config.name}`, or pass --unevaluated"
     )
 
 
@@ -84,37 +87,32 @@ def base_on_hub(config: RunConfig, named: str | None) -> dict:
 
 def data_facts(config: RunConfig) -> dict:
     """What the card says of the training data; its repo only where exactly this was pushed."""
-    from datasets import load_dataset
-
-    check_dataset(config.dataset)
-    entry, revision = config.settings["datasets"][0], config.dataset_revision
-    split, folder = entry.get("split", "train"), Path(config.dataset)
-    rows = load_dataset(config.dataset, entry.get("name"), split=split, revision=revision)
-    test = load_dataset(config.dataset, split="test", revision=revision)
-    pushed, hashes = {"repo": config.dataset, "revision": revision}, row_hashes(folder)
+    rows, folder = load_rows(config), Path(config.dataset)
+    pushed, hashes = {"repo": config.dataset, "revision": config.dataset_revision}, []
     if folder.exists():
-        lock = json.loads(lock_of(folder).read_text()) if lock_of(folder).exists() else {}
-        pushed = lock if lock.get("hashes") == hashes else {}
-    teacher = test[0].get("teacher", "unknown")
+        hashes, lock = row_hashes(folder), lock_of(folder)
+        known = json.loads(lock.read_text()) if lock.exists() else {}
+        pushed = known if known.get("hashes") == hashes else {}
+    teacher = load_rows(config, "test")[0].get("teacher", "unknown")
     return {
         "n_rows": len(rows),
-        "split": split,
+        "split": config.settings["datasets"][0].get("split", "train"),
         "data_repo": pushed.get("repo"),
         "data_revision": pushed.get("revision"),
-        "data_hash": hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12],
-        "sources": sorted(test.unique("source")) if "source" in test.features else ["see there"],
+        "data_hash": digest(*hashes)[:12],
+        "sources": sorted(rows.unique("source")) if "source" in rows.features else ["see there"],
         "teacher": teacher,
         "teacher_terms": teacher_terms(teacher),
     }
 
 
-def metadata(facts: dict) -> str:
+def front_matter(facts: dict, task: Task) -> str:
     """The card's front matter, with the scores as `model-index`."""
     scores, repo, merged = facts["scores"], facts["data_repo"], facts["merged"]
     titles = TITLES | MORE_TITLES
     results = [
         EvalResult(
-            task_type="summarization",
+            task_type=task.hub["task_category"],
             dataset_type=repo or "private",
             dataset_name=repo or "not on the Hub",
             dataset_split="test",
@@ -126,7 +124,7 @@ def metadata(facts: dict) -> str:
         for metric, value in (scores["systems"]["tuned"] if scores else {}).items()
         if metric in titles and metric.startswith(("bertscore_f1", "rouge"))
     ]
-    data = ModelCardData(
+    return ModelCardData(
         **facts["licence"],
         language="en",
         base_model=facts["base"],
@@ -134,24 +132,21 @@ def metadata(facts: dict) -> str:
         datasets=repo,
         library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
-        tags=["summarization", "lora", "axolotl"],
+        tags=[*task.hub["tags"], "lora", "axolotl"],
         model_name=facts["name"],
         eval_results=results or None,
-    )
-    return data.to_yaml().strip()
+    ).to_yaml()
 
 
 def files_of(config: RunConfig, facts: dict) -> dict[str, bytes | Path]:
     """Path in the repo -> content, all but the card. Raises UserError if merged/ is not there."""
-    folder = config.merged if facts["merged"] else config.output_dir
-    if facts["merged"] and not is_made(folder, merge_settings(config)):
-        raise UserError(
-            f"{folder} is not there or out of date; run `just merge {config.path.stem}`"
-        )
+    merged, folder = facts["merged"], config.merged if facts["merged"] else config.output_dir
+    if merged and not is_made(folder, merge_settings(config)):
+        raise UserError(f"{folder} is not there or out of date; run `just merge {config.name}`")
     files = {
         path.name: path
         for path in sorted(folder.glob("[!.]*.*"))
-        if OF_ADAPTER.fullmatch(path.name) or (facts["merged"] and path.name != "made.json")
+        if OF_ADAPTER.fullmatch(path.name) or (merged and path.name != "made.json")
     }
     for name in {"config.json", "tokenizer_config.json", ADAPTER_CONFIG} & files.keys():
         settings = json.loads(files[name].read_text())
@@ -159,43 +154,52 @@ def files_of(config: RunConfig, facts: dict) -> dict[str, bytes | Path]:
             settings |= {"base_model_name_or_path": facts["base"], "revision": facts["revision"]}
         kept = {key: value for key, value in settings.items() if key not in OF_THIS_MACHINE}
         files[name] = (json.dumps(kept, indent=2) + "\n").encode()
-    return {**files, config.path.name: facts["recipe"].encode()}
+    return {**files, facts["config"]: facts["recipe"].encode()}
 
 
-def main() -> None:
-    parser = script_parser(__doc__)
-    option = parser.add_argument
-    option("config", type=Path, help="the axolotl YAML of the run")
-    add_hub_options(parser)
-    option("--merged", action="store_true", help="push the merged model instead, into its own repo")
-    option("--base", help="NAME[@REVISION] of the base on the Hub, if the config names a folder")
-    option("--unevaluated", action="store_true", help="publish without scores; the card says so")
-    args = parser.parse_args()
-    config = load_run_config(args.config)
-    rank = check_adapter(config)["r"]
-    scores = {} if args.unevaluated else load_scores(config)
-    facts = {
+def card_facts(config: RunConfig, args: argparse.Namespace) -> dict:
+    """The variables of the model card; `args` are the command line's."""
+    scores = {} if args.unevaluated else scores_of(config)
+    rank = json.loads((config.output_dir / ADAPTER_CONFIG).read_text())["r"]
+    resolved = config.output_dir / "config.yaml"
+    recipe = resolved if resolved.is_file() else config.path
+    return {
         "repo": args.repo,
         "name": args.repo.split("/")[-1],
         "merged": args.merged,
-        "four_bits": bool(config.settings.get("load_in_4bit")),
+        "four_bits": config.four_bits,
         "scores": scores,
         "table": table(scores) if scores else "",
-        "config": config.path.name,
-        "recipe": MACHINE_PATH.sub(r"\1", config.path.read_text()),
+        "config": f"{config.name}.yaml",
+        "recipe": MACHINE_PATH.sub(r"\1", recipe.read_text()),
         "versions": [f"{p} {version(p)}" for p in ("axolotl", "trl", "peft", "transformers")],
         "max_lora_rank": max(8, 1 << (rank - 1).bit_length()),  # vLLM's steps
         **base_on_hub(config, args.base),
         **data_facts(config),
     }
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    option = parser.add_argument
+    option("config", help="the run's name, or its axolotl YAML")
+    add_hub_options(parser)
+    option("--merged", action="store_true", help="push the merged model instead, into its own repo")
+    option("--base", help="NAME[@REVISION] of the base on the Hub, if the config names a folder")
+    option("--unevaluated", action="store_true", help="publish without scores; the card says so")
+    args = parser.parse_args()
+    task, config = load_task(), load_run_config(args.config)
+    check_adapter(config)
+    facts = card_facts(config, args)
     files = files_of(config, facts)
-    card = render(TEMPLATE, metadata=metadata(facts), **facts) + "\n"
-    with replacing(config.output_dir / "model_card.md") as temporary:
-        temporary.write_text(card)
+    card = (
+        render(task.template("model_card.md"), metadata=front_matter(facts, task), **facts) + "\n"
+    )
+    write_text(config.output_dir / "model_card.md", card)
     print(f"card: {config.output_dir / 'model_card.md'}")
     pushed = f"{config.output_dir.name}{'-merged' if args.merged else ''}.hub"
     lock = lock_of(config.output_dir.with_name(pushed))
-    publish(args, "model", {CARD: card.encode(), **files}, lock)
+    publish(args, "model", {CARD: card.encode(), **files}, lock, OWNED_KEYS, OURS)
 
 
 if __name__ == "__main__":

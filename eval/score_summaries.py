@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from common.cli import UserError, positive, run, script_parser
 from common.files import read_records, replacing
 from common.report import paired_bootstrap
-from eval.build_report import example, table, write_report
+from eval.build_report import example, load_scores, table, write_report  # noqa: F401
 from eval.faithfulness import Entailment, is_entailment_model
 from eval.measures import BertScore, rouge, shape
 from eval.systems import add_run_options, load_test_rows, summaries_path, systems_of

@@ -7,6 +7,7 @@ by the hash of their source, which is stored with everything they made.
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -18,9 +19,12 @@ FOLDER = Path(__file__).parent
 _environment = Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A job, as its task.yaml describes it; the comments there say what each field is."""
+    """A job, as its task.yaml describes it; the comments there say what each field is.
+
+    It is hashed by identity, so that what is made of a task can be cached.
+    """
 
     name: str
     label: str
@@ -42,6 +46,7 @@ class Task:
         return f"{self.name}/{name}.jinja"
 
 
+@cache
 def load_task(name: str = "summarize") -> Task:
     """Read prompts/`name`/task.yaml. Raises UserError that names the file and the key at fault."""
     path = FOLDER / name / "task.yaml"

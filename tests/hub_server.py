@@ -8,11 +8,15 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import parse_qs, unquote
 
 import yaml
+from huggingface_hub import constants
 
 TOKEN = "hf_good"
 
@@ -31,6 +35,12 @@ def file_entry(path: str, content: bytes) -> dict:
     return entry
 
 
+def remote_oid(files: dict, path: str) -> str | None:
+    """By what a client tells that it need not send a file: SHA-256 in LFS, else git's hash."""
+    entry = file_entry(path, files[path]) if path in files else {}
+    return entry.get("lfs", entry).get("oid")
+
+
 def front_matter(card: str) -> dict | None:
     return yaml.safe_load(card.split("\n---\n")[0]) if card.startswith("---\n") else None
 
@@ -44,6 +54,7 @@ class Hub:
         self.branches: dict[tuple[str, str], dict[str, bytes]] = {}
         self.tags: dict[str, str] = {}
         self.commits: list[str] = []
+        self.sent: list[list[str]] = []  # by commit, the files in it
         self.shas: dict[str, list[str]] = {}  # of every repo, the newest last
         self.blobs: dict[str, bytes] = {}
         self.uploads = 0
@@ -74,6 +85,22 @@ class Hub:
             "HF_HOME": str(folder / "home"),
             **({"HF_TOKEN": token} if token else {}),
         }
+
+    @contextmanager
+    def here(self, folder: Path) -> Iterator[None]:
+        """Make this process use this Hub, as `environment` does a new one, token aside."""
+        ours = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(folder / "home/hub"),
+            "HF_TOKEN_PATH": str(folder / "home/token"),
+        }
+        with ExitStack() as stack:
+            for name, value in ours.items():
+                stack.enter_context(patch.object(constants, name, value))
+            yield
 
     def route(self, request: BaseHTTPRequestHandler, method: str) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
@@ -118,7 +145,7 @@ class Hub:
             modes = [
                 {
                     "path": file["path"],
-                    "oid": None,
+                    "oid": remote_oid(files, file["path"]),
                     "shouldIgnore": False,
                     "uploadMode": "lfs" if is_lfs(file["path"]) else "regular",
                 }
@@ -203,8 +230,10 @@ class Hub:
         self.send(request, 200, {})
 
     def commit(self, request, name: str, files: dict, body: bytes) -> None:
+        self.sent.append([])
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
+            self.sent[-1] += [value["path"]] if line["key"] in ("file", "lfsFile") else []
             if line["key"] == "header":
                 self.commits.append(value["summary"])
             elif line["key"] == "file":

@@ -1,11 +1,17 @@
+import re
+import subprocess
+import sys
+
 import pytest
 import yaml
-from conftest import make_tokenizer, one_error_line, run_stage, write_jsonl
+from conftest import clean_environment, make_tokenizer, one_error_line, run_stage, write_jsonl
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
-from data_prep.audit_pairs import audit, draw_plots, to_markdown
-from prompts import template_sha
+from data_prep import build_dataset
+from data_prep.audit_pairs import audit, draw_plots, measure, to_markdown
+from data_prep.build_pairs import funnel_table
+from prompts import load_task, template_sha
 
 STAGE = "data_prep.build_dataset"
 
@@ -29,8 +35,8 @@ def pair(key: str, chosen: str = "Better.") -> dict:
 
 @pytest.fixture
 def stage(tmp_path):
-    def run(train, test, **kwargs):
-        found = audit(train)
+    def run(train, test, *options, **kwargs):
+        frame, plots = measure(train), tmp_path / "pairs/plots"
         made = {
             "max_similarity": 0.75,
             "min_difference": 1,
@@ -38,8 +44,8 @@ def stage(tmp_path):
             "keep": [],
             "max_repetition": 0.2,
             "length_match": False,
-            "audit": to_markdown(found),
-            "plots": draw_plots(train, found, tmp_path / "pairs/plots"),
+            "audit": to_markdown(audit(frame)),
+            "plots": draw_plots(train, frame, load_task(), plots),
         }
         for split, pairs in (("train", train), ("test", test)):
             write_jsonl(tmp_path / f"pairs/{split}.jsonl", pairs)
@@ -55,6 +61,7 @@ def stage(tmp_path):
                 "usd": 0.75,
                 "usd_per_pair": 0.375,
             }
+        made["funnel"] = funnel_table({split: made[split] for split in ("train", "test")})
         write_jsonl(tmp_path / "pairs/made.json", [made])
         result = run_stage(
             STAGE,
@@ -64,6 +71,7 @@ def stage(tmp_path):
             tmp_path / "replies",
             "--output",
             tmp_path / "hub",
+            *options,
             **kwargs,
         )
         return tmp_path / "hub", result
@@ -89,17 +97,40 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
         "2 training pairs and 1 test",
         "openai/gpt-oss-120b",
         "| $0.75 | $0.75 |",
+        "consistency (1 to 5), fluency (1 to 3)",
+        "4 to 18 points",
         "| dropped: scores too close | 4 | 4 |",
         "Apache-2.0",
         "Best summary: (1 or 2)",
         "2026-10-01",
         "each paper under the licence",
     ):
-        assert said in card
+        assert said in re.sub(" +", " ", card)
     for column in row:
         assert f"`{column}`" in card
     for plot in ("lengths", "scores_by_length", "criteria"):
         assert f"plots/{plot}.png" in card and (hub / f"plots/{plot}.png").stat().st_size > 5000
+
+
+def test_no_licence_is_claimed_for_texts_of_ones_own(stage):
+    own = pair("b") | {"source": "minutes"}
+    hub, result = stage([pair("a"), own], [pair("t")])
+    card = (hub / "README.md").read_text()
+    assert "arxiv, each paper" in card and "minutes, under a licence that is not known" in card
+    assert "CC BY-SA" not in card and "--licence" in result.stderr
+    assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
+    hub, result = stage([pair("a"), own], [pair("t")], "--licence", "CC0")
+    card = (hub / "README.md").read_text()
+    assert "minutes, CC0" in card and "--licence" not in result.stderr
+    assert yaml.safe_load(card.split("---")[1])["license_name"] == "mixed-see-card"
+
+
+def test_staging_needs_no_client_of_a_teacher():
+    slow = {"together", "httpx", "torch", "datatrove"}
+    code = f"import sys, data_prep.build_dataset; print({slow} & {{*sys.modules}})"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, env=clean_environment())
+    assert found.stdout.strip() == "set()", found
 
 
 def test_sft_holds_the_chosen_summaries(stage):
@@ -112,22 +143,22 @@ def test_sft_holds_the_chosen_summaries(stage):
     ]
 
 
-def test_the_published_sizes_are_nested_subsets(stage):
-    hub, _ = stage([pair(f"p{i}") for i in range(20_600)], [pair("t")])
+def test_subsets_of_the_published_sizes_are_nested(stage, monkeypatch):
+    assert build_dataset.SUBSETS == (8_000, 20_500)
+    monkeypatch.setattr(build_dataset, "SUBSETS", (80, 205, 300))
+    monkeypatch.setattr(build_dataset, "ROW_GROUP", 50)
+    hub, _ = stage([pair(f"p{i}") for i in range(270)], [pair("t")])
     ids = {
-        name: load_dataset(str(hub), name, split="train")["id"]
-        for name in ("default", "pairs-8000", "pairs-20500")
+        name: list(load_dataset(str(hub), name, split="train")["id"])
+        for name in ("default", "pairs-80", "pairs-205", "sft")
     }
-    assert {name: len(part) for name, part in ids.items()} == {
-        "default": 20_600,
-        "pairs-8000": 8_000,
-        "pairs-20500": 20_500,
-    }
-    assert list(ids["default"])[:8_000] == list(ids["pairs-8000"])
-    assert list(ids["default"])[:20_500] == list(ids["pairs-20500"])
-    assert list(ids["default"]) != sorted(ids["default"])
+    sizes = {name: len(part) for name, part in ids.items()}
+    assert sizes == {"default": 270, "pairs-80": 80, "pairs-205": 205, "sft": 270}
+    assert ids["default"][:80] == ids["pairs-80"] and ids["default"][:205] == ids["pairs-205"]
+    assert ids["default"] == ids["sft"] != sorted(ids["default"])
 
 
+@pytest.mark.slow
 def test_trl_reads_it_as_it_stands(stage, tmp_path):
     from trl import DPOConfig, DPOTrainer
 

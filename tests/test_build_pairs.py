@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import re
 
 import pytest
 from conftest import (
@@ -12,11 +14,20 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.audit_pairs import audit, length_match, n_words, share, to_markdown, warnings
+from data_prep.audit_pairs import (
+    audit,
+    length_match,
+    measure,
+    n_words,
+    share,
+    to_markdown,
+    warnings_of,
+)
 from data_prep.filter_pairs import CHECKS, Limits, fault, language, repetition, similarity
 
 STAGE = "data_prep.build_pairs"
 ONE, TWO = "Lakes freeze from the top because ice floats.", "Rivers carry silt to the sea."
+LIMITS = Limits(0.75, 1, 0.2, 3072, len)
 LONG_ENGLISH = (
     "The lakes of the north freeze in the winter, and the ice on the water is thick. " * 2
 )
@@ -30,14 +41,14 @@ def extract(key: str) -> dict:
     return {"id": key, "source": "wikipedia", "url": f"u/{key}", "text": text, "n_tokens": 60}
 
 
-def reply(key: str, text: str, model: str = "m", finish: str = "stop", created: str = "1") -> dict:
+def reply(key: str, text: str, model: str = "m", finish: str = "stop", sha: str = "p") -> dict:
     return {
         "id": key,
         "model": model,
-        "prompt_sha": "p",
+        "prompt_sha": sha,
         "text": text,
         "finish_reason": finish,
-        "created": created,
+        "created": "1",
         "cost_usd": 0.5,
         "usage": {"prompt_tokens": 90, "completion_tokens": 10},
     }
@@ -60,6 +71,11 @@ def build(folder, train, test=None, *options, code=0):
         *options,
         code=code,
     )
+
+
+def squeezed(text: str) -> str:
+    """A Markdown table without its padding."""
+    return re.sub(r" +", " ", text)
 
 
 def test_every_reply_is_in_exactly_one_of_pairs_and_dropped(tmp_path):
@@ -100,9 +116,15 @@ def test_every_reply_is_in_exactly_one_of_pairs_and_dropped(tmp_path):
         "gone": "its extract is gone",
         "good": "a second reply to the same extract",
     }
-    assert "8 replies in, 2 pairs kept, 6 dropped" in result.stdout
-    assert "1: not readable (cut off at the token limit)" in result.stdout
-    assert "a kept pair took 400 tokens, cost $2.00000" in result.stdout
+    for row in (
+        "| | train | test |",
+        "| replies | 8 | 1 |",
+        "| pairs kept | 2 | 1 |",
+        "| tokens for a kept pair | 400 | 100 |",
+        "| cost of a kept pair | $2.00000 | $0.50000 |",
+        "| dropped: not readable (cut off at the token limit) | 1 | 0 |",
+    ):
+        assert row in squeezed(result.stdout)
     assert len(read_jsonl(tmp_path / "pairs/test.jsonl")) == 1  # a tie serves as a reference
 
 
@@ -129,15 +151,14 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_check_finds_its_fault_and_can_be_left_out(name):
     others = [other for other in CHECKS if other != name]
-    limits = Limits(count_tokens=len)
-    found = fault(FAULTS[name], "train", limits, others)
+    found = fault(FAULTS[name], "train", LIMITS, others)
     assert found and found[0] == CHECKS[name][0] and found[1]
-    assert fault(FAULTS[name], "train", limits, list(CHECKS)) is None
-    assert fault(pair_of(ONE), "train", limits, []) is None
-    on_test = fault(FAULTS[name], "test", limits, others)
+    assert fault(FAULTS[name], "train", LIMITS, list(CHECKS)) is None
+    assert fault(pair_of(ONE), "train", LIMITS, []) is None
+    on_test = fault(FAULTS[name], "test", LIMITS, others)
     assert (on_test is None) == (name == "length")
     swapped = {**FAULTS[name], "chosen": TWO, "rejected": FAULTS[name]["chosen"]}
-    assert fault(swapped, "train", limits, others) and not fault(swapped, "test", limits, others)
+    assert fault(swapped, "train", LIMITS, others) and not fault(swapped, "test", LIMITS, others)
 
 
 def test_plain_english_french_and_short_texts_are_told_apart():
@@ -151,13 +172,14 @@ def test_repetition_is_the_share_of_repeated_four_grams(words):
     assert repetition(" ".join(words)) == pytest.approx(repeats / len(grams) if grams else 0)
 
 
+@pytest.mark.slow
 def test_a_pair_over_the_training_length_is_counted_by_the_tokenizer(tmp_path):
     make_tokenizer(tmp_path / "tokenizer")
     train = [reply("a", teacher_reply(ONE, TWO)), reply("b", teacher_reply(TWO, ONE))]
     options = ["--tokenizer", tmp_path / "tokenizer", "--max-tokens", 60 + 48 + 25]
     assert "no train pair is left" in one_error_line(build(tmp_path, train, None, *options, code=1))
-    dropped = "2: over the training length"
-    assert dropped in build(tmp_path, train, None, *options, code=1).stdout
+    dropped = "| dropped: over the training length | 2 | 0 |"
+    assert dropped in squeezed(build(tmp_path, train, None, *options, code=1).stdout)
     build(tmp_path, train, None, *options, "--keep", "length")
 
 
@@ -178,6 +200,38 @@ def test_several_teachers_need_a_choice(tmp_path):
     assert read_jsonl(tmp_path / "pairs/train.jsonl")[0]["chosen"] == TWO
     missing = build(tmp_path, train, test, "--model", "third", code=1)
     assert "no reply by third" in one_error_line(missing)
+
+
+def test_of_several_prompts_the_one_with_most_replies_is_taken_in_both_splits(tmp_path):
+    train = [reply(key, teacher_reply(ONE, TWO)) for key in "abc"]
+    train.append(reply("a", teacher_reply(TWO, ONE), sha="newer") | {"created": "2"})
+    test = [reply("t", teacher_reply(ONE, TWO)), reply("t", teacher_reply(TWO, ONE), sha="newer")]
+    test.append(reply("u", teacher_reply(TWO, ONE), sha="newer"))
+    result = build(tmp_path, train, test)
+    assert "3 by m with prompt p, 1 by m with prompt newer; taking p" in result.stdout
+    assert "--prompt-sha" in result.stdout
+    for split, kept in (("train", 3), ("test", 1)):
+        pairs = read_jsonl(tmp_path / f"pairs/{split}.jsonl")
+        assert {pair["prompt_sha"] for pair in pairs} == {"p"} and len(pairs) == kept
+    build(tmp_path, train, test, "--prompt-sha", "newer")
+    assert read_jsonl(tmp_path / "pairs/train.jsonl")[0]["chosen"] == TWO
+    missing = build(tmp_path, train, test, "--prompt-sha", "gone", code=1)
+    assert "no reply gone; there are 3 by m with prompt p" in one_error_line(missing)
+
+
+def test_a_failed_run_leaves_the_old_pairs_with_their_audit_or_none_that_a_stage_takes(tmp_path):
+    build(tmp_path, [reply("a", teacher_reply(ONE, TWO))])
+    made = (tmp_path / "pairs/made.json").read_text()
+    newer = [reply(key, teacher_reply(ONE, TWO)) for key in "bc"]
+    build(tmp_path, newer, [reply("t", "no")], code=1)
+    assert [pair["id"] for pair in read_jsonl(tmp_path / "pairs/train.jsonl")] == ["a"]
+    assert (tmp_path / "pairs/made.json").read_text() == made
+    (tmp_path / "pairs/dropped.jsonl").unlink()
+    (tmp_path / "pairs/dropped.jsonl").mkdir()  # what a full disk does in the midst of it
+    build(tmp_path, newer, code=1)
+    stage = ("--pairs", tmp_path / "pairs", "--replies", tmp_path / "replies")
+    result = run_stage("data_prep.build_dataset", *stage, "--output", tmp_path / "hub", code=1)
+    assert "just pairs" in one_error_line(result)
 
 
 def test_a_split_without_pairs_is_an_error(tmp_path):
@@ -223,7 +277,7 @@ def test_the_two_filters_by_their_definitions(a, b, high, low, most, least):
     assert similarity(pair) == pytest.approx(alike)
     kept = high - low > least and similarity(pair) <= most
     others = [name for name in CHECKS if name not in ("difference", "similarity")]
-    limits = Limits(max_similarity=most, min_difference=least)
+    limits = dataclasses.replace(LIMITS, max_similarity=most, min_difference=least)
     assert (fault(pair, "train", limits, others) is None) == kept
 
 
@@ -250,14 +304,14 @@ def audited(n: int, longer: float, first: float) -> list[dict]:
 
 
 def test_the_audit_counts_what_it_says():
-    found = audit(audited(100, 0.9, 0.5))
+    pairs = audited(100, 0.9, 0.5)
+    found = audit(measure(pairs))
     assert found["longer wins"]["share"] == 0.9 and found["first wins"]["share"] == 0.5
     assert found["judge agrees"] == {**share([True, False]), "share": 0.5}
-    assert found["criteria"]["rejected"]["fluency"] == {1: 50, 2: 50}
-    assert [group["group"] for group in found["groups"]] == ["arxiv", "wikipedia", "m"]
-    assert warnings(found) and "Length alone predicts" in to_markdown(found)
-    assert not warnings(audit(audited(100, 0.5, 0.5)))
-    assert "Position alone predicts" in to_markdown(audit(audited(100, 0.5, 0.1)))
+    assert list(found["groups"]) == ["arxiv", "wikipedia", "m"]
+    assert warnings_of(found) and "Length alone predicts" in to_markdown(found)
+    assert not warnings_of(audit(measure(audited(100, 0.5, 0.5))))
+    assert "Position alone predicts" in to_markdown(audit(measure(audited(100, 0.5, 0.1))))
 
 
 def test_a_wilson_interval():
@@ -287,8 +341,9 @@ def test_length_match_accounts_for_what_it_leaves_out(tmp_path):
         reply(f"b{i}", teacher_reply(ONE + " And so on, and on.", TWO, (10, 15))) for i in range(2)
     ]
     result = build(tmp_path, train, None, "--length-match")
-    assert "5 replies in, 4 pairs kept, 1 dropped" in result.stdout
-    assert "1: left out to match lengths" in result.stdout
+    assert "| pairs kept | 4 | 1 |" in squeezed(result.stdout)
+    assert "| dropped: left out to match lengths | 1 | 0 |" in squeezed(result.stdout)
+    assert read_jsonl(tmp_path / "pairs/dropped.jsonl")[0]["model"] == "m"
     made = json.loads((tmp_path / "pairs/made.json").read_text())
     assert made["length_match"] and "50.0%" in made["audit"]
     assert (tmp_path / "pairs/plots/lengths.png").stat().st_size > 5000
@@ -318,11 +373,13 @@ def test_a_second_judges_verdict_stands_beside_the_teachers_and_is_compared(tmp_
         "c": None,
     }
     audit_text = json.loads((tmp_path / "pairs/made.json").read_text())["audit"]
-    assert "agrees | 50.0% [9.5%, 90.5%], n 2" in audit_text
+    assert "agrees | 50.0% [9.5%, 90.5%], n 2" in squeezed(audit_text)
 
 
 def test_longer_and_first_are_told_apart_by_the_recorded_draw():
     pairs = [pair | {"chosen_position": pair["longer"]} for pair in audited(100, 0.5, 0.5)]
-    found = audit(pairs)  # the one asked to be the longer always won, so the first in half of them
+    found = audit(
+        measure(pairs)
+    )  # the one asked to be the longer always won, so the first in half of them
     assert found["first wins"]["share"] == 0.5
     assert found["first wins, longer"]["share"] == 1 and found["first wins, shorter"]["share"] == 0

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,8 @@ from conftest import teacher_reply
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.teacher.parsing import ParseError, parse_reply
+from data_prep.teacher.parsing import ParseError, parse_reply, parse_verdict, read_better
+from prompts import load_task
 
 CASES = yaml.safe_load((Path(__file__).parent / "fixtures/replies.yaml").read_text())
 
@@ -26,6 +28,60 @@ def test_replies_written_by_hand(case):
 def test_criteria_are_kept():
     parsed = parse_reply(teacher_reply(scores=(14, 14)))
     assert parsed.criteria[0] == {"coherence": 5, "consistency": 5, "fluency": 3, "relevance": 1}
+
+
+TITLES = dataclasses.replace(load_task(), label="Title", criteria={"accuracy": 5, "Plain words": 3})
+
+
+def test_the_label_and_the_criteria_are_the_tasks():
+    reply = (
+        "**Title 1:** Ice on lakes\nCoherence: of lakes\nAccuracy: 5\nPlain words: 2\nTotal: 7\n"
+        "**Second title:** Lakes\nTotal score for title 2: 4/8\n\nBest title: Title 1"
+    )
+    parsed = parse_reply(reply, TITLES)
+    assert parsed.summaries == ("Ice on lakes\nCoherence: of lakes", "Lakes")
+    assert parsed.scores == (7, 4) and parsed.best == 0
+    assert parsed.criteria == ({"accuracy": 5, "Plain words": 2}, {})
+    for wrong, why in ((reply.replace("7", "9"), "outside 2 to 8"), (teacher_reply(), "no two")):
+        with pytest.raises(ParseError, match=why):
+            parse_reply(wrong, TITLES)
+
+
+def test_a_judges_reply_without_summaries():
+    assert parse_verdict(teacher_reply("", "", (12, 16))) == ((12, 16), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "better"),
+    [
+        ("Better: 1", 1),
+        ("Better: Summary 1", 1),
+        ("Better summary: 2", 2),
+        ("**Better:** 2", 2),
+        ("Better - 1", 1),
+        ("Better: 0", 0),
+        ("Better: **0** (neither)", 0),
+        ("Better: neither", 0),
+        ("### Better\n2", 2),
+        ("Better: the second summary.", 2),
+        ("The better summary is Summary 1, for it is true.", 1),
+        ("Reason: Better: 1 is told by the first.\nSummary 1: 4 5 3 4\nBetter: 2", 2),
+        ("Better: 1\n\nOn second thought:\nBetter: 2", 2),
+        ("<think>Better: 1</think>\nBetter: 2", 2),
+        ("Better: (1, 2 or 0)", None),
+        ("Better: 1 or 2", None),
+        ("Better: 1/2", None),
+        ("Better: 1 / 2", None),
+        ("Better: 12", None),
+        ("Better luck next time", None),
+        ("<think>\nBetter: 1", None),
+        ("", None),
+    ],
+)
+def test_the_better_one_of_a_pair(text, better):
+    assert read_better(text) == better
+    of_titles = text.replace("Summary", "Title").replace("summary", "title")
+    assert read_better(of_titles, TITLES) == better
 
 
 words = st.sampled_from(
@@ -48,8 +104,14 @@ words = st.sampled_from(
     ]
 )
 sentences = st.lists(words, min_size=1, max_size=8).map(lambda w: f"The {' '.join(w)} end.")
+# What looks like a field and is none, as no number stands in it or a sentence follows.
+like_fields = st.sampled_from(
+    ["Rating: R.", "Evaluation: mixed.", "Relevance: to fish.", "Score: 3 to 1\nThe end."]
+)
 bullets = st.lists(sentences, min_size=1, max_size=3).map(lambda s: "\n".join(f"- {x}" for x in s))
-summaries = st.lists(st.one_of(sentences, bullets), min_size=1, max_size=3).map("\n\n".join)
+summaries = st.lists(st.one_of(sentences, bullets, like_fields), min_size=1, max_size=3).map(
+    "\n\n".join
+)
 
 
 @st.composite
@@ -111,9 +173,17 @@ def test_every_mixture_of_shapes_gives_the_exact_pair_back(known):
     assert (parsed.summaries, list(parsed.scores), parsed.best + 1) == (texts, scores, best)
 
 
+@pytest.mark.parametrize("start", ["Summary", "Summary 1", "Better", "Total score for", ""])
+def test_a_long_run_of_blanks_is_read_at_once(start):
+    blank = start + " " * 50_000 + "x"
+    with pytest.raises(ParseError):
+        parse_reply(f"Summary 1\n{blank}\nSummary 2\n{blank}\nBest summary: 1")
+
+
 @given(st.text())
 def test_any_text_is_read_or_refused(text):
     try:
+        read_better(text)
         parse_reply(text)
     except ParseError as error:
         assert str(error)

@@ -1,7 +1,9 @@
 import jinja2
 import pytest
 
-from prompts import FOLDER, render, student_messages, template_sha
+import prompts
+from common.cli import UserError
+from prompts import FOLDER, load_task, render, student_messages, template_sha
 
 
 def test_a_missing_variable_is_an_error():
@@ -19,10 +21,23 @@ def test_a_text_is_data_in_every_prompt(text):
 
 def test_the_student_gets_the_bare_text_or_the_text_in_a_template():
     assert student_messages("a text") == [{"role": "user", "content": "a text"}]
-    told = student_messages("a text", "summarize/instructed.jinja")[0]["content"]
-    assert told.endswith("a text") and told != "a text"
+    instructed = student_messages("a text", "summarize/instructed.jinja")[0]["content"]
+    assert instructed.endswith("a text") and instructed != "a text"
 
 
 def test_the_hash_tells_templates_apart():
     shas = {template_sha(p.relative_to(FOLDER).as_posix()) for p in FOLDER.rglob("*.jinja")}
     assert len(shas) == len(list(FOLDER.rglob("*.jinja"))) >= 3
+
+
+def test_a_task_is_read_from_its_folder(tmp_path, monkeypatch):
+    task = load_task()
+    assert (task.label, task.lowest_score, task.highest_score) == ("Summary", 4, 18)
+    assert load_task() is task and task.template("teacher") == "summarize/teacher.jinja"
+    monkeypatch.setattr(prompts, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match="cannot read the task .*titles"):
+        load_task("titles")
+    (tmp_path / "titles").mkdir()
+    (tmp_path / "titles/task.yaml").write_text("label: Title\ncolour: red\n")
+    with pytest.raises(UserError, match="colour, criteria, .* missing or unknown"):
+        load_task("titles")

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import clean_environment, one_error_line, run_stage
+from conftest import clean_environment, one_error_line, run_here
 from datasets import Dataset
 from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
@@ -20,6 +20,7 @@ from training.run_config import fingerprint, load_run_config
 from training.train_adapter import inputs_of
 
 STAGE = "eval.publish_adapter"
+pytestmark = pytest.mark.slow
 BASE, REPO = "other/tiny-base", "me/tiny-summarize"
 BASE_CARD = b"---\nlicense: other\nlicense_name: tiny-1\n---\n# A base\n"
 RUN = "tiny-dpo-lora"
@@ -108,8 +109,11 @@ def finished(tmp_path_factory, tiny_qwen2):
 
 def push(finished, *options, repo=REPO, code=0, token=TOKEN, config=None):
     hub, own = finished
-    environment = hub.environment(own.parent, token)
-    return run_stage(STAGE, config or own, repo, *options, code=code, **environment)
+    token = {"HF_TOKEN": token} if token else {}
+    with hub.here(own.parent):
+        result = run_here(STAGE, config or own, repo, *options, **token)
+    assert result.returncode == code and "Traceback" not in result.stderr, result.stderr
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +240,9 @@ def test_a_second_push_sends_what_changed_and_keeps_what_was_written_by_hand(pus
     files["README.md"] += b"\n## By hand\n"
     hub.move_on(f"models/{REPO}")
     dry = push(pushed, "--dry-run", "--unevaluated").stdout
-    assert "renew README.md" in dry and "safetensors" not in dry and len(hub.commits) == commits
+    assert "README.md (" in dry and len(hub.commits) == commits
     push(pushed, "--unevaluated")
+    assert hub.sent[-1] == ["README.md"]
     card = ModelCard(files["README.md"].decode())
     assert "## By hand" in card.content and "Not evaluated" in card.content
     assert card.data.eval_results is None
@@ -270,15 +275,15 @@ def test_what_cannot_be_published_ends_in_one_line(finished, tmp_path):
     assert "changed since" in refused(config=changed(finished, tmp_path, lora_r=8))
     scores, made = run.eval_dir / "scores.json", run.merged / "made.json"
     scores.rename(tmp_path / "scores.json")
-    assert "is not there" in (line := refused()) and "--unevaluated" in line
+    assert "just scores tiny-dpo-lora" in (line := refused()) and "--unevaluated" in line
     stale = json.loads((tmp_path / "scores.json").read_text())
     stale["settings"]["generation"]["tuned"]["fingerprint"] = "0" * 12
     scores.write_text(json.dumps(stale))
-    assert "is of another adapter" in refused()
+    assert "are of another adapter" in refused()
     (tmp_path / "scores.json").rename(scores)
     kept = made.read_text()
     made.write_text(kept.replace('"adapter": "', '"adapter": "0'))
-    assert "is of another adapter" in refused()
+    assert "are of another adapter" in refused()
     assert "run `just merge tiny-dpo-lora`" in refused("--merged", "--unevaluated")
     made.write_text(kept)
     assert len(hub.commits) == before

@@ -1,15 +1,18 @@
 import json
+import re
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
-from conftest import clean_environment, one_error_line, run_stage, write_jsonl
+from conftest import clean_environment, one_error_line, run_here, write_jsonl
 from datasets import Dataset
 from hub_server import TOKEN
 
 from common.files import file_sha
 
 STAGE = "data_prep.publish_dataset"
+A, B = "a" * 12, "b" * 12  # hashes of content, as `just stage` puts them into names
 
 
 CARD = """---
@@ -24,7 +27,7 @@ size_categories: [n<1K]
 """
 
 
-def write_folder(folder, key: str = "aaa", title: str = "Pairs", rows: int = 50):
+def write_folder(folder, key: str = A, title: str = "Pairs", rows: int = 50):
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for old in folder.glob("data/*"):
         old.unlink()
@@ -40,15 +43,11 @@ def folder(tmp_path):
 
 
 def push(hub, folder, *options, code=0, token=TOKEN, repo="me/pairs"):
-    return run_stage(
-        STAGE,
-        repo,
-        "--folder",
-        folder,
-        *options,
-        code=code,
-        **hub.environment(folder.parent, token),
-    )
+    token = {"HF_TOKEN": token} if token else {}
+    with hub.here(folder.parent):
+        result = run_here(STAGE, repo, "--folder", folder, *options, **token)
+    assert result.returncode == code and "Traceback" not in result.stderr, result.stderr
+    return result
 
 
 def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
@@ -63,7 +62,9 @@ def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
     assert TOKEN not in result.stdout + result.stderr
     lock = json.loads((folder.parent / "hub.lock").read_text())
     hashes = [file_sha(path) for path in folder.glob("data/*.parquet")]
-    assert lock == {"repo": "me/pairs", "revision": hub.sha("datasets/me/pairs"), "hashes": hashes}
+    revision = hub.sha("datasets/me/pairs")
+    names = sorted(local)
+    assert lock == {"repo": "me/pairs", "revision": revision, "files": names, "hashes": hashes}
 
     script = (
         "import sys; from datasets import load_dataset; "
@@ -81,13 +82,39 @@ def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
 
 def test_pushing_again_sends_only_what_changed(hub, folder):
     push(hub, folder)
-    write_folder(folder, "bbb", "Pairs, renewed", rows=50)
+    write_folder(folder, B, "Pairs, renewed", rows=50)
     result = push(hub, folder)
     files = hub.repos["datasets/me/pairs"]
-    assert [n for n in files if n.endswith(".parquet")] == ["data/train-0-bbb.parquet"]
-    assert "delete data/train-0-aaa.parquet" in result.stdout
+    assert [n for n in files if n.endswith(".parquet")] == ["data/train-0-bbbbbbbbbbbb.parquet"]
+    assert "delete data/train-0-aaaaaaaaaaaa.parquet" in result.stdout
     assert b"Pairs, renewed" in files["README.md"]
     assert hub.uploads == 1 and len(hub.commits) == 2  # the same rows are not sent again
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_only_files_that_a_push_of_ours_made_are_deleted(hub, folder, locked):
+    (folder / "extra.txt").write_text("ours")
+    push(hub, folder)
+    files = hub.repos["datasets/me/pairs"]
+    by_hand = {"data/validation.parquet": b"rows", "data/train-more.parquet": b"rows"}
+    files.update(by_hand)
+    (folder / "extra.txt").unlink()
+    if not locked:  # as on another machine: only the names tell
+        (folder.parent / "hub.lock").unlink()
+    result = push(hub, write_folder(folder, B), *([] if locked else ["--update"]))
+    ours = {f"data/train-0-{B}.parquet", "README.md", ".gitattributes"}
+    assert files.keys() == by_hand.keys() | ours | (set() if locked else {"extra.txt"})
+    assert "validation" not in result.stdout
+
+
+def test_a_fault_of_ours_is_not_taken_for_one_of_the_connection(hub, folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    with hub.here(folder.parent):
+        result = run_here(STAGE, "me/pairs", "--folder", folder, HF_TOKEN=TOKEN)
+    assert "RuntimeError: a fault of ours" in result.stderr and "connection" not in result.stderr
 
 
 def test_a_repo_of_others_is_not_overwritten_silently(hub, folder):
@@ -106,7 +133,9 @@ def test_what_did_not_change_makes_no_commit(hub, folder):
     assert len(hub.commits) == 1 and hub.uploads == 1
     (folder / "README.md").write_text((folder / "README.md").read_text().replace("Pairs", "New"))
     changed = push(hub, folder, "--dry-run").stdout
-    assert "renew README.md" in changed and ".parquet" not in changed
+    assert re.search(r"README.md \(\d+ bytes\)", changed) and len(hub.commits) == 1
+    push(hub, folder)
+    assert len(hub.commits) == 2 and hub.uploads == 1 and hub.sent[-1] == ["README.md"]
 
 
 def test_what_was_written_by_hand_on_the_hub_stays(hub, folder):
@@ -114,11 +143,11 @@ def test_what_was_written_by_hand_on_the_hub_stays(hub, folder):
     files = hub.repos["datasets/me/pairs"]
     card = files["README.md"].decode().replace("license: other", "license: cc-by-4.0")
     files["README.md"] = f"{card}\n## A note by hand\n".encode()
-    push(hub, write_folder(folder, "bbb", "New title"))
+    push(hub, write_folder(folder, B, "New title"))
     card = files["README.md"].decode()
-    for said in ("license: cc-by-4.0", "train-0-bbb", "# New title", "## A note by hand"):
+    for said in ("license: cc-by-4.0", "train-0-bbbbbbbbbbbb", "# New title", "## A note by hand"):
         assert said in card
-    assert "train-0-aaa" not in card and "# Pairs" not in card
+    assert "train-0-aaaaaaaaaaaa" not in card and "# Pairs" not in card
 
     files["README.md"] = b"# All by hand\n"
     assert "--overwrite-card" in one_error_line(push(hub, folder, code=1))
@@ -129,8 +158,8 @@ def test_what_was_written_by_hand_on_the_hub_stays(hub, folder):
 
 def test_a_branch_and_a_tag(hub, folder):
     push(hub, folder, "--revision", "v2", "--tag", "first")
-    assert "data/train-0-aaa.parquet" in hub.branches["datasets/me/pairs", "v2"]
-    assert "data/train-0-aaa.parquet" not in hub.repos["datasets/me/pairs"]
+    assert "data/train-0-aaaaaaaaaaaa.parquet" in hub.branches["datasets/me/pairs", "v2"]
+    assert "data/train-0-aaaaaaaaaaaa.parquet" not in hub.repos["datasets/me/pairs"]
     lock = json.loads((folder.parent / "hub.lock").read_text())
     assert hub.tags == {"first": lock["revision"]}
     line = one_error_line(push(hub, folder, "--revision", "v2", "--tag", "first", code=1))
@@ -139,7 +168,7 @@ def test_a_branch_and_a_tag(hub, folder):
 
 def test_a_dry_run_sends_nothing(hub, folder):
     result = push(hub, folder, "--dry-run")
-    assert "add README.md" in result.stdout and "private" in result.stdout
+    assert "README.md (" in result.stdout and "private" in result.stdout
     assert not hub.repos and not hub.commits and not (folder.parent / "hub.lock").exists()
 
 

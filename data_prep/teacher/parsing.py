@@ -1,14 +1,16 @@
-"""Read a teacher's reply with regular expressions: two summaries, their scores, the better one.
+"""Read a teacher's reply with regular expressions: two answers, their scores, the better one.
 
-The parser meets what models really write (labels in bold or as headings, scores as 17/18 or
-5 + 5 + 3 + 4 = 17, code fences, <think> blocks). Where there is no honest reading it says why.
+The readers meet what models really write (labels in bold or as headings, scores as 17/18 or
+5 + 5 + 3 + 4 = 17, code fences, <think> blocks). What an answer is called and what it is rated on
+comes from the task. Where there is no honest reading they say why.
 """
 
 import re
+from collections import namedtuple
 from dataclasses import dataclass, field
+from functools import cache
 
-LOWEST, HIGHEST = 4, 18
-CRITERIA = ("coherence", "consistency", "fluency", "relevance")
+from prompts import Task, load_task
 
 # What may stand before and behind a label: markup, never words.
 _OPEN = r"^[ \t]*(?:(?:[#>*_<\[`]|[-•](?=[ \t]))[ \t]*)*"
@@ -17,33 +19,12 @@ _CLOSE = r"[ \t]*[*_>\])`]*"
 _END = (
     rf"{_CLOSE}(?:[ \t]*\([^()\n]*\))?{_CLOSE}[ \t]*(?::[ \t]*[*_`]*|[-\u2013\u2014=](?=[ \t])|$)"
 )
-_SUMMARY = re.compile(
-    rf"{_OPEN}summary[ \t]*(?:number|no\.?|#)?[ \t]*(?P<n>[12]|one|two){_END}[ \t]*"
-    rf"|{_OPEN}(?:the[ \t]+)?(?P<nth>first|second)[ \t]+summary{_END}[ \t]*",
-    re.IGNORECASE | re.MULTILINE,
-)
-_FIELD = re.compile(
-    rf"{_OPEN}(?P<name>coherence|consistency|fluency|relevance"
-    r"|(?:total|overall|final)(?:[ \t]+(?:score|rating))?|score|rating|ratings|scores|evaluation"
-    r"|explanation|justification|reasoning|rationale)"
-    rf"(?:[ \t]+score)?(?:[ \t]+(?:for|of)[ \t]+summary[ \t]*[12])?{_END}(?P<rest>.*)$",
-    re.IGNORECASE | re.MULTILINE,
-)
-_BEST = re.compile(
-    rf"{_OPEN}(?:the[ \t]+)?(?:best|better|preferred|winner|winning)(?:[ \t]+(?:summary|one))?"
-    rf"(?:{_END}|[ \t]+(?:is|=)[ \t]*[:]?)\s*(?P<rest>.*)$",
-    re.IGNORECASE | re.MULTILINE,
-)
-_WHICH = re.compile(
-    r"^[\W_]*(?:the[ \t]+)?(?:summary[ \t]*(?:number|no\.?|#)?[ \t]*)?[\W_]*"
-    r"(?P<n>[12]|one|two|first|second)\b(?![/.]\d)(?P<rest>.*)$",
-    re.IGNORECASE,
-)
+_FLAGS = re.IGNORECASE | re.MULTILINE
 _NUMBER = r"\d+(?:\.\d+)?"
 _SCORE = re.compile(
     rf"^[\s*_<(\[`]*(?:[\d.+\s]*=[\s*_<(\[`]*)?(?P<score>{_NUMBER})[\s*_>)\]`]*"
     rf"(?:(?:/|out[ \t]+of)[\s*_]*(?P<of>{_NUMBER})|points?)?[\s*_>)\]`.,;]*(?P<after>.*)$",
-    re.IGNORECASE,
+    _FLAGS,
 )
 _ORDINAL = {"1": 1, "one": 1, "first": 1, "2": 2, "two": 2, "second": 2}
 _THINKING = re.compile(
@@ -51,6 +32,7 @@ _THINKING = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$\n?", re.MULTILINE)
+_RULE = r"[ \t]*(?:-{3,}|\*{3,}|_{3,})?[ \t]*"  # or nothing at all
 
 
 class ParseError(ValueError):
@@ -59,7 +41,7 @@ class ParseError(ValueError):
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """Two summaries in the order given, with totals of 4 to 18; `best` is 0 or 1."""
+    """Two answers in the order given, with their totals; `best` is 0 or 1."""
 
     summaries: tuple[str, str]
     scores: tuple[float, float]
@@ -67,80 +49,157 @@ class ParsedReply:
     criteria: tuple[dict[str, float], dict[str, float]] = field(default=({}, {}))
 
 
-def parse_reply(reply: str) -> ParsedReply:
+# What a task's answers are read by; `which` reads what stands behind `better`.
+_Patterns = namedtuple("_Patterns", "label field better which")
+
+
+@cache
+def _patterns(task: Task) -> _Patterns:
+    label, number = re.escape(task.label), r"(?:[ \t]*(?:number|no\.?|#))?[ \t]*"
+    criteria = "|".join(map(re.escape, task.criteria))
+    nth = rf"(?:the[ \t]+)?(?:(?:first|second)[ \t]+)?{label}(?:{number}[12])?"
+    return _Patterns(
+        label=re.compile(
+            rf"{_OPEN}{label}{number}(?P<n>[12]|one|two){_END}[ \t]*"
+            rf"|{_OPEN}(?:the[ \t]+)?(?P<nth>first|second)[ \t]+{label}{_END}[ \t]*"
+            # A heading with its number on a line of its own.
+            rf"|{_OPEN}{label}{_CLOSE}:?{_CLOSE}\s*\n{_OPEN}(?P<below>[12]){_CLOSE}[.:]?{_CLOSE}$",
+            _FLAGS,
+        ),
+        field=re.compile(
+            rf"{_OPEN}(?:(?P<criterion>{criteria})"
+            r"|(?P<total>(?:total|overall|final)(?:[ \t]+(?:score|rating))?|score|rating)"
+            r"|(?P<heading>scores|ratings|evaluation)"
+            r"|(?P<prose>explanation|justification|reasoning|rationale))"
+            rf"(?:[ \t]+score)?(?:[ \t]+(?:for|of)[ \t]+{nth})?{_END}(?P<rest>.*)$",
+            _FLAGS,
+        ),
+        better=re.compile(
+            rf"{_OPEN}(?:the[ \t]+)?(?:best|better|preferred|winner|winning)"
+            rf"(?:[ \t]+(?:{label}|one))?(?:{_END}|[ \t]+(?:is|=)[ \t]*[:]?)\s*(?P<rest>.*)$",
+            _FLAGS,
+        ),
+        which=re.compile(
+            rf"^[\W_]*(?:the[ \t]+)?(?:{label}{number})?[\W_]*"
+            r"(?:(?P<n>[12]|one|two|first|second)|0|zero|neither|(?:a[ \t]+)?(?:tie|draw))\b"
+            r"(?![/.]\d)(?!\s*(?:or\b|and\b|/|,\s*[012]\b))",
+            _FLAGS,
+        ),
+    )
+
+
+def parse_reply(reply: str, task: Task | None = None) -> ParsedReply:
     """Read a reply. Raises ParseError with the reason where it cannot be read honestly."""
-    first, second, best = _sections(_bare(reply))
-    summaries = _read_summary(first), _read_summary(second)
-    return ParsedReply(summaries, *_read_verdict(first, second, best))
+    task = task or load_task()
+    *sections, best = _sections(_bare(reply), task)
+    (first, one), (second, two) = (_split(section, task) for section in sections)
+    summaries = _clean(first, task.label), _clean(second, task.label)
+    return ParsedReply(summaries, *_read_verdict(one, two, best, task))
 
 
-def parse_verdict(reply: str) -> tuple[tuple[float, float], int]:
-    """(totals, the better one as 0 or 1) of a reply without summaries, a judge's.
+def parse_verdict(reply: str, task: Task | None = None) -> tuple[tuple[float, float], int]:
+    """(totals, the better one as 0 or 1) of a reply without answers of its own, a judge's.
 
     Raises ParseError with the reason.
     """
-    return _read_verdict(*_sections(_bare(reply)))[:2]
+    task = task or load_task()
+    *sections, best = _sections(_bare(reply), task)
+    one, two = (_split(section, task)[1] for section in sections)
+    return _read_verdict(one, two, best, task)[:2]
+
+
+def read_better(text: str, task: Task | None = None) -> int | None:
+    """Which of two answers a judge names as the better one, 1 or 2; 0 a draw, None unreadable."""
+    try:
+        verdicts = _verdicts(_bare(text), task or load_task())
+    except ParseError:
+        return None
+    return next((which for _, which in reversed(verdicts) if which is not None), None)
 
 
 def _bare(reply: str) -> str:
-    """A reply without code fences and thoughts."""
-    text = _FENCE.sub("", _THINKING.sub("", reply.replace("\r\n", "\n"))).strip()
+    """A reply without code fences and thoughts, and without long runs of blanks: the patterns
+    would try every way to divide them.
+    """
+    text = re.sub(r"(\s)\1{20,}", r"\1\1", reply.replace("\r\n", "\n"))
+    text = _FENCE.sub("", _THINKING.sub("", text)).strip()
     if re.search(r"<(think|thinking|reasoning)>", text, re.IGNORECASE):
         raise ParseError("cut off while thinking")
     return text
 
 
-def _read_verdict(first: str, second: str, best: int) -> tuple[tuple, int, tuple]:
-    """(totals, best, criteria) from the parts under the two labels and the one named best."""
-    scores, criteria = zip(*map(_read_scores, (first, second)), strict=True)
+def _verdicts(text: str, task: Task) -> list[tuple[re.Match, int | None]]:
+    """Every line that names the better one: (where, 1, 2, 0 for a draw or None if unreadable)."""
+    patterns, found = _patterns(task), []
+    for match in patterns.better.finditer(text):
+        which = patterns.which.match(match["rest"].strip()[:100])  # a bound on backtracking
+        found.append((match, which and _ORDINAL.get((which["n"] or "").lower(), 0)))
+    return found
+
+
+def _sections(text: str, task: Task) -> tuple[str, str, int]:
+    """The parts under the first and the second label, and which is named best (0 or 1)."""
+    verdicts = _verdicts(text, task)
+    named = [(match, which) for match, which in verdicts if which]
+    end = named[-1][0].start() if named else len(text)
+    labels = list(_patterns(task).label.finditer(text, 0, end))
+    numbers = [_ORDINAL[(m["n"] or m["nth"] or m["below"]).lower()] for m in labels]
+    if not {1, 2} <= set(numbers):
+        raise ParseError("no two summaries")
+    if numbers != [1, 2]:
+        raise ParseError("the summaries are labelled more than once or out of order")
+    if not named:
+        raise ParseError("the best summary is not named" if verdicts else "no best summary")
+    first, second = labels
+    return text[first.end() : second.start()], text[second.end() : end], named[-1][1] - 1
+
+
+def _split(section: str, task: Task) -> tuple[str, list[re.Match]]:
+    """(the answer, the fields below it), from the part under a label.
+
+    An answer may hold lines like "Rating: R." too. So the fields are the first criterion with a
+    plain number, or else the last total, what follows it, and the fields directly above it.
+    """
+    lines = section.split("\n")
+    found = [_read_field(line, task) for line in lines]
+    rated = [i for i, match in enumerate(found) if match and match["criterion"]]
+    plain = [i for i in rated if not _SCORE.match(found[i]["rest"])["after"][:1].isalnum()]
+    total = [i for i, match in enumerate(found) if match and match["total"]]
+    start = min(plain, default=max(total, default=len(lines)))
+    while start and (found[start - 1] or re.fullmatch(_RULE, lines[start - 1])):
+        start -= 1
+    return "\n".join(lines[:start]), [match for match in found[start:] if match]
+
+
+def _read_field(line: str, task: Task) -> re.Match | None:
+    """A line that gives a number or an explanation; a heading of such lines counts as one."""
+    match = _patterns(task).field.match(line)
+    rest = match["rest"].strip() if match else ""
+    worded = match and (match["prose"] or (match["heading"] and not rest))
+    return match if worded or _SCORE.match(rest) else None
+
+
+def _read_verdict(one: list, two: list, best: int, task: Task) -> tuple[tuple, int, tuple]:
+    """(totals, best, criteria) from the fields under the two labels and the one named best."""
+    scores, criteria = zip(*(_read_scores(fields, task) for fields in (one, two)), strict=True)
     if scores[0] != scores[1] and best != (scores[1] > scores[0]):
         raise ParseError("the best summary contradicts the scores")
     return scores, best, criteria
 
 
-def _sections(text: str) -> tuple[str, str, int]:
-    """The parts under "Summary 1" and "Summary 2", and which is named best (0 or 1)."""
-    verdicts = [(m, _read_best(m["rest"])) for m in _BEST.finditer(text)]
-    named = [(m, best) for m, best in verdicts if best is not None]
-    end = named[-1][0].start() if named else len(text)
-    labels = [(_ORDINAL[(m["n"] or m["nth"]).lower()], m) for m in _SUMMARY.finditer(text, 0, end)]
-    numbers = [number for number, _ in labels]
-    if not {1, 2} <= set(numbers):
-        raise ParseError("no two summaries")
-    if numbers != [1, 2]:
-        raise ParseError("the summaries are labelled more than once or out of order")
-    (_, first), (_, second) = labels
-    if not named:
-        raise ParseError("the best summary is not named" if verdicts else "no best summary")
-    return text[first.end() : second.start()], text[second.end() : end], named[-1][1]
-
-
-def _read_summary(section: str) -> str:
-    """The summary's text, from the part under its label."""
-    match = _FIELD.search(section)
-    summary = _clean(section[: match.start()] if match else section)
-    if not summary or re.fullmatch(
-        r"[<(\[].{0,60}summary[^\n]{0,60}[>)\]]", summary, re.IGNORECASE
-    ):
-        raise ParseError("an empty summary")
-    return summary
-
-
-def _read_scores(section: str) -> tuple[float, dict[str, float]]:
-    """The total and the criteria, from the part under a summary's label."""
-    totals, criteria = [], {}
-    for match in _FIELD.finditer(section):
-        name = match["name"].lower()
-        if name in CRITERIA:
-            criteria[name] = _read_number(match["rest"])
-        elif name.startswith(("total", "overall", "final")) or name in ("score", "rating"):
-            totals.append(_read_number(match["rest"], scale=HIGHEST))
+def _read_scores(fields: list[re.Match], task: Task) -> tuple[float, dict[str, float]]:
+    """The total and the criteria. Raises ParseError."""
+    names = {name.lower(): name for name in task.criteria}
+    lowest, highest = task.lowest_score, task.highest_score
+    totals = [_read_number(match["rest"], highest) for match in fields if match["total"]]
     if not totals or totals[-1] is None:
         raise ParseError("a score is missing or not a number")
-    if not LOWEST <= totals[-1] <= HIGHEST:
-        raise ParseError(f"a score outside {LOWEST} to {HIGHEST}")
-    criteria = {name: value for name, value in criteria.items() if value is not None}
-    if len(criteria) == len(CRITERIA) and sum(criteria.values()) != totals[-1]:
+    if not lowest <= totals[-1] <= highest:
+        raise ParseError(f"a score outside {lowest} to {highest}")
+    rated = [match for match in fields if match["criterion"]]
+    values = {names[match["criterion"].lower()]: _read_number(match["rest"]) for match in rated}
+    criteria = {name: value for name, value in values.items() if value is not None}
+    if len(criteria) == len(names) and sum(criteria.values()) != totals[-1]:
         raise ParseError("a total that is not the sum of its criteria")
     return totals[-1], criteria
 
@@ -155,18 +214,14 @@ def _read_number(rest: str, scale: int | None = None) -> float | None:
     return float(match["score"])
 
 
-def _read_best(rest: str) -> int | None:
-    match = _WHICH.match(rest.strip()[:100])  # a bound on backtracking
-    if not match or re.match(r"\s*(?:or|and|/)\s", match["rest"]):
-        return None
-    return _ORDINAL[match["n"].lower()] - 1
-
-
-def _clean(text: str) -> str:
-    """A summary without rules, quotes and emphasis around the whole of it."""
-    text = re.sub(r"(?:^|\n)[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*(?=\n|$)", "\n", text).strip()
+def _clean(text: str, label: str) -> str:
+    """An answer without rules, quotes and emphasis around the whole of it. Raises ParseError."""
+    text = re.sub(rf"(?:^|\n){_RULE}(?=\n|$)", "\n", text).strip()
     for mark in ("**", "__", "*", '"'):
         inner = text[len(mark) : -len(mark)]
         if len(text) > 2 * len(mark) and text == f"{mark}{inner}{mark}" and mark not in inner:
             text = inner.strip()
+    echo = rf"[<(\[].{{0,60}}{re.escape(label)}[^\n]{{0,60}}[>)\]]"
+    if not text or re.fullmatch(echo, text, re.IGNORECASE):
+        raise ParseError("an empty summary")
     return re.sub(r"\n{3,}", "\n\n", text)
