@@ -211,10 +211,8 @@ def load_tokenizer(weights: Weights):
     from transformers import AutoTokenizer
 
     if weights.adapter and (Path(weights.adapter) / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(weights.adapter, padding_side="left")
-    return AutoTokenizer.from_pretrained(
-        weights.model, revision=weights.revision, padding_side="left"
-    )
+        return AutoTokenizer.from_pretrained(weights.adapter)
+    return AutoTokenizer.from_pretrained(weights.model, revision=weights.revision)
 
 
 def load_model(model: str | Weights, revision: str | None = None):
@@ -237,6 +235,7 @@ def load_model(model: str | Weights, revision: str | None = None):
             loaded = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {name}: {one_line(error, 200)}") from None
+    tokenizer.padding_side = "left"  # what is generated begins at one place
     # The weights alone: the frequencies of rope, which are buffers, stay in 32 bits.
     for parameter in loaded.parameters():
         parameter.data = parameter.data.to(getattr(torch, precision()))

@@ -14,14 +14,7 @@ from pathlib import Path
 
 from common.cli import UserError, run, script_parser
 from common.files import is_made, mark_made
-from eval.load_model import (
-    NF4,
-    Weights,
-    load_base,
-    load_tokenizer,
-    merge_settings,
-    weights_of_run,
-)
+from eval.load_model import NF4, Weights, load_base, load_tokenizer, merge_settings, weights_of_run
 from training.run_config import check_model_folder, load_run_config
 
 __all__ = ["NF4", "merge_settings"]
