@@ -58,7 +58,7 @@ def build_prompt(tokenizer, text: str, template: str | None, max_tokens: int) ->
 def generate_batch(
     model, tokenizer, prompts: list[str], max_new_tokens: int, streamer=None
 ) -> list[dict]:
-    """Greedy continuations of a batch, cut at the end of the turn."""
+    """A record for each greedy continuation of a batch, cut at the end of the turn."""
     import torch
 
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -134,13 +134,18 @@ def settings_of(system: System, rows: list[dict], args: argparse.Namespace) -> d
     }
 
 
+def prompt_limit(model, settings: dict) -> int:
+    """The longest prompt that leaves room for an answer."""
+    context = getattr(model.config, "max_position_embeddings", 10**9)
+    return min(settings["max_prompt_tokens"], context - settings["max_new_tokens"])
+
+
 def generate(
     name: str, system: System, rows: list[dict], settings: dict, batch_tokens: int
 ) -> Iterator[dict]:
     """The records of the rows, batch by batch."""
     model, tokenizer = load_model(system.model)
-    n_new, context = settings["max_new_tokens"], model.config.max_position_embeddings
-    limit = min(settings["max_prompt_tokens"], context - n_new)
+    n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
     prompts, cuts = zip(
         *(build_prompt(tokenizer, r["text"], system.template, limit) for r in rows), strict=True
     )
