@@ -235,6 +235,8 @@ def load_model(model: str | Weights, revision: str | None = None):
             loaded = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {name}: {one_line(error, 200)}") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"{name} has no chat template, so it is no model that was taught here")
     tokenizer.padding_side = "left"  # what is generated begins at one place
     # The weights alone: the frequencies of rope, which are buffers, stay in 32 bits.
     for parameter in loaded.parameters():
