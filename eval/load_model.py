@@ -222,7 +222,6 @@ def load_model(model: str | Weights, revision: str | None = None):
     weight is NaN or infinite.
     """
     import torch
-    from peft import PeftModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -231,6 +230,8 @@ def load_model(model: str | Weights, revision: str | None = None):
     try:
         tokenizer, loaded = load_tokenizer(weights), load_base(weights)
         if weights.adapter:
+            from peft import PeftModel  # it takes seconds to import
+
             adapted = PeftModel.from_pretrained(loaded, weights.adapter)
             loaded = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError) as error:

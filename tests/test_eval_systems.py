@@ -48,6 +48,7 @@ def adapter(tmp_path, tiny_qwen2):
     return tmp_path / "adapter"
 
 
+@pytest.mark.slow
 def test_adapters_endpoints_and_lead_sentences_stand_beside_the_base(
     finished_run, adapter, endpoint
 ):
@@ -69,6 +70,7 @@ def test_adapters_endpoints_and_lead_sentences_stand_beside_the_base(
     assert sum(server.ledger.values()) == 8  # the second run asked for nothing
 
 
+@pytest.mark.slow
 def test_a_killed_generation_goes_on_and_makes_no_document_twice(finished_run):
     rows = read_jsonl(finished_run.parent / "hub/test.jsonl")
     rows = [{**rows[i % 4], "id": f"k{i}"} for i in range(12)]
@@ -87,6 +89,7 @@ def test_a_killed_generation_goes_on_and_makes_no_document_twice(finished_run):
     assert sorted(r["id"] for r in read_jsonl(path)) == sorted(f"k{i}" for i in range(12))
 
 
+@pytest.mark.slow
 def test_batches_give_what_one_at_a_time_gives(finished_run):
     made = {}
     for size in (1, 200):
@@ -103,6 +106,7 @@ def test_batches_give_what_one_at_a_time_gives(finished_run):
     assert min(prompts["instructed"]) > min(prompts["base"])
 
 
+@pytest.mark.slow
 def test_a_stopped_generation_goes_on_and_a_long_text_is_cut(finished_run):
     path = finished_run.parent / "out/eval/summaries/base.jsonl"
     generate(finished_run, "--n", 2)
@@ -126,6 +130,7 @@ def asked_for(config, n: int = 4) -> dict:
     return load_summaries(run, load_test_rows(run, n), ["base", "lead"])
 
 
+@pytest.mark.slow
 def test_settings_asked_for_again_are_what_is_scored(finished_run):
     a, b = ("--max-new-tokens", 8), ("--max-new-tokens", 12)
     found = []
@@ -143,6 +148,7 @@ def test_settings_asked_for_again_are_what_is_scored(finished_run):
     assert scores["settings"]["generation"]["base"]["max_new_tokens"] == 8
 
 
+@pytest.mark.slow
 def test_half_made_settings_are_named_and_the_earlier_ones_can_be_had_again(finished_run):
     generate(finished_run)
     whole = asked_for(finished_run)

@@ -9,8 +9,10 @@ import yaml
 from conftest import one_error_line, read_jsonl, run_stage
 
 from common.cli import UserError
+from common.files import mark_made
 from eval.load_model import Weights, find_weights, load_model, model_config
 
+pytestmark = pytest.mark.slow
 IDS = torch.arange(3, 40)[None]
 
 
@@ -75,6 +77,8 @@ def test_what_a_name_stands_for(trained, unmerged, tiny_qwen2):
     assert find_weights(str(unmerged)) == Weights(str(tiny_qwen2), None, str(unmerged), True)
     write_config(unmerged, tiny_qwen2, load_in_4bit=True)
     adapter = Weights(str(tiny_qwen2), None, str(unmerged), True)
+    assert find_weights(str(unmerged / "config.yaml")) == adapter
+    mark_made(unmerged / "merged", {"adapter": "another one"})
     assert find_weights(str(unmerged / "config.yaml")) == adapter
     with pytest.raises(UserError, match="names no base"):
         find_weights(str(tiny_qwen2), base=True)
