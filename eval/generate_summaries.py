@@ -12,7 +12,7 @@ as `vllm serve outputs/RUN/merged`). Greedy decoding.
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from eval.systems import (
 from prompts import student_messages, template_sha
 from training.run_config import RunConfig, load_run_config
 
-KEY = ("id", "settings")
+KEY, ASKED = ("id", "settings"), "summaries/asked.json"
 
 
 def build_prompt(tokenizer, text: str, template: str | None, max_tokens: int) -> tuple[str, int]:
@@ -140,30 +140,29 @@ def prompt_limit(model, settings: dict) -> int:
     return min(settings["max_prompt_tokens"], context - settings["max_new_tokens"])
 
 
-def generate(
-    name: str, system: System, rows: list[dict], settings: dict, batch_tokens: int
-) -> Iterator[dict]:
-    """The records of the rows, batch by batch."""
+def generate(system: System, rows: list[dict], settings: dict, args) -> Iterator[dict]:
+    """The records of the rows by a model, batch by batch."""
     model, tokenizer = load_model(system.model)
     n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
     prompts, cuts = zip(
         *(build_prompt(tokenizer, r["text"], system.template, limit) for r in rows), strict=True
     )
     if n_cut := sum(cut > 0 for cut in cuts):
-        print(f"{name}: {n_cut} of {len(rows)} documents are cut to {limit:,} prompt tokens")
+        print(f"{n_cut} of {len(rows)} documents are cut to {limit:,} prompt tokens")
     lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
-    with tqdm(total=len(rows), desc=f"{name} summaries", unit="text") as bar:
-        for batch in pack_batches(lengths, n_new, batch_tokens):
-            outputs = generate_batch(model, tokenizer, [prompts[i] for i in batch], n_new)
-            for i, output in zip(batch, outputs, strict=True):
-                yield {"id": rows[i]["id"], **output, "n_cut_tokens": cuts[i]}
-            bar.update(len(batch))
+    for batch in pack_batches(lengths, n_new, args.batch_tokens):
+        outputs = generate_batch(model, tokenizer, [prompts[i] for i in batch], n_new)
+        for i, output in zip(batch, outputs, strict=True):
+            yield {"id": rows[i]["id"], **output, "n_cut_tokens": cuts[i]}
 
 
-def lead(rows: list[dict], words: float) -> Iterator[dict]:
-    """The records of the baseline without a model."""
+def answer(system: System, rows: list[dict], settings: dict, args) -> Iterator[dict]:
+    """The records of the rows by a model, or the lead sentences."""
+    if system.model:
+        yield from generate(system, rows, settings, args)
+        return
     for row in rows:
-        text = lead_sentences(row["text"], words)
+        text = lead_sentences(row["text"], settings["words"])
         yield {"id": row["id"], "text": text, "finish_reason": "stop"}
 
 
@@ -173,16 +172,12 @@ def ask_endpoint(
     """Complete a system behind an endpoint, asked as the teacher is: budget, rate, resume."""
     from data_prep.teacher.ask import ask_all
 
+    requests = []
+    for row in rows:
+        messages = student_messages(row["text"], system.template)
+        requests.append({"id": row["id"], "settings": settings, "messages": messages})
     options = {"model": system.model, "max_tokens": settings["max_new_tokens"], "temperature": 0.0}
-    options |= {"max_rate": None, "retry_refused": False}
-    requests = [
-        {
-            "id": row["id"],
-            "settings": settings,
-            "messages": student_messages(row["text"], system.template),
-        }
-        for row in rows
-    ]
+    options |= {"max_rate": None, "retry_refused": True}
     ask_all(requests, path, argparse.Namespace(**vars(args) | options), f"{name} summaries", KEY)
 
 
@@ -196,22 +191,17 @@ def complete(
     else:
         with appending(path) as log:
             lacking = {one["id"] for one in table.missing(path, wanted, KEY)}
-            left = [row for row in rows if row["id"] in lacking]
-            if not left:
+            if not lacking:
                 print(f"{name}: all summaries are there")
-            elif system.model is None:
-                add(log, lead(left, settings["words"]), settings)
-            else:
-                add(log, generate(name, system, left, settings, args.batch_tokens), settings)
+                return list(table.load(path, wanted, KEY).values())
+            left = [row for row in rows if row["id"] in lacking]
+            answers = answer(system, left, settings, args)
+            for record in tqdm(answers, f"{name} summaries", len(left), unit="text"):
+                append_record(log, {**record, "settings": settings})
     records = table.load(path, wanted, KEY)
-    if lacking := len(rows) - len(records):
-        raise UserError(f"{lacking} of {len(rows)} texts have no summary by {name}; run again")
+    if n_lacking := len(rows) - len(records):
+        raise UserError(f"{n_lacking} of {len(rows)} texts have no summary by {name}; run again")
     return list(records.values())
-
-
-def add(log, records: Iterable[dict], settings: dict) -> None:
-    for record in records:
-        append_record(log, {**record, "settings": settings})
 
 
 def summarize(
@@ -222,13 +212,9 @@ def summarize(
     return complete(name, system, rows, path, settings_of(system, rows, args), args)
 
 
-def asked_path(config: RunConfig) -> Path:
-    """Where the settings stand with which each system was asked last."""
-    return config.eval_dir / "summaries" / "asked.json"
-
-
 def read_asked(config: RunConfig) -> dict[str, dict]:
-    path = asked_path(config)
+    """system -> the settings with which it was asked last."""
+    path = config.eval_dir / ASKED
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -238,7 +224,7 @@ def summarize_all(config: RunConfig, rows: list[dict], args: argparse.Namespace)
     systems = {name: resolve(system, config.overrides) for name, system in systems.items()}
     asked = {name: settings_of(system, rows, args) for name, system in systems.items()}
     # All of them before the first summary: what is half made is never scored beside another's.
-    write_text(asked_path(config), json.dumps(read_asked(config) | asked, indent=1) + "\n")
+    write_text(config.eval_dir / ASKED, json.dumps(read_asked(config) | asked, indent=1) + "\n")
     for name, system in systems.items():
         complete(name, system, rows, summaries_path(config, name), asked[name], args)
 

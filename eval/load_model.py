@@ -29,12 +29,15 @@ NF4 = {  # as axolotl loads the base of a QLoRA run
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model, or a base and the adapter on it, with the config's rope settings if any."""
+    """A whole model, or a base and the adapter on it, with the config's rope settings if any.
+
+    `four_bits`: whether the adapter was trained on 4 bits, None where nothing tells.
+    """
 
     model: str
     revision: str | None = None
     adapter: str | None = None
-    four_bits: bool = False
+    four_bits: bool | None = False
     overrides: dict | None = None
 
     @property
@@ -61,16 +64,6 @@ def base_of_adapter(folder: Path) -> str | None:
     """The model that the adapter in `folder` was trained on, None if it holds no adapter."""
     path = folder / ADAPTER_CONFIG
     return json.loads(path.read_text())["base_model_name_or_path"] if path.is_file() else None
-
-
-def trained_on_4_bits(folder: Path, config: RunConfig | None) -> bool | None:
-    """Whether the adapter in `folder` was, by its config or what axolotl left; None: who knows."""
-    if config:
-        return config.four_bits
-    if not (folder / "config.json").is_file():
-        return None
-    model = json.loads((folder / "config.json").read_text())
-    return bool((model.get("quantization_config") or {}).get("load_in_4bit"))
 
 
 def config_in(folder: Path) -> RunConfig | None:
@@ -114,17 +107,15 @@ def weights_in(folder: Path, revision: str | None = None) -> Weights:
     if not (base := base_of_adapter(folder)):
         check_model_folder(str(folder))
         return Weights(str(folder))
-    config = config_in(folder)
-    if (four_bits := trained_on_4_bits(folder, config)) is None:
-        warn(f"nothing in {folder} tells whether it was trained on 4 bits; {base} is not rounded")
     own = json.loads((folder / ADAPTER_CONFIG).read_text()).get("revision")
-    return Weights(
-        base,
-        (config and config.base_revision) or own or revision,
-        str(folder),
-        bool(four_bits),
-        config and config.overrides,
-    )
+    if config := config_in(folder):
+        revision = config.base_revision or own or revision
+        return Weights(base, revision, str(folder), config.four_bits, config.overrides)
+    four_bits = None
+    if (folder / "config.json").is_file():  # of the base as axolotl had it, quantized or not
+        model = json.loads((folder / "config.json").read_text())
+        four_bits = bool((model.get("quantization_config") or {}).get("load_in_4bit"))
+    return Weights(base, own or revision, str(folder), four_bits)
 
 
 def find_weights(name: str, revision: str | None = None, base: bool = False) -> Weights:
@@ -227,6 +218,8 @@ def load_model(model: str | Weights, revision: str | None = None):
     disable_progress_bar()
     weights = find_weights(model, revision) if isinstance(model, str) else model
     name = weights.adapter or weights.model
+    if weights.four_bits is None:
+        warn(f"nothing tells whether {name} was trained on 4 bits; its base is not rounded")
     try:
         tokenizer, loaded = load_tokenizer(weights), load_base(weights)
         if weights.adapter:

@@ -15,7 +15,7 @@ from pathlib import Path
 from common.cli import UserError, run, script_parser
 from common.files import is_made, mark_made
 from eval.load_model import NF4, Weights, load_base, load_tokenizer, merge_settings, weights_of_run
-from training.run_config import check_model_folder, load_run_config
+from training.run_config import RunConfig, check_model_folder, load_run_config
 
 __all__ = ["NF4", "merge_settings"]
 PROBE = "The harbour was built in 1823 and protects the market square from the sea."
@@ -54,10 +54,8 @@ def merge(weights: Weights, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def main() -> None:
-    parser = script_parser(__doc__)
-    parser.add_argument("config", help="the run's name, or its axolotl YAML")
-    config = load_run_config(parser.parse_args().config)
+def merge_run(config: RunConfig) -> None:
+    """Make the run's merged model, unless it is there and up to date."""
     check_model_folder(config.base_model)
     settings = merge_settings(config)
     if is_made(config.merged, settings):
@@ -72,6 +70,12 @@ def main() -> None:
     shutil.rmtree(config.merged, ignore_errors=True)
     partial.rename(config.merged)
     print(f"merged model in {config.merged}")
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    parser.add_argument("config", help="the run's name, or its axolotl YAML")
+    merge_run(load_run_config(parser.parse_args().config))
 
 
 if __name__ == "__main__":
