@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from common.cli import UserError
 from demo.prepare_parts import package_folder
 from eval.generate_summaries import load_summaries, pack_batches, tokens
-from eval.systems import load_test_rows, systems_of
+from eval.systems import lead_sentences, load_test_rows, systems_of
 from training.run_config import load_run_config
 
 STAGE = "eval.generate_summaries"
@@ -196,3 +197,29 @@ def test_references_that_are_none(finished_run):
     assert "1 test documents" in line and "t2" in line
     (finished_run.parent / "hub/test.jsonl").write_text("")
     assert "test split" in one_error_line(run_stage(STAGE, finished_run, code=1))
+
+
+def test_lead_sentences_come_nearest_to_the_length():
+    text = "One two three. Four five six.\n\nSeven eight nine. Ten."
+    assert lead_sentences(text, 6) == "One two three. Four five six."
+    assert lead_sentences(text, 1) == "One two three."
+    assert lead_sentences(text, 99) == "One two three. Four five six. Seven eight nine. Ten."
+
+
+@pytest.mark.parametrize(
+    "stage", ["eval.merge_adapter", "eval.generate_summaries", "eval.score_summaries"]
+)
+def test_a_model_folder_that_is_not_one(tmp_path, stage):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "base_model": str(tmp_path),
+                "output_dir": str(tmp_path),
+                "datasets": [{"path": str(tmp_path)}],
+            }
+        )
+    )
+    options = ["--encoder", tmp_path] if "score" in stage else []
+    line = one_error_line(run_stage(stage, config, *options, code=1))
+    assert "is not a model folder" in line
