@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from common import table
 from common.cli import UserError, positive, run, script_parser
 from common.files import append_record, appending, write_text
-from eval.load_model import Weights, find_weights, load_model, precision
+from eval.load_model import load_model, precision
 from eval.systems import (
     System,
     add_run_options,
@@ -78,17 +79,16 @@ def generate_batch(
             top_k=None,
             streamer=streamer,
         )
+    new = output[:, inputs.input_ids.shape[1] :].tolist()
     results = []
-    for prompt_mask, ids in zip(
-        inputs.attention_mask, output[:, inputs.input_ids.shape[1] :].tolist(), strict=True
-    ):
-        length = next((i for i, token in enumerate(ids) if token in ends), None)
+    for n_prompt, ids in zip(inputs.attention_mask.sum(1).tolist(), new, strict=True):
+        answer = list(takewhile(lambda token: token not in ends, ids))
         results.append(
             {
-                "text": tokenizer.decode(ids[:length], skip_special_tokens=True).strip(),
-                "finish_reason": "length" if length is None else "stop",
-                "n_prompt_tokens": int(prompt_mask.sum()),
-                "n_new_tokens": len(ids) if length is None else length,
+                "text": tokenizer.decode(answer, skip_special_tokens=True).strip(),
+                "finish_reason": "length" if len(answer) == len(ids) else "stop",
+                "n_prompt_tokens": n_prompt,
+                "n_new_tokens": len(answer),
             }
         )
     return results
@@ -108,22 +108,13 @@ def pack_batches(lengths: list[int], max_new_tokens: int, batch_tokens: int) -> 
         order = order[size:]
 
 
-def resolve(system: System, overrides: dict | None) -> System:
-    """The system with its weights found, under the overrides of the run's config."""
-    if system.is_endpoint or system.model is None:
-        return system
-    found = isinstance(system.model, Weights)
-    weights = system.model if found else find_weights(system.model, system.revision)
-    return replace(system, model=replace(weights, overrides=overrides or weights.overrides))
-
-
 def settings_of(system: System, rows: list[dict], args: argparse.Namespace) -> dict:
-    """All that tells the summaries of a resolved system from those that it makes otherwise."""
+    """All that tells a system's summaries from those that it makes otherwise."""
     if system.model is None:
         return {"model": None, "words": words_of_references(rows)}
     template = system.template and template_sha(system.template)
     prompting = {"template": template, "max_new_tokens": args.max_new_tokens}
-    if system.is_endpoint:
+    if isinstance(system.model, str):
         return {"model": system.model, "decoding": "temperature 0", **prompting}
     return {
         **system.model.settings,
@@ -186,7 +177,7 @@ def complete(
 ) -> list[dict]:
     """Add to the table at `path` what it lacks of `rows`; their records, in the order of `rows`."""
     wanted = [{"id": row["id"], "settings": settings} for row in rows]
-    if system.is_endpoint:
+    if isinstance(system.model, str):
         ask_endpoint(name, system, rows, path, settings, args)
     else:
         with appending(path) as log:
@@ -208,7 +199,8 @@ def summarize(
     name: str, system: System, rows: list[dict], path: Path, overrides: dict | None, args
 ) -> list[dict]:
     """The summaries of `rows` by a system, in their order; what `path` lacks is made and kept."""
-    system = resolve(system, overrides)
+    if overrides:
+        system = replace(system, model=replace(system.model, overrides=overrides))
     return complete(name, system, rows, path, settings_of(system, rows, args), args)
 
 
@@ -221,7 +213,6 @@ def read_asked(config: RunConfig) -> dict[str, dict]:
 def summarize_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
     """Complete the summaries of all systems that `args` names."""
     systems = systems_of(config, args.systems)
-    systems = {name: resolve(system, config.overrides) for name, system in systems.items()}
     asked = {name: settings_of(system, rows, args) for name, system in systems.items()}
     # All of them before the first summary: what is half made is never scored beside another's.
     write_text(config.eval_dir / ASKED, json.dumps(read_asked(config) | asked, indent=1) + "\n")

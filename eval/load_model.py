@@ -19,7 +19,7 @@ from training.run_config import (
     load_run_config,
 )
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
 NF4 = {  # as axolotl loads the base of a QLoRA run
     "load_in_4bit": True,
     "bnb_4bit_quant_type": "nf4",
@@ -60,10 +60,10 @@ def precision() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-def base_of_adapter(folder: Path) -> str | None:
-    """The model that the adapter in `folder` was trained on, None if it holds no adapter."""
-    path = folder / ADAPTER_CONFIG
-    return json.loads(path.read_text())["base_model_name_or_path"] if path.is_file() else None
+def adapter_config(folder: Path) -> dict | None:
+    """What peft knows of the adapter in `folder`, None if it holds none."""
+    path = folder / "adapter_config.json"
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def config_in(folder: Path) -> RunConfig | None:
@@ -82,7 +82,7 @@ def weights_of_run(config: RunConfig) -> Weights:
         raise UserError(
             f"no adapter in {config.output_dir}; train it with `just train {config.path.stem}`"
         )
-    if (base := base_of_adapter(config.output_dir)) != config.base_model:
+    if (base := adapter_config(config.output_dir)["base_model_name_or_path"]) != config.base_model:
         raise UserError(
             f"the adapter in {config.output_dir} is for the base {base}, but {config.path} names "
             f"{config.base_model}; `just train {config.path.stem}` trains anew"
@@ -104,10 +104,10 @@ def merge_settings(config: RunConfig) -> dict:
 
 def weights_in(folder: Path, revision: str | None = None) -> Weights:
     """A model or adapter folder's; `revision`: of the base, where nothing in the folder tells."""
-    if not (base := base_of_adapter(folder)):
+    if not (adapter := adapter_config(folder)):
         check_model_folder(str(folder))
         return Weights(str(folder))
-    own = json.loads((folder / ADAPTER_CONFIG).read_text()).get("revision")
+    base, own = adapter["base_model_name_or_path"], adapter.get("revision")
     if config := config_in(folder):
         revision = config.base_revision or own or revision
         return Weights(base, revision, str(folder), config.four_bits, config.overrides)

@@ -121,7 +121,7 @@ def main() -> None:
     texts = {name: read_text(path) for name, path in paths.items()}
     base = args.base or args.instructed
     weights = find_weights(args.model or newest_adapter(), args.revision, base)
-    system = System(weights, None, INSTRUCTED if args.instructed else None)
+    system = System(weights, INSTRUCTED if args.instructed else None)
     settings = settings_of(system, [], args)
     if args.output_dir:
         return write(system, texts, settings, args)

@@ -2,13 +2,13 @@
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from common.cli import UserError, positive
-from eval.load_model import Weights, base_of_adapter
+from eval.load_model import Weights, weights_in
 from training.run_config import RunConfig, check_model_folder, load_rows
 
 INSTRUCTED = "summarize/instructed.jinja"
@@ -18,12 +18,11 @@ ENDPOINTS = {"endpoint:": INSTRUCTED, "endpoint-bare:": None}  # -> what its mod
 
 @dataclass(frozen=True)
 class System:
-    """A model and the template around the text, None for the bare text; lead has no model."""
+    """A model, or a name behind an endpoint, and the template around the text, None for the bare
+    text; lead has no model."""
 
-    model: str | Weights | None
-    revision: str | None = None
+    model: Weights | str | None
     template: str | None = None
-    is_endpoint: bool = False
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -50,33 +49,28 @@ def systems_of(config: RunConfig, names: list[str]) -> dict[str, System]:
 
 
 def system_of(config: RunConfig, name: str) -> System:
-    """One system. Raises UserError."""
+    """One system, its model under the overrides of the run. Raises UserError."""
     for prefix, template in ENDPOINTS.items():
         if name.startswith(prefix):
-            return System(name.removeprefix(prefix), None, template, is_endpoint=True)
-    base = Weights(config.base_model, config.base_revision)
-    known = {
-        "base": System(base),
-        "instructed": System(base, None, INSTRUCTED),
-        "tuned": System(Weights(str(config.merged))),
-        "lead": System(None),
-    }
-    if name not in known and not Path(name).is_dir():
+            return System(name.removeprefix(prefix), template)
+    if name == "lead":
+        return System(None)
+    if name in ("base", "instructed"):
+        check_model_folder(config.base_model)
+        weights = Weights(config.base_model, config.base_revision, overrides=config.overrides)
+        return System(weights, INSTRUCTED if name == "instructed" else None)
+    if name == "tuned":
+        if not (config.merged / "config.json").is_file():
+            hint = f"make it with `just merge {config.path.stem}`"
+            raise UserError(f"{config.merged} is not a model folder (nothing merged); {hint}")
+        return System(Weights(str(config.merged), overrides=config.overrides))
+    if not Path(name).is_dir():
         choices = f"{', '.join(SYSTEMS)}, a folder that is there, endpoint:MODEL"
         raise UserError(f"no system {name}: --systems takes {choices}")
-    if name == "tuned" and not (config.merged / "config.json").is_file():
-        hint = f"make it with `just merge {config.path.stem}`"
-        raise UserError(f"{config.merged} is not a model folder (nothing merged); {hint}")
-    if system := known.get(name):
-        if system.model:
-            check_model_folder(system.model.model)
-        return system
-    trained_on = base_of_adapter(Path(name))
-    if trained_on not in (None, config.base_model):
-        raise UserError(f"{name} is an adapter of {trained_on}, not of {config.base_model}")
-    if not trained_on:
-        check_model_folder(name)
-    return System(name.rstrip("/"), config.base_revision)
+    weights = weights_in(Path(name), config.base_revision)
+    if weights.adapter and weights.model != config.base_model:
+        raise UserError(f"{name} is an adapter of {weights.model}, not of {config.base_model}")
+    return System(replace(weights, overrides=config.overrides or weights.overrides))
 
 
 def summaries_path(config: RunConfig, name: str) -> Path:
