@@ -17,13 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.files import load_records
-from eval.generate_summaries import (
-    build_prompt,
-    cache_bytes_per_token,
-    generate_batch,
-    load_model,
-    pack_batches,
-)
+from eval.generate_summaries import build_prompt, generate_batch, pack_batches
+from eval.load_model import load_model
 from eval.measures import BertScore, split_sentences
 from eval.systems import load_test_rows
 from prompts import student_messages
@@ -60,15 +55,14 @@ def snippet(texts: list[str], n_new: int) -> tuple[list[str], np.ndarray]:
     return summaries, now() - started
 
 
-def batched(texts: list[str], n_new: int, batch_size: int) -> tuple[list[str], np.ndarray]:
+def batched(texts: list[str], n_new: int, batch_tokens: int) -> tuple[list[str], np.ndarray]:
     """Our generation: (summaries, wall and CPU seconds without loading)."""
-    model, tokenizer = load_model(STUDENT, None)
+    model, tokenizer = load_model(STUDENT)
     started = now()
     prompts = [build_prompt(tokenizer, text, None, 8192)[0] for text in texts]
     lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
-    token_bytes = cache_bytes_per_token(model.config, 4)
     summaries = [""] * len(texts)
-    for batch in pack_batches(lengths, n_new, token_bytes, 2 * 2**30, batch_size):
+    for batch in pack_batches(lengths, n_new, batch_tokens):
         outputs = generate_batch(model, tokenizer, [prompts[i] for i in batch], n_new)
         for i, output in zip(batch, outputs, strict=True):
             summaries[i] = output["text"]
@@ -77,7 +71,7 @@ def batched(texts: list[str], n_new: int, batch_size: int) -> tuple[list[str], n
 
 def bench_generation(args: argparse.Namespace) -> None:
     texts = [row["text"] for row in load_test_rows(load_run_config(CONFIG), args.n)]
-    ours, fast = batched(texts, args.max_new_tokens, args.batch_size)
+    ours, fast = batched(texts, args.max_new_tokens, args.batch_tokens)
     theirs, slow = snippet(texts, args.max_new_tokens)
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
     print(
@@ -119,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--n", type=int, default=32, help="texts to summarize")
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-tokens", type=int, default=16384)
     parser.add_argument("--pairs", type=int, default=1000, help="pairs to score")
     parser.add_argument("--sample", type=int, default=100, help="pairs for the per-pair way")
     args = parser.parse_args()

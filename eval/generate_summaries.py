@@ -1,65 +1,41 @@
 """Summarize the test documents with every system: models, adapters, endpoints, the lead sentences.
 
-Reads the test split of the config's dataset and outputs/<config>/merged, appends to
-outputs/<config>/eval/summaries/<system>.jsonl batch by batch; a killed run goes on where it
-stopped. Greedy decoding; every record carries the settings that made it. A system is base,
-instructed, tuned, lead, a folder with a merged model or an adapter, or endpoint:MODEL (any
-OpenAI-compatible one, named by TOGETHER_BASE_URL).
+Reads the test split of the run's dataset and outputs/RUN/merged, appends batch by batch to
+outputs/RUN/eval/summaries/SYSTEM.jsonl. Every record carries the settings that made it; those of
+other settings stay, and asked.json there says which were asked for last. A killed run goes on where
+it stopped. A system is base, instructed, tuned, lead, a folder with a model or an adapter, or
+endpoint:MODEL or endpoint-bare:MODEL (any OpenAI-compatible one, named by TOGETHER_BASE_URL, such
+as `vllm serve outputs/RUN/merged`). Greedy decoding.
 
-    python -m eval.generate_summaries axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --n 32
+    python -m eval.generate_summaries smollm2-135m-dpo-sft-lora --n 32
 """
 
 import argparse
-import time
+import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from tqdm import tqdm
 
+from common import table
 from common.cli import UserError, positive, run, script_parser
-from common.files import append_record, appending, read_records
+from common.files import append_record, appending, write_text
+from eval.load_model import load_model, precision
 from eval.systems import (
-    ENDPOINT,
     System,
     add_run_options,
-    ask_endpoint,
-    base_of_adapter,
+    lead_sentences,
     load_test_rows,
-    model_config,
-    precision,
     summaries_path,
     systems_of,
-    write_lead,
+    words_of_references,
 )
 from prompts import student_messages, template_sha
-from training.run_config import RunConfig, fingerprint, load_run_config
+from training.run_config import RunConfig, load_run_config
 
-
-def load_model(name: str, revision: str | None, overrides: dict | None = None):
-    """(model, tokenizer) of a Hub id, a model folder or an adapter folder, for batched generation.
-
-    On the GPU in bf16 where there is one. Raises UserError if a weight is NaN or infinite.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    base = base_of_adapter(Path(name)) or name
-    with_tokenizer = base == name or (Path(name) / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(
-        name if with_tokenizer else base, revision=revision, padding_side="left"
-    )
-    config = model_config(base, revision, overrides)
-    model = AutoModelForCausalLM.from_pretrained(
-        base, revision=revision, dtype=precision(), config=config
-    )
-    if base != name:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, name).merge_and_unload()
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise UserError(f"{name} holds weights that are NaN or infinite; its training diverged")
-    return model.to("cuda" if precision() == "bfloat16" else "cpu").eval(), tokenizer
+KEY, ASKED = ("id", "settings"), "summaries/asked.json"
 
 
 def build_prompt(tokenizer, text: str, template: str | None, max_tokens: int) -> tuple[str, int]:
@@ -80,8 +56,10 @@ def build_prompt(tokenizer, text: str, template: str | None, max_tokens: int) ->
     return prompt_of(tokenizer.decode(ids[:keep])), len(ids) - keep
 
 
-def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int) -> list[dict]:
-    """Greedy continuations of a batch, cut at the end of the turn."""
+def generate_batch(
+    model, tokenizer, prompts: list[str], max_new_tokens: int, streamer=None
+) -> list[dict]:
+    """A record for each greedy continuation of a batch, cut at the end of the turn."""
     import torch
 
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -99,139 +77,186 @@ def generate_batch(model, tokenizer, prompts: list[str], max_new_tokens: int) ->
             temperature=None,
             top_p=None,
             top_k=None,
+            streamer=streamer,
         )
+    new = output[:, inputs.input_ids.shape[1] :].tolist()
     results = []
-    for prompt_mask, ids in zip(
-        inputs.attention_mask, output[:, inputs.input_ids.shape[1] :].tolist(), strict=True
-    ):
-        length = next((i for i, token in enumerate(ids) if token in ends), None)
+    for n_prompt, ids in zip(inputs.attention_mask.sum(1).tolist(), new, strict=True):
+        answer = list(takewhile(lambda token: token not in ends, ids))
         results.append(
             {
-                "text": tokenizer.decode(ids[:length], skip_special_tokens=True).strip(),
-                "finish_reason": "length" if length is None else "stop",
-                "n_prompt_tokens": int(prompt_mask.sum()),
-                "n_new_tokens": len(ids) if length is None else length,
+                "text": tokenizer.decode(answer, skip_special_tokens=True).strip(),
+                "finish_reason": "length" if len(answer) == len(ids) else "stop",
+                "n_prompt_tokens": n_prompt,
+                "n_new_tokens": len(answer),
             }
         )
     return results
 
 
-def pack_batches(
-    lengths: list[int], max_new_tokens: int, token_bytes: int, budget: float, largest: int
-) -> Iterator[list[int]]:
-    """Indices of the prompts in batches of like length, longest first.
+def pack_batches(lengths: list[int], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of the prompts in batches of like length, the longest first.
 
-    A padded batch holds for each prompt a KV cache of `token_bytes` a token and an attention mask
-    of 4 bytes a pair of prompt tokens; together at most `budget` bytes. Raises UserError if one
-    prompt alone is over it (its mask is left out: it has no padding).
+    A batch, padded and with its answers, holds at most `batch_tokens`, or a single prompt; so what
+    a batch needs (keys and values, and the mask of the padding) is bounded for prompts of any
+    length, and too large a number fails on the first batch.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
-        cache = token_bytes * (lengths[order[0]] + max_new_tokens)
-        if cache > budget:
-            raise UserError(
-                f"a prompt of {lengths[order[0]]:,} tokens needs a KV cache of "
-                f"{cache / 2**30:.2f} GiB; raise --kv-cache-gib or lower --max-prompt-tokens"
-            )
-        size = max(1, min(largest, int(budget // (cache + 4 * lengths[order[0]] ** 2))))
+        size = max(1, batch_tokens // (lengths[order[0]] + max_new_tokens))
         yield order[:size]
         order = order[size:]
 
 
-def cache_bytes_per_token(config, bytes_per_value: int) -> int:
-    """Bytes of keys and values that one token adds over all layers."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * size * bytes_per_value
+def settings_of(system: System, rows: list[dict], args: argparse.Namespace) -> dict:
+    """All that tells a system's summaries from those that it makes otherwise."""
+    if system.model is None:
+        return {"model": None, "words": words_of_references(rows)}
+    template = system.template and template_sha(system.template)
+    prompting = {"template": template, "max_new_tokens": args.max_new_tokens}
+    if isinstance(system.model, str):
+        return {"model": system.model, "decoding": "temperature 0", **prompting}
+    return {
+        **system.model.settings,
+        **prompting,
+        "max_prompt_tokens": args.max_prompt_tokens,
+        "decoding": "greedy",
+        "precision": precision(),
+    }
 
 
-def transformers_engine(system: System, overrides: dict, args: argparse.Namespace) -> tuple:
-    """(tokenizer, context in tokens, batches of prompt lengths, continuations of prompts)."""
-    model, tokenizer = load_model(system.model, system.revision, overrides)
-    token_bytes = cache_bytes_per_token(model.config, model.dtype.itemsize)
-    limits = (args.max_new_tokens, token_bytes, args.kv_cache_gib * 2**30, args.batch_size)
-    return (
-        tokenizer,
-        getattr(model.config, "max_position_embeddings", 10**9),
-        lambda lengths: pack_batches(lengths, *limits),
-        lambda prompts: generate_batch(model, tokenizer, prompts, args.max_new_tokens),
+def prompt_limit(model, settings: dict) -> int:
+    """The longest prompt that leaves room for an answer."""
+    context = getattr(model.config, "max_position_embeddings", 10**9)
+    return min(settings["max_prompt_tokens"], context - settings["max_new_tokens"])
+
+
+def generate(system: System, rows: list[dict], settings: dict, args) -> Iterator[dict]:
+    """The records of the rows by a model, batch by batch."""
+    model, tokenizer = load_model(system.model)
+    n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
+    prompts, cuts = zip(
+        *(build_prompt(tokenizer, r["text"], system.template, limit) for r in rows), strict=True
     )
+    if n_cut := sum(cut > 0 for cut in cuts):
+        print(f"{n_cut} of {len(rows)} documents are cut to {limit:,} prompt tokens")
+    lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
+    for batch in pack_batches(lengths, n_new, args.batch_tokens):
+        outputs = generate_batch(model, tokenizer, [prompts[i] for i in batch], n_new)
+        for i, output in zip(batch, outputs, strict=True):
+            yield {"id": rows[i]["id"], **output, "n_cut_tokens": cuts[i]}
+
+
+def answer(system: System, rows: list[dict], settings: dict, args) -> Iterator[dict]:
+    """The records of the rows by a model, or the lead sentences."""
+    if system.model:
+        yield from generate(system, rows, settings, args)
+        return
+    for row in rows:
+        text = lead_sentences(row["text"], settings["words"])
+        yield {"id": row["id"], "text": text, "finish_reason": "stop"}
+
+
+def ask_endpoint(
+    name: str, system: System, rows: list[dict], path: Path, settings: dict, args
+) -> None:
+    """Complete a system behind an endpoint, asked as the teacher is: budget, rate, resume."""
+    from data_prep.teacher.ask import ask_all
+
+    requests = []
+    for row in rows:
+        messages = student_messages(row["text"], system.template)
+        requests.append({"id": row["id"], "settings": settings, "messages": messages})
+    options = {"model": system.model, "max_tokens": settings["max_new_tokens"], "temperature": 0.0}
+    options |= {"max_rate": None, "retry_refused": True}
+    ask_all(requests, path, argparse.Namespace(**vars(args) | options), f"{name} summaries", KEY)
+
+
+def complete(
+    name: str, system: System, rows: list[dict], path: Path, settings: dict, args
+) -> list[dict]:
+    """Add to the table at `path` what it lacks of `rows`; their records, in the order of `rows`."""
+    wanted = [{"id": row["id"], "settings": settings} for row in rows]
+    if isinstance(system.model, str):
+        ask_endpoint(name, system, rows, path, settings, args)
+    else:
+        with appending(path) as log:
+            lacking = {one["id"] for one in table.missing(path, wanted, KEY)}
+            if not lacking:
+                print(f"{name}: all summaries are there")
+                return list(table.load(path, wanted, KEY).values())
+            left = [row for row in rows if row["id"] in lacking]
+            answers = answer(system, left, settings, args)
+            for record in tqdm(answers, f"{name} summaries", len(left), unit="text"):
+                append_record(log, {**record, "settings": settings})
+    records = table.load(path, wanted, KEY)
+    if n_lacking := len(rows) - len(records):
+        raise UserError(f"{n_lacking} of {len(rows)} texts have no summary by {name}; run again")
+    return list(records.values())
 
 
 def summarize(
-    name: str, system: System, rows: list[dict], path: Path, overrides: dict, args
-) -> None:
-    """Complete one model's file with the rows that it lacks."""
-    settings = {
-        "model": system.model,
-        "revision": system.revision,
-        "fingerprint": fingerprint(system.model),
-        "template": system.template and template_sha(system.template),
-        "max_new_tokens": args.max_new_tokens,
-        "max_prompt_tokens": args.max_prompt_tokens,
-        "decoding": "greedy",
-        "backend": args.backend,
-        "precision": precision(),
-        "overrides": overrides,
-    }
-    with appending(path) as log:
-        done = {
-            r["id"] for r in read_records(path, ("id", "settings")) if r["settings"] == settings
-        }
-        rows = [row for row in rows if row["id"] not in done]
-        if not rows:
-            print(f"{name}: all summaries are there")
-            return
-        if args.backend == "vllm":
-            from eval.vllm_engine import vllm_engine as engine
-        else:
-            engine = transformers_engine
-        tokenizer, context, batches, generate = engine(system, overrides, args)
-        limit = min(args.max_prompt_tokens, context - args.max_new_tokens)
-        prompts, cuts = zip(
-            *(build_prompt(tokenizer, r["text"], system.template, limit) for r in rows), strict=True
-        )
-        if n_cut := sum(cut > 0 for cut in cuts):
-            print(f"{name}: {n_cut} of {len(rows)} documents are cut to {limit:,} prompt tokens")
-        lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
-        started, n_new = time.monotonic(), 0
-        with tqdm(total=len(rows), desc=f"{name} summaries", unit="text") as bar:
-            for batch in batches(lengths):
-                for i, output in zip(batch, generate([prompts[i] for i in batch]), strict=True):
-                    cut = {"n_cut_tokens": cuts[i], "settings": settings}
-                    append_record(log, {"id": rows[i]["id"], **output, **cut})
-                    n_new += output["n_new_tokens"]
-                rate = n_new / (time.monotonic() - started)
-                bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-                bar.update(len(batch))
+    name: str, system: System, rows: list[dict], path: Path, overrides: dict | None, args
+) -> list[dict]:
+    """The summaries of `rows` by a system, in their order; what `path` lacks is made and kept."""
+    if overrides:
+        system = replace(system, model=replace(system.model, overrides=overrides))
+    return complete(name, system, rows, path, settings_of(system, rows, args), args)
+
+
+def read_asked(config: RunConfig) -> dict[str, dict]:
+    """system -> the settings with which it was asked last."""
+    path = config.eval_dir / ASKED
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def summarize_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
     """Complete the summaries of all systems that `args` names."""
-    overrides = config.settings.get("overrides_of_model_config") or {}
-    for name, system in systems_of(config, args.systems).items():
-        path = summaries_path(config, name)
-        if system.model is None:
-            write_lead(rows, path)
-        elif name.startswith(ENDPOINT):
-            ask_endpoint(name, system, rows, path, args)
-        else:
-            summarize(name, system, rows, path, overrides, args)
+    systems = systems_of(config, args.systems)
+    asked = {name: settings_of(system, rows, args) for name, system in systems.items()}
+    # All of them before the first summary: what is half made is never scored beside another's.
+    write_text(config.eval_dir / ASKED, json.dumps(read_asked(config) | asked, indent=1) + "\n")
+    for name, system in systems.items():
+        complete(name, system, rows, summaries_path(config, name), asked[name], args)
+
+
+def load_summaries(
+    config: RunConfig, rows: list[dict], systems: list[str], asked: dict | None = None
+) -> dict[str, dict[str, dict]]:
+    """system -> id -> record, as they were asked for last, or with the settings in `asked`.
+
+    Raises UserError if a system lacks a text.
+    """
+    asked, summaries = asked or read_asked(config), {}
+    for system in systems:
+        path = summaries_path(config, system)
+        if system not in asked:
+            raise UserError(f"{path} was not asked for yet; make it with `just summaries`")
+        wanted = [{"id": row["id"], "settings": asked[system]} for row in rows]
+        summaries[system] = table.load(path, wanted, KEY)
+        if lacking := len(rows) - len(summaries[system]):
+            raise UserError(
+                f"{path} lacks {lacking} of {len(rows)} test texts with the settings asked for "
+                "last; complete them with the same `just summaries`, ask for the earlier settings "
+                "again, or pass the same --n"
+            )
+    return summaries
+
+
+def tokens(text: str) -> int:
+    """8192 or 8K, for argparse."""
+    return positive(text[:-1]) * 1024 if text[-1:] in ("k", "K") else positive(text)
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--max-new-tokens", type=positive, default=512, help="longest summary")
     option("--max-prompt-tokens", type=tokens, default=8192, help="longer texts are cut; 16K, 32K")
-    option("--batch-size", type=positive, default=16, help="most texts of like length at once")
-    option("--kv-cache-gib", type=float, default=2.0, help="memory for a batch's KV cache")
-    option("--backend", choices=["transformers", "vllm"], default="transformers")
-    option("--endpoint-options", default="", help='as for the teacher, e.g. "--budget-usd 2"')
-
-
-def tokens(text: str) -> int:
-    """8192 or 8K, for argparse."""
-    return positive(text[:-1]) * 1024 if text[-1:] in ("k", "K") else positive(text)
+    option("--batch-tokens", type=tokens, default=16384, help="most tokens of a padded batch")
+    option("--budget-usd", type=float, help="ceiling for all that the endpoints ever cost")
+    option("--concurrency", type=positive, default=64, help="most requests in flight")
+    option("--timeout", type=float, default=300, help="seconds to wait for an endpoint")
+    option("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="$ per million tokens")
 
 
 def main() -> None:

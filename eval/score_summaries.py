@@ -19,41 +19,14 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from common.cli import UserError, positive, run, script_parser
-from common.files import read_records, replacing
+from common.files import replacing
 from common.report import paired_bootstrap
 from eval.build_report import example, load_scores, table, write_report  # noqa: F401
 from eval.faithfulness import Entailment, is_entailment_model
+from eval.generate_summaries import load_summaries
 from eval.measures import BertScore, rouge, shape
-from eval.systems import add_run_options, load_test_rows, summaries_path, systems_of
+from eval.systems import add_run_options, load_test_rows, systems_of
 from training.run_config import RunConfig, check_model_folder, load_run_config
-
-
-def load_summaries(
-    config: RunConfig, rows: list[dict], systems: list[str]
-) -> dict[str, dict[str, dict]]:
-    """system -> id -> record, in the table's order.
-
-    Raises UserError if a system lacks a text or its texts were made with different settings.
-    """
-    ids = [row["id"] for row in rows]
-    summaries = {}
-    for system in systems:
-        path = summaries_path(config, system)
-        records = {
-            r["id"]: r for r in read_records(path, ("id", "text", "settings"), "just summaries")
-        }
-        if missing := set(ids) - records.keys():
-            raise UserError(
-                f"{path} lacks {len(missing)} of {len(ids)} test texts; "
-                "complete it with `just summaries`, or pass the same --n"
-            )
-        summaries[system] = {i: records[i] for i in ids}
-        if len({json.dumps(record["settings"]) for record in summaries[system].values()}) > 1:
-            raise UserError(
-                f"{path} holds texts made with different settings; run `just summaries` again "
-                "with one setting for all of them"
-            )
-    return summaries
 
 
 def score_system(

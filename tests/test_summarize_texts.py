@@ -1,7 +1,6 @@
 """`just summarize` on the tiny student: what is read, which model it takes, where it writes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,14 +8,11 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, clean_environment, one_error_line, run_stage, start_stage
+from conftest import ROOT, clean_environment, one_error_line, read_jsonl, run_stage, start_stage
 
-from common.files import mark_made
-from eval.generate_summaries import build_prompt, generate_batch, load_model
-from eval.merge_adapter import merge_settings
-from eval.summarize_texts import find_model
+from eval.generate_summaries import build_prompt, generate_batch
+from eval.load_model import load_model
 from eval.systems import INSTRUCTED
-from training.run_config import load_run_config
 
 STAGE = "eval.summarize_texts"
 CAPTURED = {"capture_output": True, "text": True}
@@ -55,31 +51,18 @@ def summarize(*args, code=0, **env):
 
 def evaluated(folder, text: str, template: str | None = None) -> list[str]:
     """The words that the evaluation's own functions give."""
-    model, tokenizer = load_model(str(folder), None)
+    model, tokenizer = load_model(str(folder))
     prompt, _ = build_prompt(tokenizer, text, template, 4000)
     return generate_batch(model, tokenizer, [prompt], 16)[0]["text"].split()
 
 
-def test_a_config_and_its_told_base_say_what_the_evaluation_says(adapter, texts, tiny_qwen2):
+def test_a_config_and_its_instructed_base_say_what_the_evaluation_says(adapter, texts, tiny_qwen2):
     config, text = adapter.parent / "run.yaml", TEXTS["a.txt"]
     tuned = summarize(texts / "a.txt", "--model", config)
     assert tuned.stdout.split() == evaluated(adapter, text) != evaluated(tiny_qwen2, text)
     assert "a.txt: " in tuned.stderr and "tokens read, " in tuned.stderr
     told = summarize(texts / "a.txt", "--model", config, "--instructed")
     assert told.stdout.split() == evaluated(tiny_qwen2, text, INSTRUCTED)
-
-
-def test_what_a_name_stands_for(adapter, tiny_qwen2):
-    config, folder = adapter.parent / "run.yaml", str(adapter)
-    assert find_model(str(config), None, base=False) == (folder, None)
-    assert find_model(str(config), None, base=True) == (str(tiny_qwen2), None)
-    assert find_model(folder, None, base=False) == (folder, None)
-    assert find_model(folder, None, base=True) == (str(tiny_qwen2), None)
-    merged = adapter / "merged"
-    mark_made(merged, merge_settings(load_run_config(config)))
-    assert find_model(str(config), None, base=False) == (str(merged), None)
-    mark_made(merged, {"adapter": "another one"})
-    assert find_model(str(config), None, base=False) == (folder, None)
 
 
 def pipe(shell: str, **env) -> subprocess.CompletedProcess:
@@ -91,6 +74,7 @@ def pipe(shell: str, **env) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
     long = " ".join(map(str, range(500)))
     result = pipe(f"echo {long} | $RUN - {texts} --model {adapter} --max-prompt-tokens 200")
@@ -100,12 +84,14 @@ def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
     assert "stdin: its last" in warning and "do not fit into 200" in warning
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_failure(adapter, texts):
     result = pipe(f"$RUN {texts} --model {adapter} --max-new-tokens 2000 | head -c 5")
     assert result.returncode == 0 and "Error" not in result.stderr
     assert "error" not in result.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_quietly(adapter, texts):
     process = start_stage(STAGE, texts, "--model", adapter, "--max-new-tokens", 4000)
     process.stdout.readline()
@@ -116,22 +102,39 @@ def test_ctrl_c_ends_quietly(adapter, texts):
 
 
 def test_a_folder_of_summaries_is_completed(adapter, texts, tmp_path):
-    def write(*options, **kwargs):
-        return summarize(
-            texts, "--model", adapter, "--output-dir", tmp_path / "out", *options, **kwargs
-        )
+    def write(*options):
+        told = summarize(texts, "--model", adapter, "--output-dir", tmp_path / "out", *options)
+        return told.stdout, {name: (tmp_path / "out" / name).read_text() for name in TEXTS}
 
-    write()
-    made = {name: (tmp_path / "out" / name) for name in TEXTS}
-    assert [p.read_text().split() for p in made.values()] == [
-        evaluated(adapter, text) for text in TEXTS.values()
-    ]
-    made["sub/b.md"].write_text("kept")
-    os.utime(texts / "a.txt", (time.time() + 9, time.time() + 9))  # the text changed since
-    made["a.txt"].write_text("old")
-    assert "1 of 2 summaries are there" in write().stderr
-    assert made["a.txt"].read_text() != "old" and made["sub/b.md"].read_text() == "kept"
-    assert "of another model or setting" in one_error_line(write("--instructed", code=1))
+    table = tmp_path / "out/summaries.jsonl"
+    _, first = write()
+    assert {name: text.split() for name, text in first.items()} == {
+        name: evaluated(adapter, text) for name, text in TEXTS.items()
+    }
+    (tmp_path / "out/a.txt").unlink()
+    told, again = write()
+    assert "all summaries are there" in told and again == first
+    _, instructed = write("--instructed")
+    assert all(instructed[name] != first[name] for name in TEXTS)
+    told, back = write()
+    assert "all summaries are there" in told and back == first and len(read_jsonl(table)) == 4
+    (texts / "a.txt").write_text("Salt melts ice.")
+    _, changed = write()
+    assert changed["a.txt"].split() == evaluated(adapter, "Salt melts ice.")
+    assert changed["sub/b.md"] == first["sub/b.md"] and len(read_jsonl(table)) == 5
+
+
+def test_what_a_kill_leaves_of_a_folder_is_not_made_again(adapter, texts, tmp_path):
+    options = (texts, "--model", adapter, "--output-dir", tmp_path / "out")
+    summarize(*options)
+    table = tmp_path / "out/summaries.jsonl"
+    first = table.read_bytes().splitlines(keepends=True)[0]
+    table.write_bytes(first + b'{"id": "torn')
+    for name in TEXTS:
+        (tmp_path / "out" / name).unlink()
+    summarize(*options)
+    assert table.read_bytes().startswith(first) and len(read_jsonl(table)) == 2
+    assert all((tmp_path / "out" / name).is_file() for name in TEXTS)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +172,7 @@ def changed(adapter, folder):
     return folder / "run.yaml"
 
 
+@pytest.mark.slow
 def test_an_adapter_from_the_hub(hub, adapter, texts, tiny_qwen2, tmp_path):
     base = {path.name: path.read_bytes() for path in tiny_qwen2.iterdir()}
     revision = hub.put("models/other/base", base)

@@ -37,6 +37,11 @@ class RunConfig:
         return self.settings.get("revision_of_model")
 
     @property
+    def overrides(self) -> dict | None:
+        """What the run changes in the model's own configuration, such as the scaling of rope."""
+        return self.settings.get("overrides_of_model_config")
+
+    @property
     def first_adapter(self) -> str | None:
         """The trained adapter that training goes on from, if any."""
         return self.settings.get("lora_model_dir")
