@@ -21,8 +21,9 @@ from common.files import is_made, replacing
 from common.hub import CARD, add_hub_options, hub_session, publish
 from data_prep.build_dataset import teacher_terms
 from data_prep.publish_dataset import lock_of, row_hashes
-from eval.build_report import MORE_TITLES, TITLES, table
+from eval.build_report import table
 from eval.merge_adapter import merge_settings
+from eval.score_summaries import MORE_TITLES, TITLES
 from prompts import render
 from training.run_config import RunConfig, check_dataset, fingerprint, load_run_config
 from training.train_adapter import inputs_of
