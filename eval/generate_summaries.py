@@ -10,6 +10,7 @@ OpenAI-compatible one, named by TOGETHER_BASE_URL).
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,6 +218,36 @@ def summarize_all(config: RunConfig, rows: list[dict], args: argparse.Namespace)
             ask_endpoint(name, system, rows, path, args)
         else:
             summarize(name, system, rows, path, overrides, args)
+
+
+def load_summaries(
+    config: RunConfig, rows: list[dict], systems: list[str], asked: dict | None = None
+) -> dict[str, dict[str, dict]]:
+    """Stand-in until the generation branch is merged.
+
+    system -> id -> record, in the table's order; of the settings `asked` (system -> settings).
+    """
+    ids = [row["id"] for row in rows]
+    summaries = {}
+    for system in systems:
+        path = summaries_path(config, system)
+        records = {
+            r["id"]: r
+            for r in read_records(path, ("id", "text", "settings"), "just summaries")
+            if asked is None or r["settings"] == asked[system]
+        }
+        if missing := set(ids) - records.keys():
+            raise UserError(
+                f"{path} lacks {len(missing)} of {len(ids)} test texts; "
+                "complete it with `just summaries`, or pass the same --n"
+            )
+        summaries[system] = {i: records[i] for i in ids}
+        if len({json.dumps(record["settings"]) for record in summaries[system].values()}) > 1:
+            raise UserError(
+                f"{path} holds texts made with different settings; run `just summaries` again "
+                "with one setting for all of them"
+            )
+    return summaries
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:

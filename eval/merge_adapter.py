@@ -130,12 +130,8 @@ def write_gguf(merged: Path, path: Path) -> None:
     print(f"GGUF in {path} ({path.stat().st_size / 2**20:,.0f} MiB)")
 
 
-def main() -> None:
-    parser = script_parser(__doc__)
-    parser.add_argument("config", type=Path, help="the axolotl YAML that trained the adapter")
-    parser.add_argument("--gguf", action="store_true", help="also write merged.gguf, 16-bit")
-    args = parser.parse_args()
-    config = load_run_config(args.config)
+def merge_run(config: RunConfig) -> None:
+    """Make the run's merged model, unless it is there. Stand-in until generation is merged."""
     check_model_folder(config.base_model)
     settings = merge_settings(config)
     if is_made(config.merged, settings):
@@ -150,6 +146,15 @@ def main() -> None:
         partial.rename(config.merged)
         config.merged.with_suffix(".gguf").unlink(missing_ok=True)
         print(f"merged model in {config.merged}")
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    parser.add_argument("config", help="the run: its name, or the path of its YAML")
+    parser.add_argument("--gguf", action="store_true", help="also write merged.gguf, 16-bit")
+    args = parser.parse_args()
+    config = load_run_config(args.config)
+    merge_run(config)
     if args.gguf and not config.merged.with_suffix(".gguf").exists():
         write_gguf(config.merged, config.merged.with_suffix(".gguf"))
 

@@ -29,7 +29,7 @@ class System:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that every stage of an evaluation takes."""
-    parser.add_argument("config", type=Path, help="the axolotl YAML of the run")
+    parser.add_argument("config", help="the run: its name, or the path of its YAML")
     documents = parser.add_mutually_exclusive_group()
     documents.add_argument("--n", type=positive, help="only the first N test documents")
     documents.add_argument("--all", action="store_true", help="all test documents, as without --n")

@@ -20,6 +20,7 @@ from tabulate import tabulate
 from together import AsyncTogether
 from tqdm import tqdm
 
+from common import table
 from common.cli import UserError, positive
 from common.files import append_record, appending, read_records, write_records
 from data_prep.teacher.client import (
@@ -233,7 +234,13 @@ class Asking:
         return tabulate(rows.items(), disable_numparse=True)
 
 
-def ask_all(requests: list[dict], path: Path, args: argparse.Namespace, label: str) -> int:
+def ask_all(
+    requests: list[dict],
+    path: Path,
+    args: argparse.Namespace,
+    label: str,
+    key=("id", "model", "prompt_sha"),
+) -> int:
     """Append a reply to every request that has none by this model to this prompt.
 
     `requests`: {id, messages, prompt_sha, ...}; what else they hold goes into the record. Records:
@@ -246,7 +253,11 @@ def ask_all(requests: list[dict], path: Path, args: argparse.Namespace, label: s
     with appending(path) as file:
         if batch_state(path).exists():
             raise UserError(f"a batch is under way ({batch_state(path)}); finish it with --batch")
-        missing = without_reply(requests, path, args.model)
+        asked = [{**request, "model": args.model} for request in requests]
+        missing = [
+            {k: v for k, v in request.items() if k != "model"}
+            for request in table.missing(path, asked, key)
+        ]
         fitting, reasons = split_by_length(missing, price, args.max_tokens)
         print(f"{label}: {len(requests):,} in all, {len(fitting):,} to ask", flush=True)
         asking = Asking(fitting, args, price, Purse(path, args.budget_usd))

@@ -170,3 +170,14 @@ def _clean(text: str) -> str:
         if len(text) > 2 * len(mark) and text == f"{mark}{inner}{mark}" and mark not in inner:
             text = inner.strip()
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def read_better(text: str, task) -> int | None:
+    """Stand-in until the teacher branch is merged."""
+    for match in reversed(list(_BEST.finditer(_bare(text)))):
+        rest = match["rest"].strip(" *_.")
+        if rest == "0":
+            return 0
+        if (best := _read_best(rest)) is not None:
+            return best + 1
+    return None
