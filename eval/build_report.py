@@ -38,29 +38,22 @@ def title(system: str) -> str:
 
 def score_table(scores: dict, titles: dict[str, str]) -> pd.DataFrame:
     """Systems by measures, formatted."""
-    rows = {
-        title(system): {
-            heading: f"{values[measure]:.{DECIMALS.get(measure, 3)}f}"
-            for measure, heading in titles.items()
-            if measure in values
-        }
-        for system, values in scores["systems"].items()
-    }
-    return pd.DataFrame(rows).T.assign(n=scores["n"]).rename_axis("system")
+
+    def formatted(column: pd.Series) -> pd.Series:
+        return column.map(f"{{:.{DECIMALS.get(column.name, 3)}f}}".format)
+
+    frame = pd.DataFrame(scores["systems"]).T
+    frame = frame[[measure for measure in titles if measure in frame]].apply(formatted)
+    return frame.rename(index=title, columns=titles).assign(n=scores["n"]).rename_axis("system")
 
 
 def difference_table(scores: dict, titles: dict[str, str]) -> pd.DataFrame:
     """The target's gains over the other systems with their intervals."""
     target = title(scores.get("target", "tuned")).removesuffix(" adapter")
-    rows = {
-        f"{target} minus {title(other)}": {
-            titles[measure]: format_interval(*gain)
-            for measure, gain in gains.items()
-            if measure in titles
-        }
-        for other, gains in scores["differences"].items()
-    }
-    return pd.DataFrame(rows).T.rename_axis("difference [95% interval]")
+    frame = pd.DataFrame(scores["differences"]).map(lambda gain: format_interval(*gain)).T
+    frame = frame[[measure for measure in titles if measure in frame]].rename(columns=titles)
+    names = [f"{target} minus {title(other)}" for other in frame.index]
+    return frame.set_axis(names).rename_axis("difference [95% interval]")
 
 
 def group_table(scores: dict, kind: str) -> pd.DataFrame:

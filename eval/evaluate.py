@@ -1,6 +1,7 @@
 """Evaluate a run: merge its adapter, summarize the test documents, score, report, record.
 
-All stages in one process, each of which can be run alone; what is done already is not done again.
+All stages in one process, each of which can be run alone; summaries that are there are not made
+again. With --scores-only it scores and reports them, and records only with --record.
 
     python -m eval.evaluate smollm2-135m-dpo-sft-lora --n 32
 """
@@ -21,23 +22,23 @@ from training.run_config import check_model_folder, load_run_config
 
 def main() -> None:
     parser = script_parser(__doc__)
-    for add_options in (
-        add_run_options,
-        add_generation_options,
-        add_scoring_options,
-        add_report_options,
-    ):
-        add_options(parser)
-    parser.set_defaults(record=shlex.join(["just", "eval", *sys.argv[1:]]))
+    add_run_options(parser)
+    add_generation_options(parser)
+    add_scoring_options(parser)
+    add_report_options(parser)
+    parser.add_argument("--scores-only", action="store_true", help="of the summaries there are")
     args = parser.parse_args()
     disable_progress_bar()
     set_verbosity_error()
     config = load_run_config(args.config)
     check_model_folder(args.encoder)
-    merge_run(config)
+    if not args.scores_only:
+        merge_run(config)
+        args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
     systems_of(config, args.systems)
     rows = load_test_rows(config, args.n)
-    summarize_all(config, rows, args)
+    if not args.scores_only:
+        summarize_all(config, rows, args)
     score_all(config, rows, args)
     report(config, args.record, args.ledger)
 

@@ -15,15 +15,10 @@ PASSAGE_WORDS = 80
 PASSAGES = 8  # of a document, those that share most words with the sentence
 
 
-def label_names(model: str) -> list[str]:
-    """The labels of a classifier; LABEL_0 and so on for a model without named ones."""
+def is_entailment_model(model: str) -> bool:
     from transformers import AutoConfig
 
-    return list(AutoConfig.from_pretrained(model).label2id)
-
-
-def is_entailment_model(model: str) -> bool:
-    return "entailment" in map(str.lower, label_names(model))
+    return "entailment" in map(str.lower, AutoConfig.from_pretrained(model).label2id)
 
 
 @cache
@@ -54,16 +49,10 @@ class Entailment:
 
         check_model_folder(model)
         if not is_entailment_model(model):
-            labels = ", ".join(label_names(model))
-            raise UserError(f"{model} is no entailment model, its labels are {labels}")
+            raise UserError(f"{model} is no entailment model: it has no label of that name")
+        cut = {"truncation": True, "max_length": WINDOW}
         self.classifier = pipeline(
-            "text-classification",
-            model,
-            dtype="float32",
-            batch_size=batch_size,
-            top_k=None,
-            truncation=True,
-            max_length=WINDOW,
+            "text-classification", model, dtype="float32", batch_size=batch_size, top_k=None, **cut
         )
         self.settings = {"nli": model, "passage_words": PASSAGE_WORDS, "passages": PASSAGES}
 

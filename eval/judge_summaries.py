@@ -10,6 +10,7 @@ the teacher's replies), writes judge.json and builds the report anew.
 import json
 
 import numpy as np
+import pandas as pd
 
 from common.cli import UserError, run, script_parser, warn
 from common.files import digest, write_text
@@ -54,37 +55,43 @@ def target_points(better: int | None, order: str) -> float | None:
     return 0.5 if better == 0 else float((better == 1) == (order == "target first"))
 
 
-def win_rates(points: dict[str, list[float]]) -> dict:
-    """Win rate with its 95% interval, position bias and disagreements of {id: [first, second]}."""
-    both = [sum(pair) / 2 for pair in points.values()]
-    first_shown = [p for first, second in points.values() for p in (first, 1 - second)]
-    decided = [p for p in first_shown if p != 0.5]
+def win_rates(points: pd.DataFrame) -> dict:
+    """Win rate with its 95% interval, position bias and disagreements; a line a text, a column an
+    order, of the target's points."""
+    both, (first, second) = points.mean(axis=1), (points[order] for order in ORDERS)
+    first_shown = pd.concat([first, 1 - second])
+    decided = first_shown[first_shown != 0.5]
     return {
         "n": len(points),
         "win_rate": paired_bootstrap(both, np.zeros(len(both))),
-        "first_wins": round(float(np.mean(decided)), 3) if decided else None,
-        "disagreements": [key for key, (first, second) in points.items() if first != second],
+        "first_wins": round(float(decided.mean()), 3) if len(decided) else None,
+        "disagreements": points.index[first != second].tolist(),
     }
 
 
-def points_of(
-    requests: list[dict], replies: dict[str, dict], points: dict, task: Task
-) -> dict[str, dict[str, list[float]]]:
-    """`points` as the verdicts give them: system -> id of a text -> the target's, in both orders.
+def compare(requests: list[dict], replies: dict[str, dict], rows: list[dict], task: Task) -> dict:
+    """Win rates over the system that `requests` are about; like summaries, not asked about, draw.
 
-    Pairs that lack a verdict are left out, with a warning.
+    Pairs that lack a verdict are left out; empty if there is no other.
     """
+    points = pd.DataFrame(0.5, index=[row["id"] for row in rows], columns=list(ORDERS))
     for request in requests:
-        reply, order = replies.get(request["id"]), request["order"]
+        reply = replies.get(request["id"])
         better = read_better(reply["text"], task) if reply else None
-        pair = points[request["other"]][request["text_id"]]
-        pair[ORDERS.index(order)] = target_points(better, order)
-    whole = {}
-    for other, pairs in points.items():
-        whole[other] = {key: pair for key, pair in pairs.items() if None not in pair}
-        if lacking := len(pairs) - len(whole[other]):
-            warn(f"{other}: {lacking} pairs lack a verdict and are left out")
-    return {other: pairs for other, pairs in whole.items() if pairs}
+        points.loc[request["text_id"], request["order"]] = target_points(better, request["order"])
+    whole = points.dropna()
+    if lacking := len(points) - len(whole):
+        warn(f"{requests[0]['other']}: {lacking} pairs lack a verdict and are left out")
+    return win_rates(whole) if len(whole) else {}
+
+
+def show(target: str, other: str, found: dict) -> None:
+    mean, low, high = found["win_rate"]
+    print(
+        f"{target} against {other}: wins {mean:.3f} [{low:.3f}, {high:.3f}], n = {found['n']}; "
+        f"of the decided the first shown wins {found['first_wins']}; "
+        f"{len(found['disagreements'])} verdicts depend on the order"
+    )
 
 
 def main() -> None:
@@ -99,27 +106,17 @@ def main() -> None:
     target, against = scores["target"], args.against or list(scores["differences"])
     if unknown := set(against) - set(scores["differences"]):
         raise UserError(f"no scores of {', '.join(unknown)}; there are {', '.join(summaries)}")
-    requests = []
-    for other in against:
-        requests += to_requests(rows, summaries, target, other, task)
+    asked = {other: to_requests(rows, summaries, target, other, task) for other in against}
+    requests = [request for about in asked.values() for request in about]
     path = config.eval_dir / "judge" / "replies.jsonl"
     left = ask_all(requests, path, args, "verdicts", key=KEY)
     replies = load(path, [{**request, "model": args.model} for request in requests], KEY)
-    draws = {other: {row["id"]: [0.5, 0.5] for row in rows} for other in against}
-    points = points_of(requests, replies, draws, task)
-    verdicts = {
-        "model": args.model,
-        "target": target,
-        "systems": {other: win_rates(pairs) for other, pairs in points.items()},
-        "generation": scores["settings"]["generation"],
-    }
-    for other, found in verdicts["systems"].items():
-        mean, low, high = found["win_rate"]
-        print(
-            f"{target} against {other}: wins {mean:.3f} [{low:.3f}, {high:.3f}], "
-            f"n = {found['n']}; of the decided the first shown wins {found['first_wins']}; "
-            f"{len(found['disagreements'])} verdicts depend on the order"
-        )
+    systems = {other: compare(asked[other], replies, rows, task) for other in against}
+    systems = {other: found for other, found in systems.items() if found}
+    for other, found in systems.items():
+        show(target, other, found)
+    verdicts = {"model": args.model, "target": target, "systems": systems}
+    verdicts["generation"] = scores["settings"]["generation"]  # what was judged
     write_text(config.eval_dir / "judge.json", json.dumps(verdicts, indent=1))
     write_report(config.eval_dir, scores, rows, summaries)
     if left:

@@ -143,14 +143,11 @@ class BertScore:
 
     def __call__(self, candidates: list[str], references: list[str]) -> np.ndarray:
         """Precision, recall and F1 of each pair, raw: shape (3, n); 0 for an empty candidate."""
-        scores = np.zeros((3, len(candidates)))
-        if full := [i for i, candidate in enumerate(candidates) if candidate.strip()]:
-            result = self.scorer.score(
-                [candidates[i] for i in full],
-                [references[i] for i in full],
-                batch_size=self.scorer.batch_size,
-            )
-            scores[:, full] = [part.numpy() for part in result]
+        empty = [not candidate.strip() for candidate in candidates]
+        given = ["-" if none else text for text, none in zip(candidates, empty, strict=True)]
+        size = self.scorer.batch_size
+        scores = np.stack(self.scorer.score(given, list(references), batch_size=size))
+        scores[:, empty] = 0  # which the package does not take
         return scores
 
     def rescale(self, scores: np.ndarray) -> np.ndarray:

