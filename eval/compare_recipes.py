@@ -33,7 +33,7 @@ from common.report import format_interval, paired_bootstrap
 from data_prep.filter_pairs import repetition
 from eval.generate_summaries import build_prompt, generate_batch, load_model
 from eval.measures import BertScore, rouge
-from eval.record_result import commit
+from eval.score_summaries import commit
 from eval.systems import INSTRUCTED, lead_sentences, load_test_rows
 from training.run_config import RunConfig, load_run_config
 

@@ -1,24 +1,22 @@
-"""Measures of a summary: BERTScore, ROUGE, extractiveness, repetition; means with intervals."""
+"""Measures of a summary: BERTScore, ROUGE, extractiveness, repetition."""
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from functools import cache
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
-import bert_score
 import numpy as np
 import pandas as pd
-import torch
-from bert_score.utils import get_bert_embedding, greedy_cos_idf
 
-from common.cli import UserError
+from common.cli import UserError, one_line
 from common.files import file_sha
 from data_prep.filter_pairs import repetition
 
 WINDOW = 512  # tokens an encoder reads
 BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
+ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
 
 
 @cache
@@ -40,33 +38,15 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def pack_sentences(sentences: list[str], size: Callable[[str], int], most: int) -> list[str]:
-    """Consecutive sentences joined into passages of at most `most` by `size`, one at least."""
-    passages: list[str] = []
-    for sentence in sentences:
-        if passages and size(f"{passages[-1]} {sentence}") <= most:
-            passages[-1] += f" {sentence}"
-        else:
-            passages.append(sentence)
-    return passages
-
-
 def rouge(candidates: list[str], references: list[str]) -> dict[str, list[float]]:
     """ROUGE-1, 2, L and Lsum F1 (Lin 2004) of each pair, stemmed; 0 for an empty candidate."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    names = {
-        "rouge_1": "rouge1",
-        "rouge_2": "rouge2",
-        "rouge_l": "rougeL",
-        "rouge_lsum": "rougeLsum",
-    }
-    scorer = RougeScorer(list(names.values()), use_stemmer=True)
-    scores = [
-        scorer.score(*("\n".join(split_sentences(text)) for text in (reference, candidate)))
-        for candidate, reference in zip(candidates, references, strict=True)
-    ]
-    return {ours: [score[theirs].fmeasure for score in scores] for ours, theirs in names.items()}
+    scorer, found = RougeScorer(list(ROUGE.values()), use_stemmer=True), []
+    for candidate, reference in zip(candidates, references, strict=True):
+        lines = ["\n".join(split_sentences(text)) for text in (reference, candidate)]
+        found.append(scorer.score(*lines))
+    return {ours: [score[theirs].fmeasure for score in found] for ours, theirs in ROUGE.items()}
 
 
 def words_of(text: str) -> list[str]:
@@ -84,17 +64,22 @@ def fragments(document: list[str], summary: list[str]) -> list[int]:
     lengths, i = [], 0
     while i < len(summary):
         longest = 0
-        for place in places.get(summary[i], ()):
-            n = 1
-            while document[place + n : place + n + 1] == summary[i + n : i + n + 1] != []:
+        for place in places[summary[i]]:
+            n = 0
+            while (
+                place + n < len(document)
+                and i + n < len(summary)
+                and document[place + n] == summary[i + n]
+            ):
                 n += 1
             longest = max(longest, n)
-        lengths += [longest] if longest else []
-        i += longest or 1
+        if longest:
+            lengths.append(longest)
+        i += max(longest, 1)
     return lengths
 
 
-def shape(summary: str, document: str) -> dict[str, float]:
+def extractiveness(summary: str, document: str) -> dict[str, float]:
     """Length and extractiveness of a summary; all 0 for an empty one.
 
     words; compression: document words over summary words; coverage: share of summary words inside
@@ -126,12 +111,11 @@ def rescale_baseline(encoder: str, layer: int) -> list[float] | None:
     bert-score's own file, or a row that `just bench rescale_encoder` added to results/. A raw
     score x is rescaled to (x - b) / (1 - b), bert-score's `rescale_with_baseline`.
     """
-    official = Path(bert_score.__file__).parent / f"rescale_baseline/en/{encoder}.tsv"
+    official = files("bert_score") / f"rescale_baseline/en/{encoder}.tsv"
     if official.is_file():
         return pd.read_csv(official)[["P", "R", "F"]].iloc[layer].tolist()
-    if not BASELINES.is_file():
-        return None
-    rows = pd.read_csv(BASELINES).query("weights == @encoder_key(@encoder) and layer == @layer")
+    rows = pd.read_csv(BASELINES)
+    rows = rows[(rows.weights == encoder_key(encoder)) & (rows.layer == layer)]
     return rows[["P", "R", "F"]].iloc[-1].tolist() if len(rows) else None
 
 
@@ -142,77 +126,36 @@ class BertScore:
     """
 
     def __init__(self, encoder: str, layers: int | None, batch_size: int):
+        from bert_score import BERTScorer
+
         try:
-            self.scorer = bert_score.BERTScorer(
+            self.scorer = BERTScorer(
                 model_type=encoder, num_layers=layers, batch_size=batch_size, lang="en"
             )
         except KeyError:
-            raise UserError(
-                f"bert-score knows no layer for {encoder}; pass --encoder-layers"
-            ) from None
+            hint = "pass --encoder-layers"
+            raise UserError(f"bert-score knows no layer for {encoder}; {hint}") from None
         except OSError as error:
-            raise UserError(
-                f"cannot load the encoder {encoder}: {' '.join(str(error).split())[:200]}"
-            ) from None
-        self.tokenizer = self.scorer._tokenizer
-        self.tokenizer.model_max_length = WINDOW
+            raise UserError(f"cannot load the encoder {encoder}: {one_line(error, 200)}") from None
+        self.scorer._tokenizer.model_max_length = WINDOW
         self.scorer._model.float()
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)
 
     def __call__(self, candidates: list[str], references: list[str]) -> np.ndarray:
         """Precision, recall and F1 of each pair, raw: shape (3, n); 0 for an empty candidate."""
-        scores = np.zeros((3, len(candidates)))
-        if full := [i for i, candidate in enumerate(candidates) if candidate.strip()]:
-            result = self.scorer.score(
-                [candidates[i] for i in full],
-                [references[i] for i in full],
-                batch_size=self.scorer.batch_size,
-            )
-            scores[:, full] = [part.numpy() for part in result]
+        empty = [not candidate.strip() for candidate in candidates]
+        given = ["-" if none else text for text, none in zip(candidates, empty, strict=True)]
+        size = self.scorer.batch_size
+        scores = np.stack(self.scorer.score(given, list(references), batch_size=size))
+        scores[:, empty] = 0  # which the package does not take
         return scores
-
-    def by_segments(
-        self, candidates: list[str], references: list[str], scores: np.ndarray
-    ) -> np.ndarray:
-        """`scores` with texts over the window read in segments and matched whole: shape (3, n).
-
-        Each text is encoded in windows of whole sentences; the tokens of all its windows take part
-        in the greedy matching.
-        """
-        scores = scores.copy()
-        for i, pair in enumerate(zip(candidates, references, strict=True)):
-            if pair[0].strip() and any(map(self.n_cut, ([text] for text in pair))):
-                hypothesis, reference = (self._embed(text) for text in pair)
-                scores[:, i] = [float(part) for part in greedy_cos_idf(*reference, *hypothesis)]
-        return scores
-
-    def _embed(self, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings, mask and weights of all of a text's tokens: (1, tokens, ...) each."""
-        weights = defaultdict(lambda: 1.0)
-        weights |= {self.tokenizer.sep_token_id: 0, self.tokenizer.cls_token_id: 0}
-        segments = pack_sentences(split_sentences(text), self.n_tokens, WINDOW)
-        embeddings, mask, idf = (
-            part.cpu()
-            for part in get_bert_embedding(
-                segments,
-                self.scorer._model,
-                self.tokenizer,
-                weights,
-                batch_size=self.scorer.batch_size,
-                device=self.scorer.device,
-            )
-        )
-        real = mask.bool()
-        return embeddings[real][None], mask[real][None], idf[real][None]
 
     def rescale(self, scores: np.ndarray) -> np.ndarray:
         """Raw scores (3, n) on the scale where unrelated texts are 0."""
         baseline = np.array(self.baseline)[:, None]
         return (scores - baseline) / (1 - baseline)
 
-    def n_tokens(self, text: str) -> int:
-        return len(self.tokenizer(text, verbose=False).input_ids)
-
     def n_cut(self, texts: list[str]) -> int:
         """How many texts are longer than the encoder reads (512 tokens)."""
-        return sum(self.n_tokens(text) > WINDOW for text in texts)
+        tokens = self.scorer._tokenizer(texts, verbose=False).input_ids
+        return sum(len(ids) > WINDOW for ids in tokens)

@@ -1,79 +1,137 @@
 """Score the systems' summaries against the teacher's references, side by side on the same texts.
 
-Reads outputs/<config>/eval/summaries/*.jsonl and the references of the config's dataset, writes
-scores.json, scores.md, plots and report.html into outputs/<config>/eval and prints the table.
-Measures: see eval/measures.py and eval/faithfulness.py; differences with a paired bootstrap 95%
-interval (Efron & Tibshirani 1993, percentile).
+Reads outputs/RUN/eval/summaries/*.jsonl and the references of the run's dataset, writes
+outputs/RUN/eval/scores.json, which `build_report` shows and records. Measures: see eval/measures.py
+and eval/faithfulness.py; differences with a paired bootstrap 95% interval.
 
-    python -m eval.score_summaries axolotl_configs/smollm2-135m-dpo-sft-lora.yaml
+    python -m eval.score_summaries smollm2-135m-dpo-sft-lora
 """
 
 import argparse
 import json
-import logging
+import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.cli import UserError, positive, run, script_parser
-from common.files import replacing
-from common.report import paired_bootstrap
-from eval.build_report import example, load_scores, table, write_report  # noqa: F401
+from common.files import digest, write_text
+from common.report import RESAMPLES, paired_bootstrap
 from eval.faithfulness import Entailment, is_entailment_model
 from eval.generate_summaries import load_summaries
-from eval.measures import BertScore, rouge, shape
+from eval.measures import BertScore, extractiveness, rouge
 from eval.systems import add_run_options, load_test_rows, systems_of
 from training.run_config import RunConfig, check_model_folder, load_run_config
 
+# What scores.json holds of every system, with the titles in tables.
+TITLES = {
+    "bertscore_p": "BERTScore P",
+    "bertscore_r": "R",
+    "bertscore_f1": "BERTScore F1",
+    "bertscore_f1_rescaled": "F1 rescaled",
+    "rouge_l": "ROUGE-L",
+    "faithfulness": "faithfulness",
+    "words": "mean words",
+}
+MORE_TITLES = {
+    "bertscore_p_rescaled": "P rescaled",
+    "bertscore_r_rescaled": "R rescaled",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_lsum": "ROUGE-Lsum",
+    "compression": "compression",
+    "coverage": "coverage",
+    "density": "density",
+    "novel_bigrams": "novel bigrams",
+    "repetition": "repetition",
+}
+COUNTS = {
+    "empty": "empty",
+    "stopped_at_limit": "cut at the longest",
+    "documents_cut": "documents cut",
+    "over_512_tokens": "over 512 tokens",
+}
+COMPARED = ("bertscore_f1", "rouge_l", "faithfulness")
 
-def score_system(
-    records: list[dict], rows: list[dict], scorer: BertScore, entailment: Entailment | None
-) -> tuple[dict[str, list[float]], dict[str, float], list]:
-    """(measure -> one value a text, measure -> value over all texts, supported sentences)."""
-    texts = [record["text"] for record in records]
-    golds = [row["reference"] for row in rows]
-    raw = scorer(texts, golds)
-    kinds = {"": raw, "_segments": scorer.by_segments(texts, golds, raw)}
+
+def load_scores(config: RunConfig) -> dict:
+    """scores.json of a run. Raises UserError if it was not made."""
+    path = config.eval_dir / "scores.json"
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        hint = f"make it with `just scores {config.name}`"
+        raise UserError(f"cannot read {path}: {error.strerror}; {hint}") from None
+
+
+def load_evaluation(config: RunConfig) -> tuple[dict, list[dict], dict[str, dict[str, dict]]]:
+    """(scores, test rows, system -> id -> summary) of a run, exactly those that were scored."""
+    scores = load_scores(config)
+    rows, settings = load_test_rows(config, scores["n"]), scores["settings"]
+    if settings.get("documents", hash_of(rows)) != hash_of(rows):
+        raise UserError(
+            f"the test documents of {config.dataset} are not those that were scored; run "
+            f"`just summaries {config.name}` and `just scores {config.name}`"
+        )
+    systems = list(scores["systems"])
+    return scores, rows, load_summaries(config, rows, systems, asked=settings["generation"])
+
+
+def hash_of(rows: list[dict]) -> str:
+    """What tells these documents and references from others."""
+    return digest(*(part for row in rows for part in (row["id"], row["text"], row["reference"])))
+
+
+def commit() -> str:
+    """The short hash of HEAD, with a + if tracked files differ from it."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def score_texts(
+    texts: list[str], rows: list[dict], scorer: BertScore, entailment: Entailment | None
+) -> tuple[pd.DataFrame, list]:
+    """(a line a text, a column a measure; each text's sentences with their support, if measured).
+
+    Raises UserError for a value that is not a number.
+    """
+    references = [row["reference"] for row in rows]
+    pairs = [(row["text"], text) for row, text in zip(rows, texts, strict=True)]
+    raw = scorer(texts, references)
+    columns = dict(zip(("bertscore_p", "bertscore_r", "bertscore_f1"), raw, strict=True))
     if scorer.baseline:
-        kinds["_rescaled"] = scorer.rescale(raw)
-    per_text = {
-        f"bertscore_{name}{kind}": values.tolist()
-        for kind, scores in kinds.items()
-        for name, values in zip(("p", "r", "f1"), scores, strict=True)
-    } | rouge(texts, golds)
-    shapes = [shape(text, row["text"]) for text, row in zip(texts, rows, strict=True)]
-    per_text |= {measure: [s[measure] for s in shapes] for measure in shapes[0]}
-    support = []
+        rescaled = zip(list(columns), scorer.rescale(raw), strict=True)
+        columns |= {f"{measure}_rescaled": values for measure, values in rescaled}
+    found = [extractiveness(text, document) for document, text in pairs]
+    values = pd.DataFrame(columns | rouge(texts, references)).join(pd.DataFrame(found))
+    support = [entailment.support(*pair) for pair in pairs] if entailment else []
     if entailment:
-        documents = [row["text"] for row in rows]
-        support = [entailment.support(*pair) for pair in zip(documents, texts, strict=True)]
-        per_text["faithfulness"] = [
-            float(np.mean([score for _, score in s])) if s else 0.0 for s in support
-        ]
-    if broken := [m for m, values in per_text.items() if not np.isfinite(values).all()]:
-        place = rows[int(np.argmin(np.isfinite(per_text[broken[0]])))]["id"]
-        raise UserError(f"{broken[0]} of text {place} is not a number; is the encoder sound?")
-    counts = {
-        "empty": sum(not text.strip() for text in texts),
+        values["faithfulness"] = [np.mean([p for _, p in s]) if s else 0.0 for s in support]
+    for measure in values:
+        if not np.isfinite(values[measure]).all():
+            place = rows[int(np.argmin(np.isfinite(values[measure])))]["id"]
+            raise UserError(f"{measure} of text {place} is not a number; is the encoder sound?")
+    return values, support
+
+
+def count(records: list[dict], scorer: BertScore) -> dict[str, int]:
+    """What was cut, and what is empty, among a system's summaries."""
+    return {
+        "empty": sum(not record["text"].strip() for record in records),
         "stopped_at_limit": sum(record["finish_reason"] == "length" for record in records),
         "documents_cut": sum(record.get("n_cut_tokens", 0) > 0 for record in records),
-        "over_512_tokens": scorer.n_cut(texts),
+        "over_512_tokens": scorer.n_cut([record["text"] for record in records]),
     }
-    return per_text, {m: float(np.mean(v)) for m, v in per_text.items()} | counts, support
 
 
-def differences(per_text: dict, target: str, places: list[int]) -> dict:
-    """system -> measure -> mean and interval of the target's gain over it, on texts at `places`."""
+def differences(per_text: dict[str, pd.DataFrame], target: str) -> dict:
+    """system -> measure -> mean and interval of the target's gain over it."""
     return {
-        other: {
-            measure: paired_bootstrap(
-                *(np.asarray(per_text[s][measure])[places] for s in (target, other))
-            )
-            for measure in values
-        }
+        other: {m: paired_bootstrap(per_text[target][m], values[m]) for m in values}
         for other, values in per_text.items()
         if other != target
     }
@@ -83,25 +141,25 @@ def length_bins(lengths: list[int]) -> list[str]:
     """The quartile of each length, named by its shortest and longest; fewer where they coincide."""
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75]))
     bins = pd.Series(lengths).groupby(np.searchsorted(edges, lengths))
-    return [
-        f"{a:,} to {b:,}" for a, b in zip(bins.transform("min"), bins.transform("max"), strict=True)
-    ]
+    ranges = zip(bins.transform("min"), bins.transform("max"), strict=True)
+    return [f"{shortest:,} to {longest:,}" for shortest, longest in ranges]
 
 
-def groups(per_text: dict, target: str, rows: list[dict]) -> dict:
-    """By source and by length in characters: n, means and gains of the BERTScore F1."""
-    f1 = {system: {"bertscore_f1": v["bertscore_f1"]} for system, v in per_text.items()}
-    lengths = [len(row["text"]) for row in rows]
-    kinds = {"source": [row["source"] for row in rows], "characters": length_bins(lengths)}
-    result = {}
-    for kind, labels in kinds.items():
-        result[kind] = {}
-        for label in dict.fromkeys(labels[i] for i in np.argsort(lengths)):
-            places = [i for i, one in enumerate(labels) if one == label]
-            gains = differences(f1, target, places)
+def groups(per_text: dict[str, pd.DataFrame], target: str, rows: list[dict]) -> dict:
+    """By source and by length in characters, the shortest first: n, means and gains of the F1."""
+    lengths = pd.Series([len(row["text"]) for row in rows])
+    labels = pd.DataFrame(
+        {"source": [row["source"] for row in rows], "characters": length_bins(lengths)}
+    ).loc[lengths.sort_values(kind="stable").index]
+    result = {kind: {} for kind in labels}
+    for kind in labels:
+        for label, part in labels.groupby(kind, sort=False):
+            places = sorted(part.index)
+            f1 = {s: values.loc[places, ["bertscore_f1"]] for s, values in per_text.items()}
+            gains = differences(f1, target)
             result[kind][label] = {
-                "n": len(places),
-                "mean": float(np.mean([f1[target]["bertscore_f1"][i] for i in places])),
+                "n": len(part),
+                "mean": float(f1[target]["bertscore_f1"].mean()),
                 "differences": {other: gain["bertscore_f1"] for other, gain in gains.items()},
             }
     return result
@@ -111,26 +169,27 @@ def score_systems(
     summaries: dict[str, dict[str, dict]],
     rows: list[dict],
     scorer: BertScore,
-    entailment: Entailment | None = None,
+    entailment: Entailment | None,
 ) -> dict:
     """What scores.json holds, without its settings. The target of all differences is the tuned
     system, or the first where there is none."""
     target = "tuned" if "tuned" in summaries else next(iter(summaries))
-    scored = {
-        system: score_system([records[r["id"]] for r in rows], rows, scorer, entailment)
-        for system, records in tqdm(summaries.items(), desc="scoring", unit="system")
-    }
-    per_text = {system: parts[0] for system, parts in scored.items()}
+    systems, per_text, support = {}, {}, {}
+    for system, by_id in tqdm(summaries.items(), desc="scoring", unit="system"):
+        records = [by_id[row["id"]] for row in rows]
+        texts = [record["text"] for record in records]
+        per_text[system], support[system] = score_texts(texts, rows, scorer, entailment)
+        systems[system] = per_text[system].mean().to_dict() | count(records, scorer)
     return {
         "n": len(rows),
         "target": target,
-        "systems": {system: parts[1] for system, parts in scored.items()},
+        "systems": systems,
         "references_over_512_tokens": scorer.n_cut([row["reference"] for row in rows]),
-        "differences": differences(per_text, target, list(range(len(rows)))),
+        "differences": differences(per_text, target),
         "groups": groups(per_text, target, rows),
         "ids": [row["id"] for row in rows],
-        "per_text": per_text,
-        "support": {system: parts[2] for system, parts in scored.items()},
+        "per_text": {system: values.to_dict("list") for system, values in per_text.items()},
+        "support": support,
     }
 
 
@@ -143,7 +202,7 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
 
 
 def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
-    """Score the systems that `args` names, write all files, print the table and an example."""
+    """Score the systems that `args` names and write scores.json."""
     summaries = load_summaries(config, rows, args.systems)
     scorer = BertScore(args.encoder, args.encoder_layers, args.encoder_batch)
     nli = args.nli or (args.encoder if is_entailment_model(args.encoder) else "none")
@@ -152,21 +211,21 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
     entailment = None if nli == "none" else Entailment(nli, args.encoder_batch)
     result = score_systems(summaries, rows, scorer, entailment)
     result["settings"] = {
-        "config": config.path.name,
+        "config": config.name,
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "documents": hash_of(rows),
         "encoder": args.encoder,
         "hash": scorer.scorer.hash,
         "rescale_baseline": scorer.baseline,
         "faithfulness": entailment and entailment.settings,
-        "resamples": 10_000,
+        "resamples": RESAMPLES,
         "seed": 0,
         **{package: version(package) for package in ("rouge-score", "torch", "transformers")},
         "generation": {s: records[rows[0]["id"]]["settings"] for s, records in summaries.items()},
     }
-    with replacing(config.eval_dir / "scores.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1))
-    write_report(config.eval_dir, result, rows, summaries)
-    note = f"BERTScore by {scorer.scorer.hash}; ROUGE stemmed; more in {config.eval_dir}"
-    print(f"\n{table(result)}\n\n{example(result, rows, summaries)}\n\n{note}/report.html")
+    write_text(config.eval_dir / "scores.json", json.dumps(result, indent=1))
+    print(f"scores of {len(summaries)} systems on {len(rows)} texts in {config.eval_dir}")
 
 
 def main() -> None:
@@ -175,6 +234,7 @@ def main() -> None:
     add_scoring_options(parser)
     args = parser.parse_args()
     disable_progress_bar()
+    set_verbosity_error()
     config = load_run_config(args.config)
     check_model_folder(args.encoder)
     systems_of(config, args.systems)
@@ -182,5 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     run(main)

@@ -243,9 +243,32 @@ def demo_parts(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def finished_run(tmp_path, tiny_qwen2):
-    """A config whose base and merged model are the tiny student, with four test documents."""
+@pytest.fixture(scope="session")
+def tiny_nli(tmp_path_factory) -> Path:
+    """A random two-layer DebertaV2 classifier with the three labels of MNLI."""
+    import torch
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-nli"
+    tokenizer = make_tokenizer(folder)
+    labels = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
+    torch.manual_seed(0)
+    config = DebertaV2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.5,
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+    )
+    DebertaV2ForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def make_run(folder: Path, model: Path) -> Path:
+    """A config in `folder` whose base and merged model are `model`, with four test documents."""
     message = [{"role": "user", "content": ""}]
     rows = [
         {
@@ -256,18 +279,24 @@ def finished_run(tmp_path, tiny_qwen2):
         }
         for i in range(4)
     ]
-    (tmp_path / "hub").mkdir()
-    write_jsonl(tmp_path / "hub/test.jsonl", rows)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/merged").symlink_to(tiny_qwen2)
-    config = tmp_path / "run.yaml"
+    (folder / "hub").mkdir()
+    write_jsonl(folder / "hub/test.jsonl", rows)
+    (folder / "out").mkdir()
+    (folder / "out/merged").symlink_to(model)
+    config = folder / "run.yaml"
     config.write_text(
         yaml.safe_dump(
             {
-                "base_model": str(tiny_qwen2),
-                "datasets": [{"path": str(tmp_path / "hub")}],
-                "output_dir": str(tmp_path / "out"),
+                "base_model": str(model),
+                "datasets": [{"path": str(folder / "hub")}],
+                "output_dir": str(folder / "out"),
             }
         )
     )
     return config
+
+
+@pytest.fixture
+def finished_run(tmp_path, tiny_qwen2):
+    """A run whose base and merged model are the tiny student, with four test documents."""
+    return make_run(tmp_path, tiny_qwen2)

