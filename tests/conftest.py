@@ -51,8 +51,9 @@ def start_stage(module: str, *args: object, cwd: Path = ROOT, **env: str) -> sub
 def environment(cwd: Path, arguments: list[str], **env: str):
     """This process as a new one would find itself: folder, command line, variables, no keys."""
     kept, there, command = dict(os.environ), Path.cwd(), sys.argv
+    wanted = clean_environment(**env)
     os.environ.clear()
-    os.environ.update(clean_environment(**env))
+    os.environ.update(wanted)
     os.chdir(cwd)
     sys.argv = arguments
     try:
