@@ -1,7 +1,4 @@
-"""The config that a run trains: a complete YAML, with a method, a launch and keys laid over it.
-
-Presets of methods are in axolotl_configs/methods.yaml, of launches in axolotl_configs/launch/.
-"""
+"""The config that a run trains: a complete YAML, with a method, a launch and keys laid over it."""
 
 import json
 from dataclasses import replace
@@ -28,13 +25,9 @@ def with_method(settings: dict, name: str) -> dict:
     if name not in methods:
         raise UserError(f"no method {name}; methods.yaml has {', '.join(methods)}")
     preset = dict(methods[name])
-    of_methods = {
-        key for one in methods.values() for key, value in one.items() if value is not None
-    }
-    data = {
-        key: settings["datasets"][0][key] for key in DATA_KEYS if key in settings["datasets"][0]
-    }
-    shape = preset.pop("datasets")[0]
+    of_methods = {key for one in methods.values() for key in one if one[key] is not None}
+    entry, shape = settings["datasets"][0], preset.pop("datasets")[0]
+    data = {key: entry[key] for key in DATA_KEYS if key in entry}
     rate = settings["learning_rate"] * preset.pop("learning_rate_times", 1)
     kept = {key: value for key, value in settings.items() if key not in of_methods}
     changed = kept | preset | {"learning_rate": rate, "datasets": [data | shape]}
@@ -42,14 +35,9 @@ def with_method(settings: dict, name: str) -> dict:
 
 
 def with_launch(settings: dict, name: str) -> dict:
-    """`settings` for several GPUs. Raises UserError where the two do not go together."""
+    """`settings` for several GPUs."""
     if name == "zero2":
-        return settings | {"deepspeed": json.loads((CONFIGS / "launch/zero2.json").read_text())}
-    if settings.get("load_in_4bit"):
-        raise UserError(
-            "axolotl refuses FSDP2 for preference training on 4 bits; add --set adapter=lora "
-            "--set load_in_4bit=false, or take --launch zero2"
-        )
+        return settings | {"deepspeed": str(CONFIGS / "launch/zero2.json")}
     return settings | yaml.safe_load((CONFIGS / "launch/fsdp2.yaml").read_text())
 
 
@@ -61,30 +49,35 @@ def check_keys(keys: set[str]) -> None:
         raise UserError(f"axolotl knows no key {', '.join(sorted(unknown))}; see its documentation")
 
 
+def parse_value(text: str) -> object:
+    """JSON, whose 1e-5 is a number, else YAML, whose words need no quotes."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
 def with_key(settings: dict, assignment: str) -> dict:
     """`settings` with `key=value` in them, or `datasets.0.path=value`. Raises UserError."""
-    name, equals, text = assignment.partition("=")
+    name, _, text = assignment.partition("=")
     *path, last = name.split(".")
-    settings = json.loads(json.dumps(settings))
+    place = settings = json.loads(json.dumps(settings))
     try:
-        value, place = yaml.safe_load(text), settings
-        if isinstance(value, str) and value.replace("e-", "", 1).isdigit():
-            value = float(value)  # YAML takes 1e-5, which has no point, for text
         for key in path:
             place = place[int(key) if isinstance(place, list) else key]
-        place[last] = value
+        place[last] = parse_value(text)
     except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError):
-        equals = ""
-    if not equals:
+        text = ""
+    if not text:
         raise UserError(f"--set {assignment}: give it as key=value, e.g. learning_rate=1e-5")
     return settings
 
 
 def resolve_config(
-    name_or_path: str, method: str | None, keys: list[str], launch: str | None, run: str | None
+    name: str, method: str | None, keys: list[str], launch: str | None, run: str | None
 ) -> RunConfig:
-    """The config that the run of this name trains; it is not on disk yet. Raises UserError."""
-    config = load_run_config(name_or_path, trained=False)
+    """The config that a run trains; it is not on disk yet. Raises UserError."""
+    config = load_run_config(name, trained=False)
     settings = with_method(config.settings, method) if method else config.settings
     if keys:
         check_keys({key.partition("=")[0].split(".")[0] for key in keys})

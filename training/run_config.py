@@ -94,28 +94,32 @@ def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
     )
 
 
+def is_local(name: str) -> bool:
+    """Whether a config means a folder or a file by `name`, not a Hub id."""
+    return Path(name).exists() or name.startswith((".", "/", "data/", "models/", "outputs/"))
+
+
 def check_model_folder(name: str) -> None:
-    """Raise UserError if `name` looks like a folder but holds no model; Hub ids pass."""
-    folder = Path(name)
-    looks_local = folder.exists() or name.startswith((".", "/", "models/", "outputs/"))
-    if looks_local and not (folder / "config.json").is_file():
+    """Raise UserError if `name` is a folder that holds no model; Hub ids pass."""
+    if is_local(name) and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name} is not a model folder (it holds no config.json)")
 
 
-def check_dataset(path: str) -> None:
-    """Raise UserError if `path` looks like a folder or file and is not there; Hub ids pass."""
-    if not Path(path).exists() and path.startswith((".", "/", "data/")):
-        raise UserError(f"the config's dataset {path} is not there; make it with `just dataset`")
+def check_dataset(name: str) -> None:
+    """Raise UserError if `name` is a folder or file that is not there; Hub ids pass."""
+    if is_local(name) and not Path(name).exists():
+        raise UserError(f"the config's dataset {name} is not there; make it with `just dataset`")
 
 
-def check_first_adapter(config: RunConfig) -> None:
-    """Raise UserError if the adapter that training is to go on from is not there; Hub ids pass."""
-    folder = config.first_adapter
-    local = folder and folder.startswith((".", "/", "outputs/"))
-    if local and not (Path(folder) / "adapter_model.safetensors").is_file():
+def check_inputs(config: RunConfig) -> None:
+    """Raise UserError if base, dataset or first adapter are to be here and are not."""
+    check_model_folder(config.base_model)
+    check_dataset(config.dataset)
+    first = config.first_adapter
+    if first and is_local(first) and not (Path(first) / "adapter_model.safetensors").is_file():
         raise UserError(
-            f"{config.path.name} goes on from the adapter in {folder}, which is not there; train "
-            f"it first with `just train {Path(folder).name}`"
+            f"{config.path.name} goes on from the adapter in {first}, which is not there; train "
+            f"it first with `just train {Path(first).name}`"
         )
 
 

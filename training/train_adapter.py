@@ -24,13 +24,7 @@ from common.files import appending, file_sha, is_made, mark_made, write_text
 from training.check_run import check_run
 from training.plot_curves import plot_curves
 from training.resolve_config import LAUNCHES, resolve_config
-from training.run_config import (
-    RunConfig,
-    check_dataset,
-    check_first_adapter,
-    check_model_folder,
-    fingerprint,
-)
+from training.run_config import RunConfig, check_inputs, fingerprint
 
 PROGRESS = re.compile(r"\d+/\d+ \[[^\]]*\]")
 LOSS = re.compile(r"'(loss|rewards/margins)': '?([-\d.e+]+)")
@@ -143,9 +137,7 @@ def main() -> None:
     option("--launch", choices=LAUNCHES, help="several GPUs: DeepSpeed ZeRO-2 or FSDP2")
     args, accelerate_options = parser.parse_known_args()
     config = resolve_config(args.config, args.method, args.set, args.launch, args.name)
-    check_model_folder(config.base_model)
-    check_dataset(config.dataset)
-    check_first_adapter(config)
+    check_inputs(config)
     run_once(config, [*LAUNCHES.get(args.launch, []), *accelerate_options])
 
 
