@@ -80,14 +80,13 @@ def train(base: RunConfig, method: str, part: str, seed: int, after: RunConfig |
 
 
 def train_recipe(base: RunConfig, recipe: str, seed: int) -> tuple[RunConfig, dict]:
-    """(the recipe's last run, {seconds, cpu_seconds} of all its runs as far as known)."""
-    config, cost = None, {}
+    """(the recipe's last run, {seconds, cpu_seconds} of all its runs; {} if one is not known)."""
+    config, costs = None, []
     for method, part in RECIPES[recipe].items():
         config = train(base, method, part, seed, config)
         path = config.output_dir / "cost.json"
-        for key, value in json.loads(path.read_text() if path.exists() else "{}").items():
-            cost[key] = cost.get(key, 0) + value
-    return config, cost
+        costs.append(json.loads(path.read_text()) if path.exists() else {})
+    return config, {key: sum(cost[key] for cost in costs) for key in costs[0]} if all(costs) else {}
 
 
 def measure(texts: list[str], rows: list[dict], scorer: BertScore) -> pd.DataFrame:

@@ -61,7 +61,10 @@ def test_a_key_that_axolotl_would_ignore_is_refused():
 def test_several_gpus_by_a_launch():
     path = Path(resolve(launch="zero2").settings["deepspeed"])
     assert json.loads(path.read_text())["zero_optimization"]["stage"] == 2
-    assert resolve(launch="fsdp2").settings["fsdp_version"] == 2
+    bf16 = ["adapter=lora", "load_in_4bit=false"]
+    assert resolve(launch="fsdp2", keys=bf16).settings["fsdp_version"] == 2
+    with pytest.raises(UserError, match="FSDP2 cannot split 4-bit weights"):
+        resolve(launch="fsdp2")
 
 
 @pytest.mark.parametrize(

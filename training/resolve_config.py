@@ -35,7 +35,12 @@ def with_method(settings: dict, name: str) -> dict:
 
 
 def with_launch(settings: dict, name: str) -> dict:
-    """`settings` for several GPUs."""
+    """`settings` for several GPUs. Raises UserError for 4 bits by FSDP2."""
+    if name == "fsdp2" and settings.get("load_in_4bit"):
+        raise UserError(
+            "FSDP2 cannot split 4-bit weights; take --launch zero2, or LoRA in bf16 by "
+            "--set adapter=lora load_in_4bit=false"
+        )
     if name == "zero2":
         return settings | {"deepspeed": str(CONFIGS / "launch/zero2.json")}
     return settings | yaml.safe_load((CONFIGS / "launch/fsdp2.yaml").read_text())
