@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -28,34 +27,23 @@ from eval.merge_adapter import NF4
 from eval.systems import load_test_rows
 from training.run_config import load_run_config
 
-RECIPE = Path("axolotl_configs/smollm2-135m-dpo-sft-lora.yaml")
+RECIPE = "smollm2-135m-dpo-sft-lora"
 OUTPUT = Path("outputs/adapter_precision")
 PLUGIN = "training.fp32_adapter.Fp32Adapter"
 
 
 def train(name: str, steps: int, rate: float) -> Path:
     """The output folder of a run with a checkpoint after every step."""
+    keys = {"adapter": "qlora", "load_in_4bit": "true", "learning_rate": rate}
+    keys |= {"lr_scheduler": "constant", "warmup_ratio": 0, "max_steps": steps}
+    keys |= {"save_steps": 1, "save_total_limit": steps}
+    keys |= {"plugins": f"[{PLUGIN}]"} if name == "fp32" else {}
+    command = ["training.train_adapter", RECIPE, "--name", f"{OUTPUT.name}/{name}"]
+    command += ["--set", *(f"{key}={value}" for key, value in keys.items())]
+    command += ["--cpu", "--num_cpu_threads_per_process", str(os.cpu_count())]
     folder = OUTPUT / name
-    settings = yaml.safe_load(RECIPE.read_text()) | {
-        "adapter": "qlora",
-        "load_in_4bit": True,
-        "learning_rate": rate,
-        "lr_scheduler": "constant",
-        "max_steps": steps,
-        "save_steps": 1,
-        "save_total_limit": steps,
-        "output_dir": str(folder),
-        "dataset_prepared_path": str(folder / "prepared"),
-        **({"plugins": [PLUGIN]} if name == "fp32" else {}),
-    }
-    settings.pop("warmup_ratio")
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    path = OUTPUT / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    stage = [sys.executable, "-m", "training.train_adapter", str(path)]
-    options = ["--cpu", "--num_cpu_threads_per_process", str(os.cpu_count())]
-    if subprocess.run([*stage, *options]).returncode:
-        raise UserError(f"training {path} failed; see {folder / 'train.log'}")
+    if subprocess.run([sys.executable, "-m", *command]).returncode:
+        raise UserError(f"training into {folder} failed; see {folder / 'train.log'}")
     return folder
 
 
@@ -77,7 +65,7 @@ def moved_by_step(folder: Path, steps: int) -> pd.DataFrame:
 
 def merge_gaps(folder: Path, text: str) -> dict[str, float]:
     """Mean absolute logit differences of two ways to merge to base + adapter as trained."""
-    base = load_run_config(RECIPE).base_model
+    base = load_run_config(RECIPE, trained=False).base_model
     tokenizer = AutoTokenizer.from_pretrained(base)
     inputs = tokenizer(build_prompt(tokenizer, text, None, 4096)[0], return_tensors="pt")
     nf4 = {"quantization_config": BitsAndBytesConfig(**NF4)}
@@ -114,7 +102,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5e-5, help="learning rate, constant")
     args = parser.parse_args()
     moved, gaps = {}, {}
-    text = load_test_rows(load_run_config(RECIPE), 1)[0]["text"]
+    text = load_test_rows(load_run_config(RECIPE, trained=False), 1)[0]["text"]
     for name in ("bf16", "fp32"):
         folder = train(name, args.steps, args.rate)
         for matrix, share in moved_by_step(folder, args.steps).items():

@@ -19,9 +19,10 @@ from conftest import ROOT, one_error_line, run_stage
 
 from common.files import appending
 from eval.merge_adapter import NF4
+from training.resolve_config import LAUNCHES, load_methods, with_launch, with_method
 
 BOOK = ROOT / "axolotl_configs"
-CONFIGS = sorted(BOOK.glob("*.yaml"))
+CONFIGS = sorted(BOOK.glob("*-*.yaml"))
 AMPERE = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "compute_capability": "sm_80"}
 HOPPER = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 1, "compute_capability": "sm_90"}
 MACHINES = {"Ampere": AMPERE, "Hopper": HOPPER, "two GPUs": {**HOPPER, "n_gpu": 2}}
@@ -91,56 +92,65 @@ def test_the_dataset_type_and_the_plugins_are_there(path):
         assert (BOOK / f"{Path(first).name}.yaml").is_file()  # with_suffix would cut at "1.5b"
 
 
-# What a method is; everything else must be the same in all recipes for one student and adapter.
-METHOD = {
-    "rl",
-    "rl_beta",
-    "dpo_loss_type",
-    "dpo_loss_weights",
-    "orpo_alpha",
-    "simpo_gamma",
-    "cpo_alpha",
-    "lora_model_dir",
-    "learning_rate",
-    "warmup_ratio",
-    "warmup_steps",
-    "datasets",
-    "output_dir",
-    "dataset_prepared_path",
-}
-KERNELS = {f"lora_{name}_kernel" for name in ("mlp", "qkv", "o", "embedding")}
+# What a complete config of a method may set otherwise than `--method` does on the default one.
+OWN = {"learning_rate", "num_epochs", "output_dir", "dataset_prepared_path", "warmup_steps"}
 PUBLISHED = {"sequence_len", "excess_length_strategy", "plugins"}
-OWN = {
-    "qwen2-1.5b-dpo-qlora": PUBLISHED,
-    "qwen2-1.5b-dpo-8000-qlora": PUBLISHED,
-    "qwen2-1.5b-sft-then-dpo-qlora": {"num_epochs"},
-    "qwen2-1.5b-dpo-sft-16k-qlora": {"sequence_len", "gradient_accumulation_steps"},
-    "qwen2-1.5b-dpo-sft-lora": {"adapter", "load_in_4bit", "plugins"},
-    "qwen2-1.5b-dpo-sft-zero2-qlora": {"deepspeed"},
-    "qwen2-1.5b-dpo-sft-ray-qlora": {"use_ray", "ray_num_workers", "resources_per_worker"},
-    "qwen2-1.5b-dpo-sft-fsdp2-lora": {
-        "adapter", "load_in_4bit", "plugins", "fsdp_version", "fsdp_config"
-    },
-    "qwen2-1.5b-sft-qlora": {"plugins"},  # axolotl's own trainer casts no adapter
-    "smollm2-135m-sft-lora": KERNELS,
-}  # fmt: skip
+COMPLETE = {  # the config of a method -> what is its own besides
+    "dpo": PUBLISHED,
+    "sft": {"plugins"},  # axolotl's own trainer casts no adapter
+    "sft-then-dpo": {"lora_model_dir"},
+    "orpo": set(),
+    "simpo": set(),
+}
+
+
+@pytest.mark.parametrize("method", COMPLETE)
+def test_a_complete_config_is_the_default_one_with_its_method(method):
+    derived = with_method(load(BOOK / "qwen2-1.5b-dpo-sft-qlora.yaml"), method)
+    ours = load(BOOK / f"qwen2-1.5b-{method}-qlora.yaml")
+    changed = {k for k in ours.keys() | derived.keys() if ours.get(k) != derived.get(k)}
+    assert changed <= OWN | COMPLETE[method]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_what_recipes_share_is_the_same(path):
-    first = "qwen2-1.5b-dpo-sft-qlora" if "qwen2" in path.stem else "smollm2-135m-dpo-sft-lora"
-    ours, theirs = load(path), load(BOOK / f"{first}.yaml")
-    changed = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
-    assert changed <= METHOD | OWN.get(path.stem, set())
+def test_sections_are_the_same_everywhere(path):
     sections = re.findall(r"^# (\w+)$", path.read_text(), re.MULTILINE)
     names = ["Student", "Method", "Data", "Adapter", "Optimization", "Machine", "Output"]
     assert sections == names
 
 
+@pytest.mark.parametrize("method", load_methods())
+@pytest.mark.parametrize("stem", ["qwen2-1.5b-dpo-sft-qlora", "smollm2-135m-dpo-sft-lora"])
+def test_every_method_on_every_student_is_one_the_schema_knows(stem, method):
+    derived = with_method(load(BOOK / f"{stem}.yaml"), method)
+    assert not unknown_keys(derived) and None not in derived.values()
+    accepted = validated(derived)
+    assert (accepted.rl or "sft") in method
+    kind = derived["datasets"][0]["type"]
+    if "rl" in derived:
+        find = load_orpo if derived["rl"] == "orpo" else load_dpo
+        assert find(kind, DictDefault(derived), dataset_idx=0) is not None
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_every_launch_is_accepted_on_two_gpus(launch):
+    config = load(BOOK / "qwen2-1.5b-dpo-sft-qlora.yaml")
+    if launch == "fsdp2":
+        config |= {"adapter": "lora", "load_in_4bit": False}
+    assert not unknown_keys(with_launch(config, launch))
+    validated(with_launch(config, launch), MACHINES["two GPUs"])
+
+
+def test_the_yaml_stays_short():
+    assert len(CONFIGS) <= 10
+    assert sum(len(p.read_text().splitlines()) for p in BOOK.rglob("*.[yj]*")) <= 560
+
+
 def test_fsdp2_with_a_4_bit_model_is_refused_by_axolotl():
-    config = load(BOOK / "qwen2-1.5b-dpo-sft-fsdp2-lora.yaml")
+    config = load(BOOK / "qwen2-1.5b-dpo-sft-qlora.yaml")
+    fsdp2 = with_launch({**config, "load_in_4bit": False}, "fsdp2")
     with pytest.raises(ValueError, match="FSDP2"):
-        validated({**config, "adapter": "qlora", "load_in_4bit": True}, MACHINES["two GPUs"])
+        validated({**fsdp2, "load_in_4bit": True}, MACHINES["two GPUs"])
 
 
 def test_the_merge_rounds_to_4_bits_as_axolotl_does():
@@ -202,7 +212,7 @@ def test_a_config_that_names_what_is_missing(tmp_path, changes, said):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "No such file"), ("a: [", "is not YAML"), ("words", "not a training config")],
+    [(None, "no config named"), ("a: [", "is not YAML"), ("words", "not a training config")],
 )
 def test_a_config_that_cannot_be_read(tmp_path, content, said):
     config = tmp_path / "config.yaml"

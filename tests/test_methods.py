@@ -18,15 +18,13 @@ from safetensors.torch import load_file
 
 from data_prep.build_dataset import to_row, to_sft_row
 from eval.merge_adapter import NF4
+from training.resolve_config import load_methods, with_method
 
 BOOK = ROOT / "axolotl_configs"
-SAME_METHOD = ("zero2", "fsdp2", "-ray-", "-8000-", "-16k-")
-METHODS = sorted(
-    path.stem
-    for path in BOOK.glob("qwen2-*.yaml")
-    if not any(word in path.stem for word in SAME_METHOD)
-)
-N_ROWS = 6
+DEFAULT = "qwen2-1.5b-dpo-sft-qlora"
+PUBLISHED = "qwen2-1.5b-dpo-qlora"  # the one config whose adapter TRL casts to bf16
+METHODS = dict.fromkeys(load_methods(), DEFAULT) | {"published": PUBLISHED}
+N_ROWS = 4
 ON_CPU = {
     "bf16": False,
     "fp16": False,
@@ -74,26 +72,28 @@ def folder(tmp_path_factory):
     return folder
 
 
-def shrink(stem: str, folder, model) -> dict:
-    """The book's config for the tiny model: one epoch over all rows on a CPU."""
-    config = {
-        k: v
-        for k, v in yaml.safe_load((BOOK / f"{stem}.yaml").read_text()).items()
-        if k not in GPU_ONLY
-    }
+def recipe(method: str) -> dict:
+    """The method laid over the default config; the published config as it stands."""
+    settings = yaml.safe_load((BOOK / f"{METHODS[method]}.yaml").read_text())
+    return settings if method == "published" else with_method(settings, method)
+
+
+def shrink(method: str, folder, model) -> dict:
+    """The recipe for the tiny model: one epoch over all rows on a CPU."""
+    config = {k: v for k, v in recipe(method).items() if k not in GPU_ONLY}
     entry = config["datasets"][0] | {"path": str(folder / "hub"), "split": "train"}
     config |= ON_CPU | {
         "base_model": str(model),
         "datasets": [entry],
         "sequence_len": 512,
-        "output_dir": str(folder / stem),
-        "dataset_prepared_path": str(folder / stem / "prepared"),
+        "output_dir": str(folder / method),
+        "dataset_prepared_path": str(folder / method / "prepared"),
         "learning_rate": 0.01,
     }
     if "warmup_steps" in config:
         config["warmup_steps"] = 1
     if "lora_model_dir" in config:
-        config["lora_model_dir"] = str(folder / stem.replace("sft-then-dpo", "sft"))
+        config["lora_model_dir"] = str(folder / "sft")
     return config
 
 
@@ -104,10 +104,10 @@ def runs(folder, tiny_qwen2):
     SFT comes before what goes on from it; those without a plugin come first, since axolotl keeps a
     process's plugins.
     """
-    configs = {stem: shrink(stem, folder, tiny_qwen2) for stem in METHODS}
-    order = sorted(METHODS, key=lambda stem: ("plugins" in configs[stem], "then" in stem))
-    for stem in order:
-        (folder / f"{stem}.yaml").write_text(yaml.safe_dump(configs[stem]))
+    configs = {method: shrink(method, folder, tiny_qwen2) for method in METHODS}
+    order = sorted(METHODS, key=lambda m: ("plugins" in configs[m], "then" in m))
+    for method in order:
+        (folder / f"{method}.yaml").write_text(yaml.safe_dump(configs[method]))
     script = (
         "import sys; from axolotl.cli.train import do_cli\nfor path in sys.argv[1:]: do_cli(path)"
     )
@@ -115,7 +115,7 @@ def runs(folder, tiny_qwen2):
         ACCELERATE_USE_CPU="true", AXOLOTL_DO_NOT_TRACK="1", OMP_NUM_THREADS=str(os.cpu_count())
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *(str(folder / f"{stem}.yaml") for stem in order)],
+        [sys.executable, "-c", script, *(str(folder / f"{method}.yaml") for method in order)],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -125,22 +125,18 @@ def runs(folder, tiny_qwen2):
     return folder
 
 
-def history(runs, stem: str) -> dict:
-    (state,) = (runs / stem).glob("checkpoint-*/trainer_state.json")
+def history(runs, method: str) -> dict:
+    (state,) = (runs / method).glob("checkpoint-*/trainer_state.json")
     return json.loads(state.read_text())
 
 
-def is_preference(stem: str) -> bool:
-    return "rl" in yaml.safe_load((BOOK / f"{stem}.yaml").read_text())
-
-
-@pytest.mark.parametrize("stem", METHODS)
-def test_it_trains_every_row_and_saves_an_adapter_that_moved(runs, stem):
-    state = history(runs, stem)
+@pytest.mark.parametrize("method", METHODS)
+def test_it_trains_every_row_and_saves_an_adapter_that_moved(runs, method):
+    state = history(runs, method)
     steps = [entry for entry in state["log_history"] if "loss" in entry]
     assert state["global_step"] == len(steps) == N_ROWS // 2
     assert all(math.isfinite(entry["loss"]) for entry in steps)
-    weights = load_file(runs / stem / "adapter_model.safetensors")
+    weights = load_file(runs / method / "adapter_model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     moved = [
         name for name, tensor in weights.items() if "lora_B" in name and tensor.abs().sum() > 0
@@ -152,25 +148,23 @@ def test_it_trains_every_row_and_saves_an_adapter_that_moved(runs, stem):
 AT_START = {"dpo": math.log(2), "ipo": 25.0}  # ipo: (1 / (2 beta)) squared
 
 
-@pytest.mark.parametrize("stem", [s for s in METHODS if "dpo" in s or "ipo" in s])
-def test_the_reference_is_the_model_as_training_found_it(runs, stem):
+@pytest.mark.parametrize(
+    "method", [s for s in METHODS if "dpo" in s or "ipo" in s or s == "published"]
+)
+def test_the_reference_is_the_model_as_training_found_it(runs, method):
     """The base with the adapter off, or the SFT adapter where training goes on from one."""
-    first = history(runs, stem)["log_history"][0]
+    first = history(runs, method)["log_history"][0]
     assert first["rewards/margins"] == 0
-    config = yaml.safe_load((BOOK / f"{stem}.yaml").read_text())
+    config = recipe(method)
     if "dpo_loss_type" not in config:
         assert first["loss"] == pytest.approx(AT_START[config["rl"]], rel=1e-3)
 
 
-@pytest.mark.parametrize("stem", [s for s in METHODS if s.endswith("qlora")])
-def test_the_adapter_of_a_4_bit_model_trains_in_32_bits_where_the_config_says_so(runs, stem):
-    plugins = yaml.safe_load((BOOK / f"{stem}.yaml").read_text()).get("plugins", [])
-    weights = load_file(runs / stem / "adapter_model.safetensors")
-    wanted = torch.float32 if plugins or not is_preference(stem) else torch.bfloat16
+@pytest.mark.parametrize("method", METHODS)
+def test_the_adapter_trains_in_32_bits_but_as_published(runs, method):
+    weights = load_file(runs / method / "adapter_model.safetensors")
+    wanted = torch.bfloat16 if method == "published" else torch.float32
     assert {tensor.dtype for tensor in weights.values()} == {wanted}
-    assert bool(plugins) == (
-        is_preference(stem) and "published" not in (BOOK / f"{stem}.yaml").read_text()
-    )
 
 
 def test_an_adapter_trained_on_4_bits_merges_into_the_weights_it_was_trained_on(runs, tiny_qwen2):
@@ -178,8 +172,8 @@ def test_an_adapter_trained_on_4_bits_merges_into_the_weights_it_was_trained_on(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    stem = "qwen2-1.5b-dpo-sft-qlora"
-    said = run_stage("eval.merge_adapter", runs / f"{stem}.yaml").stdout
+    method = "dpo-sft"
+    said = run_stage("eval.merge_adapter", runs / f"{method}.yaml").stdout
     nf4 = BitsAndBytesConfig(**NF4)
     ids = AutoTokenizer.from_pretrained(tiny_qwen2)("The harbour protects it.", return_tensors="pt")
 
@@ -189,14 +183,16 @@ def test_an_adapter_trained_on_4_bits_merges_into_the_weights_it_was_trained_on(
 
     base = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
     quantized = AutoModelForCausalLM.from_pretrained(tiny_qwen2, quantization_config=nf4)
-    merged = AutoModelForCausalLM.from_pretrained(runs / stem / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(runs / method / "merged")
     bare = logits(quantized)
-    adapted = logits(PeftModel.from_pretrained(quantized, runs / stem))
+    adapted = logits(PeftModel.from_pretrained(quantized, runs / method))
     gap, moved = ((adapted - other).abs().mean() for other in (logits(merged), bare))
     rounding = (logits(base) - bare).abs().mean()
     print(f"mean logit gap {gap:.2g}; 4-bit rounding {rounding:.2g}, adapter {moved:.2g}")
     assert gap < moved / 1000 and gap < rounding / 1000 and "mean logit gap" in said
-    assert "quantization_config" not in json.loads((runs / stem / "merged/config.json").read_text())
+    assert "quantization_config" not in json.loads(
+        (runs / method / "merged/config.json").read_text()
+    )
     embeddings = AutoModelForCausalLM.from_pretrained(tiny_qwen2).get_input_embeddings().weight
     assert torch.equal(merged.get_input_embeddings().weight, embeddings)
     assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from common.cli import UserError
+from common.cli import UserError, one_line
 from common.files import file_sha
 
 CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
@@ -14,13 +14,22 @@ CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The parts of a training config that name things on disk or on the Hub."""
+    """A training config, and what it names on disk or on the Hub."""
 
     path: Path
     settings: dict
-    base_model: str
-    dataset: str
-    output_dir: Path
+
+    @property
+    def base_model(self) -> str:
+        return self.settings["base_model"]
+
+    @property
+    def dataset(self) -> str:
+        return self.settings["datasets"][0]["path"]
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.settings["output_dir"])
 
     @property
     def name(self) -> str:
@@ -59,60 +68,63 @@ class RunConfig:
         return self.output_dir / "eval"
 
 
-def find_config(name: str | Path) -> Path:
-    """The YAML of a trained run or of a config, by name, or a YAML by path. Raises UserError."""
-    places = Path(name), OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"
-    for path in places:
+def find_config(name: str | Path, trained: bool = True) -> Path:
+    """The YAML of a trained run or of a config, by name, or a YAML by path.
+
+    Without `trained` runs are passed over. Raises UserError if there is none.
+    """
+    run, config = OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"
+    for path in (Path(name), *([run] if trained else []), config):
         if path.is_file():
             return path
     there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*-*.yaml")))
-    raise UserError(f"no run or config named {name}; there are the configs {there}")
+    raise UserError(f"no {'run or ' * trained}config named {name}; there are the configs {there}")
 
 
-def load_run_config(name: str | Path) -> RunConfig:
+def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
     """Read an axolotl YAML, see `find_config`. Raises UserError with one clear line."""
-    path = find_config(name)
+    path = find_config(name, trained)
     try:
-        config = yaml.safe_load(path.read_text())
-        return RunConfig(
-            path=path,
-            settings=config,
-            base_model=config["base_model"],
-            dataset=config["datasets"][0]["path"],
-            output_dir=Path(config["output_dir"]),
-        )
+        config = RunConfig(path, yaml.safe_load(path.read_text()))
+        if all((config.base_model, config.dataset, config.output_dir)):
+            return config
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     except (KeyError, IndexError, TypeError):
-        raise UserError(
-            f"{path} is not a training config: it must name base_model, datasets and output_dir"
-        ) from None
+        pass
+    raise UserError(
+        f"{path} is not a training config: it must name base_model, datasets and output_dir"
+    )
+
+
+def is_local(name: str) -> bool:
+    """Whether a config means a folder or a file by `name`, not a Hub id."""
+    return Path(name).exists() or name.startswith((".", "/", "data/", "models/", "outputs/"))
 
 
 def check_model_folder(name: str) -> None:
-    """Raise UserError if `name` looks like a folder but holds no model; Hub ids pass."""
-    folder = Path(name)
-    looks_local = folder.exists() or name.startswith((".", "/", "models/", "outputs/"))
-    if looks_local and not (folder / "config.json").is_file():
+    """Raise UserError if `name` is a folder that holds no model; Hub ids pass."""
+    if is_local(name) and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name} is not a model folder (it holds no config.json)")
 
 
-def check_dataset(path: str) -> None:
-    """Raise UserError if `path` looks like a folder or file and is not there; Hub ids pass."""
-    if not Path(path).exists() and path.startswith((".", "/", "data/")):
-        raise UserError(f"the config's dataset {path} is not there; make it with `just dataset`")
+def check_dataset(name: str) -> None:
+    """Raise UserError if `name` is a folder or file that is not there; Hub ids pass."""
+    if is_local(name) and not Path(name).exists():
+        raise UserError(f"the config's dataset {name} is not there; make it with `just dataset`")
 
 
-def check_first_adapter(config: RunConfig) -> None:
-    """Raise UserError if the adapter that training is to go on from is not there; Hub ids pass."""
-    folder = config.first_adapter
-    local = folder and folder.startswith((".", "/", "outputs/"))
-    if local and not (Path(folder) / "adapter_model.safetensors").is_file():
+def check_inputs(config: RunConfig) -> None:
+    """Raise UserError if base, dataset or first adapter are to be here and are not."""
+    check_model_folder(config.base_model)
+    check_dataset(config.dataset)
+    first = config.first_adapter
+    if first and is_local(first) and not (Path(first) / "adapter_model.safetensors").is_file():
         raise UserError(
-            f"{config.path.name} goes on from the adapter in {folder}, which is not there; train "
-            f"it first with `just train {Path(folder).name}`"
+            f"{config.path.name} goes on from the adapter in {first}, which is not there; train "
+            f"it first with `just train {Path(first).name}`"
         )
 
 
@@ -129,8 +141,8 @@ def load_rows(config: RunConfig, split: str | None = None):
     try:
         rows = load_dataset(config.dataset, name, split=split, revision=config.dataset_revision)
     except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot load the {split} split of {config.dataset}: {said}") from None
+        reason = one_line(error, 200)
+        raise UserError(f"cannot load the {split} split of {config.dataset}: {reason}") from None
     if not len(rows):
         raise UserError(f"the {split} split of {config.dataset} is empty")
     return rows

@@ -1,11 +1,11 @@
 """Check what a training config needs, then run `accelerate launch -m axolotl.cli.train` on it.
 
-Reads the YAML and the dataset it names, writes the adapter and its loss curves into the config's
-output_dir. Shows the trainer's progress; what axolotl says goes to <output_dir>/train.log. A
-finished run is not repeated, a killed one goes on from its last checkpoint, and a run on other data
-or settings first moves the old folder aside.
+Reads the YAML and the dataset it names; writes the resolved config, the adapter and its loss curves
+into outputs/RUN. Shows the trainer's progress; all that axolotl says goes to outputs/RUN/train.log.
+A finished run is not repeated, a killed one goes on from its last checkpoint, and a run on other
+data or settings first moves the old folder aside.
 
-    python -m training.train_adapter axolotl_configs/smollm2-135m-dpo-sft-lora.yaml --cpu
+    python -m training.train_adapter qwen2-1.5b-dpo-sft-qlora --method ipo --set learning_rate=1e-5
 """
 
 import os
@@ -13,39 +13,44 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from common.cli import UserError, run, script_parser
-from common.files import appending, file_sha, is_made, mark_made
+import yaml
+from huggingface_hub import HfApi
+
+from common.cli import UserError, one_line, run, script_parser, warn
+from common.files import appending, file_sha, is_made, mark_made, write_text
 from training.check_run import check_run
 from training.plot_curves import plot_curves
-from training.run_config import (
-    RunConfig,
-    check_dataset,
-    check_first_adapter,
-    check_model_folder,
-    fingerprint,
-    load_run_config,
-)
+from training.resolve_config import LAUNCHES, resolve_config
+from training.run_config import RunConfig, check_inputs, fingerprint
 
-PROGRESS = re.compile(r"(?:[\w ()=]+: +)?\d+%\|[^|]*\| *\d+/\d+ \[[^\]]*\]")
-STEP = re.compile(
-    r"'loss': '?(?P<loss>[-\d.e+]+)'?(?:.*'rewards/margins': '?(?P<margin>[-\d.e+]+))?"
-)
+PROGRESS = re.compile(r"\d+/\d+ \[[^\]]*\]")
+LOSS = re.compile(r"'(loss|rewards/margins)': '?([-\d.e+]+)")
 ERROR = re.compile(r"^(?!subprocess\.)(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*")
+
+
+def dataset_state(config: RunConfig) -> list[str]:
+    """What tells two states of the dataset apart: hashes of its files, or its revision."""
+    path = Path(config.dataset)
+    if path.exists():
+        files = [path] if path.is_file() else sorted(path.rglob("*.*"))
+        return [file_sha(file) for file in files if file.suffix != ".md"]
+    try:
+        return [config.dataset_revision or HfApi().dataset_info(config.dataset).sha]
+    except Exception as error:  # offline, or no such repo: loading the rows will say so
+        warn(f"{config.dataset} is not pinned, so a change goes unnoticed: {one_line(error, 99)}")
+        return []
 
 
 def inputs_of(config: RunConfig) -> dict:
     """What the run depends on, by content: config, base model, dataset."""
-    dataset = Path(config.dataset)
-    files = [dataset] if dataset.is_file() else sorted(dataset.rglob("*.*"))
     return {
         "config": config.settings,
         "base_model": fingerprint(config.base_model),
         **({"adapter": fingerprint(config.first_adapter)} if config.first_adapter else {}),
-        "dataset": [config.dataset, *(file_sha(p) for p in files if p.suffix != ".md")],
+        "dataset": [config.dataset, *dataset_state(config)],
     }
 
 
@@ -57,27 +62,17 @@ def move_aside(folder: Path) -> Path:
     return folder.rename(target)
 
 
-def pieces(stream: IO[bytes], log: IO[bytes]) -> Iterator[str]:
-    """Yield the stream's lines and progress updates as they come, copying all of it to `log`."""
-    buffer = b""
-    while chunk := os.read(stream.fileno(), 65536):
-        log.write(chunk)
+def follow(output: IO[str], log: IO[str]) -> str:
+    """Copy the trainer's output to `log`, show its progress; return the last error line seen."""
+    error, seen = "", {}
+    for line in output:  # lines end with \r too
+        log.write(line)
         log.flush()
-        *complete, buffer = re.split(rb"[\r\n]", buffer + chunk)
-        yield from (piece.decode(errors="replace") for piece in complete if piece.strip())
-    yield buffer.decode(errors="replace")
-
-
-def follow(process: subprocess.Popen, log: IO[bytes]) -> str:
-    """Show the run's progress bars with the latest loss. Returns the last error line seen."""
-    error = detail = ""
-    for piece in pieces(process.stdout, log):
-        if match := STEP.search(piece):
-            margin = f", margin {match['margin']}" if match["margin"] else ""
-            detail = f"  loss {match['loss']}{margin}"
-        elif match := PROGRESS.search(piece):
-            print(f"\r{match[0].strip()}{detail}\x1b[K", end="", file=sys.stderr, flush=True)
-        elif match := ERROR.match(piece.strip()):
+        seen |= dict(LOSS.findall(line))
+        if match := PROGRESS.search(line):
+            values = ", ".join(f"{name.split('/')[-1]} {value}" for name, value in seen.items())
+            print(f"\r{match[0]} {values}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif match := ERROR.match(line.strip()):
             error = match[0]
     print(file=sys.stderr)
     return error
@@ -88,53 +83,62 @@ def train(config: RunConfig, accelerate_options: list[str], lock: IO[bytes]) -> 
 
     Raises UserError with its last error line if it fails.
     """
-    launch = [*accelerate_options, "-m", "axolotl.cli.train", str(config.path)]
-    log_path = config.output_dir / "train.log"
+    folder = config.output_dir
+    launch = [*accelerate_options, "-m", "axolotl.cli.train", str(folder / "config.yaml")]
     print(f"accelerate launch {shlex.join(launch)}")
-    print(f"(loading takes about 20 s; all output goes to {log_path})", flush=True)
-    environment = {"AXOLOTL_DO_NOT_TRACK": "1", **os.environ}
-    with (
-        log_path.open("ab") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", *launch],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=[lock.fileno()],
-        ) as process,
-    ):
-        error = follow(process, log)
+    print(f"(loading takes about 20 s; all output goes to {folder / 'train.log'})", flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", *launch],
+        env={"AXOLOTL_DO_NOT_TRACK": "1", **os.environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=[lock.fileno()],
+    )
+    with process, (folder / "train.log").open("a", encoding="utf-8") as log:
+        error = follow(process.stdout, log)
     if process.returncode:
         raise UserError(
             f"training stopped with exit code {process.returncode}: "
-            f"{error or 'no error line'}; see {log_path}"
+            f"{error or 'no error line'}; see {folder / 'train.log'}"
         )
+
+
+def run_once(config: RunConfig, accelerate_options: list[str]) -> None:
+    """Train what is not trained yet, under the run's lock. Raises UserError."""
+    folder, inputs = config.output_dir, inputs_of(config)
+    if is_made(folder, inputs):
+        print(f"{folder} is trained on this data with this config")
+        return
+    with appending(folder.with_name(f"{folder.name}.lock")) as lock:
+        check_run(config, accelerate_options)
+        if folder.exists() and not is_made(folder / "inputs", inputs):
+            print(f"other inputs than before: the old run is now {move_aside(folder)}")
+        mark_made(folder / "inputs", inputs)
+        source = f"# {config.path.name} as resolved for this run; axolotl trains this file.\n"
+        resolved = yaml.safe_dump(config.settings, sort_keys=False)
+        write_text(folder / "config.yaml", source + resolved)
+        train(config, accelerate_options, lock)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"axolotl ended without an adapter; see {folder / 'train.log'}")
+    mark_made(folder, inputs)
+    print(f"adapter in {folder}, loss curves in {plot_curves(folder)}")
 
 
 def main() -> None:
     parser = script_parser(__doc__)
     parser.epilog = "All other options go to `accelerate launch`, for example --cpu."
-    parser.add_argument("config", type=Path, help="the axolotl YAML")
+    option = parser.add_argument
+    option("config", help="name in axolotl_configs, or a YAML")
+    option("--method", help="preset of axolotl_configs/methods.yaml in the place of its own method")
+    option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="axolotl's")
+    option("--name", help="of the run and its folder (default: the config's, -METHOD behind it)")
+    option("--launch", choices=LAUNCHES, help="several GPUs: DeepSpeed ZeRO-2 or FSDP2")
     args, accelerate_options = parser.parse_known_args()
-    config = load_run_config(args.config)
-    check_model_folder(config.base_model)
-    check_dataset(config.dataset)
-    check_first_adapter(config)
-    inputs = inputs_of(config)
-    started = config.output_dir / "inputs"
-    if is_made(config.output_dir, inputs):
-        print(f"{config.output_dir} is trained on this data with this config")
-        return
-    with appending(config.output_dir.with_name(f"{config.output_dir.name}.lock")) as lock:
-        check_run(config, accelerate_options)
-        if config.output_dir.exists() and not is_made(started, inputs):
-            print(f"other inputs than before: the old run is now {move_aside(config.output_dir)}")
-        mark_made(started, inputs)
-        train(config, accelerate_options, lock)
-    if not (config.output_dir / "adapter_model.safetensors").is_file():
-        raise UserError(f"axolotl ended without an adapter; see {config.output_dir / 'train.log'}")
-    mark_made(config.output_dir, inputs)
-    print(f"adapter in {config.output_dir}, loss curves in {plot_curves(config.output_dir)}")
+    config = resolve_config(args.config, args.method, args.set, args.launch, args.name)
+    check_inputs(config)
+    run_once(config, [*LAUNCHES.get(args.launch, []), *accelerate_options])
 
 
 if __name__ == "__main__":
