@@ -35,9 +35,9 @@ def test_a_task_is_read_from_its_folder(tmp_path, monkeypatch):
     assert (task.label, task.lowest_score, task.highest_score) == ("Summary", 4, 18)
     assert load_task() is task and task.template("teacher") == "summarize/teacher.jinja"
     monkeypatch.setattr(prompts, "FOLDER", tmp_path)
-    with pytest.raises(UserError, match="cannot read the task .*titles"):
+    with pytest.raises(UserError, match=r"cannot read the task .*titles"):
         load_task("titles")
     (tmp_path / "titles").mkdir()
     (tmp_path / "titles/task.yaml").write_text("label: Title\ncolour: red\n")
-    with pytest.raises(UserError, match="colour, criteria, .* missing or unknown"):
+    with pytest.raises(UserError, match=r"colour, criteria, .* missing or unknown"):
         load_task("titles")
