@@ -26,7 +26,7 @@ def main() -> None:
     add_generation_options(parser)
     add_scoring_options(parser)
     add_report_options(parser)
-    parser.add_argument("--scores-only", action="store_true", help="of the summaries there are")
+    parser.add_argument("--scores-only", action="store_true", help="score what is summarized")
     args = parser.parse_args()
     disable_progress_bar()
     set_verbosity_error()

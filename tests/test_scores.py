@@ -158,6 +158,7 @@ def test_summaries_that_are_missing_are_named(finished_run):
     assert "just scores out" in line
 
 
+@pytest.mark.slow
 def test_the_judge_joins_the_report_and_asks_nothing_twice(scored, endpoint):
     server = endpoint(content="Reason: it stands first.\nSummary 1: 5 5 3 5\nBetter: Summary 1")
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": "k"}
@@ -240,6 +241,7 @@ def test_a_small_n_is_said():
     assert "under 30" not in table({**result, "n": 30})
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation_in_one_command(finished_run, tmp_path, monkeypatch):
     merged = []
     monkeypatch.setattr("eval.evaluate.merge_run", merged.append)  # the model is there already
