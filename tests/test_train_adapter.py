@@ -11,7 +11,7 @@ from conftest import one_error_line, run_stage
 
 from common.cli import UserError
 from training import train_adapter
-from training.resolve_config import resolve_config, with_key
+from training.resolve_config import resolve_config, with_key, with_method
 from training.run_config import load_run_config
 
 TRAIN = "training.train_adapter"
@@ -36,6 +36,20 @@ def test_a_method_takes_the_place_of_another_and_names_the_run():
     sft = resolve(method="sft").settings
     assert "rl" not in sft and sft["datasets"][0]["name"] == "sft"
     assert sft["datasets"][0]["path"] == "data/hub" and "field_chosen" not in sft["datasets"][0]
+
+
+def test_a_warm_up_of_the_configs_own_outlives_its_method():
+    settings = with_method(resolve("qwen2-1.5b-simpo-qlora").settings, "dpo")
+    assert settings["warmup_steps"] == 100 and "simpo_gamma" not in settings
+
+
+def test_going_on_from_an_adapter_says_how_to_name_it(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    keys = [f"base_model={tmp_path}", f"datasets.0.path={tmp_path}"]
+    line = one_error_line(
+        run_stage(TRAIN, DEFAULT, "--method", "sft-then-dpo", "--set", *keys, code=1)
+    )
+    assert "goes on from the adapter" in line and "--set lora_model_dir=FOLDER" in line
 
 
 def test_keys_are_yaml_and_reach_inside():

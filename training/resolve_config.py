@@ -25,7 +25,8 @@ def with_method(settings: dict, name: str) -> dict:
     if name not in methods:
         raise UserError(f"no method {name}; methods.yaml has {', '.join(methods)}")
     preset = dict(methods[name])
-    of_methods = {key for one in methods.values() for key in one if one[key] is not None}
+    # What only a method has goes with it; a warm-up of the config's own stays where none is given.
+    of_methods = {key for one in methods.values() for key in one} - {"warmup_ratio", "warmup_steps"}
     entry, shape = settings["datasets"][0], preset.pop("datasets")[0]
     data = {key: entry[key] for key in DATA_KEYS if key in entry}
     rate = settings["learning_rate"] * preset.pop("learning_rate_times", 1)

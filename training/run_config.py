@@ -124,7 +124,7 @@ def check_inputs(config: RunConfig) -> None:
     if first and is_local(first) and not (Path(first) / "adapter_model.safetensors").is_file():
         raise UserError(
             f"{config.path.name} goes on from the adapter in {first}, which is not there; train "
-            f"it first with `just train {Path(first).name}`"
+            f"it first with `just train {Path(first).name}`, or --set lora_model_dir=FOLDER"
         )
 
 
