@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, read_records, write_records
 from data_prep.audit_pairs import audit, draw_plots, length_match, to_markdown
-from data_prep.count_tokens import load_tokenizer
+from data_prep.clean_documents import load_tokenizer
 from data_prep.filter_pairs import CHECKS, Limits, fault
 from data_prep.teacher.parsing import ParseError, parse_reply, parse_verdict
 
