@@ -247,7 +247,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--executor", choices=("local", "slurm", "ray"), default="local", help="datatrove's")
     option("--tasks", type=positive, default=64, help="what a kill can lose: one task a worker")
     option("--workers", type=positive, default=os.cpu_count(), help="tasks at a time")
-    option("--retries", type=int, default=6, help="of a failed transfer, with growing pauses")
+    option("--retries", type=int, default=6, help="of a transfer over HTTP that fails")
     option("--partition", default="cpu", help="with slurm")
     option("--time", default="04:00:00", help="with slurm: limit of a task")
     options = parser.parse_args(arguments)

@@ -224,11 +224,11 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, tokenizer, corpus, ref
     while process.poll() is None and len(list(marks.glob("*"))) < 3:
         time.sleep(0.02)
     os.killpg(process.pid, how)
-    said = process.communicate()[1]
+    message = process.communicate()[1]
     done, before = len(list(marks.glob("*"))), len(server.ranges)
     assert 3 <= done < 20 and not (tmp_path / "out/train.jsonl").exists()
     if how == signal.SIGINT:
-        assert "the same command goes on from here" in said and "Traceback" not in said
+        assert "the same command goes on from here" in message and "Traceback" not in message
         assert process.returncode == 130
     sample(tmp_path, tokenizer, *options, "--tasks", 4)  # the run begun keeps its twenty
     assert texts_of(tmp_path / "out") == texts_of(reference)
@@ -327,18 +327,18 @@ def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
     (tmp_path / "no.parquet").write_bytes(b"no parquet")
     server = RangeServer({"/good.jsonl": corpus.read_bytes()})
     (tmp_path / "list.txt").write_text(f"{server.url}/good.jsonl\n{server.url}/dead.jsonl\n")
-    for name, said in (
+    for name, message in (
         ("cut.jsonl.gz", "cut.jsonl.gz: broken file"),
         ("no.parquet", "no.parquet: broken file"),
         ("list.txt", f"cannot read {server.url}/dead.jsonl: HTTP status 404"),
     ):
         result = sample(tmp_path / name[:2], tokenizer, "--input", tmp_path / name, code=1)
-        assert said in one_error_line(result)
+        assert message in one_error_line(result)
     server.close()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--input", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
         (["--input", "*.nothing"], "no file matches"),
@@ -349,8 +349,8 @@ def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
         (["--input", __file__, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
     ],
 )
-def test_bad_input_ends_in_one_line(tmp_path, tokenizer, options, said):
-    assert said in one_error_line(sample(tmp_path, tokenizer, *options, code=1))
+def test_bad_input_ends_in_one_line(tmp_path, tokenizer, options, message):
+    assert message in one_error_line(sample(tmp_path, tokenizer, *options, code=1))
 
 
 @pytest.mark.parametrize("wrong", [("--frobnicate",), ("--fraction", 0), ("--fraction", 1.5)])
