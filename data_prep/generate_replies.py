@@ -22,15 +22,14 @@ from data_prep.teacher.ask import KEY, ask_all, refused_file, teacher_options
 from data_prep.teacher.batch import ask_batch
 from data_prep.teacher.client import (
     BYTES_A_TOKEN,
-    PRICES,
     cost_usd,
     fits_context,
-    load_teachers,
     make_client,
     price_of,
     prompt_bytes,
 )
 from data_prep.teacher.parsing import ParseError, parse_reply
+from data_prep.teacher.prices import PRICES, load_prices
 from prompts import load_task, render, template_sha
 
 TEACHER, JUDGE = map(load_task().template, ("teacher", "judge"))
@@ -79,7 +78,7 @@ def plan(args: argparse.Namespace) -> str:
     requests = {args.output / f"{s}.jsonl": teacher_requests(s, args) for s in args.splits}
     rate = args.max_rate or args.concurrency / SECONDS_A_REPLY
     prices, rows = {args.model: price_of(args)}, {}
-    prices |= {k: v for k, v in load_teachers().items() if v["input"] and k != args.model}
+    prices |= {k: v for k, v in load_prices().items() if v["input"] and k != args.model}
     for model, price in prices.items():
         unanswered = []
         for path, asked in requests.items():

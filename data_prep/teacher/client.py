@@ -1,20 +1,17 @@
-"""What is known of a teacher and its endpoint: client, prices, context, terms, what answers say."""
+"""What is known of a teacher's endpoint: its client, costs and context, what its answers say."""
 
 import argparse
 import math
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from common.cli import UserError, one_line, warn
+from data_prep.teacher.prices import PRICES, load_prices
 
 if TYPE_CHECKING:
     from together import AsyncTogether
 
-PRICES = Path(__file__).with_name("teachers.yaml")
 BYTES_A_TOKEN = 4  # of English text; the median of our documents is 4.3, by SmolLM2's tokenizer
 OVERHEAD = 256  # tokens, at most, that an endpoint's chat template adds to a prompt
 FATAL = {  # what is wrong with every request
@@ -22,17 +19,6 @@ FATAL = {  # what is wrong with every request
     402: "the endpoint wants payment ({reason})",
     404: "the endpoint does not know {model} ({reason}); check --model and TOGETHER_BASE_URL",
 }
-
-
-def load_teachers() -> dict[str, dict]:
-    """What teachers.yaml knows, by model."""
-    return yaml.safe_load(PRICES.read_text())
-
-
-def teacher_terms(model: str) -> str:
-    """What a card says of the terms on what a teacher wrote."""
-    known = load_teachers().get(model, {})
-    return known.get("outputs", "See the model's licence and the provider's terms.")
 
 
 def make_client(args: argparse.Namespace, retries: int = 0) -> "AsyncTogether":
@@ -75,7 +61,7 @@ def price_of(args: argparse.Namespace) -> dict:
 
     Raises UserError for a budget that could not be held.
     """
-    price = load_teachers().get(args.model, {})
+    price = dict(load_prices().get(args.model, {}))
     if args.price:
         price |= dict(zip(("input", "output"), args.price, strict=True))
     if "input" not in price:
