@@ -50,7 +50,7 @@ def measure(pairs: list[dict]) -> pd.DataFrame:
     rows = []
     for pair in pairs:
         chosen, rejected = (n_words(pair[side]) for side in SIDES)
-        first, judge = pair["chosen_position"] == 1, pair.get("judge")
+        first = pair["chosen_position"] == 1
         points, sign = pair["ratings"][0] - pair["ratings"][1], 1 if first else -1
         rows.append(
             {
@@ -61,7 +61,6 @@ def measure(pairs: list[dict]) -> pd.DataFrame:
                 "longer wins": chosen > rejected if chosen != rejected else None,
                 "first wins": first,
                 "asked longer": pair.get("longer"),
-                "judge agrees": judge["best"] == pair["chosen_position"] if judge else None,
                 "points": sign * points,
                 "words": sign * (chosen - rejected),
                 "meta": sum(bool(META.match(pair[side])) for side in SIDES),
@@ -79,7 +78,6 @@ def audit(frame: pd.DataFrame) -> dict:
         "first wins": share(frame["first wins"]),
         "first wins, longer": share(frame["first wins"][asked == 1]),
         "first wins, shorter": share(frame["first wins"][asked == 2]),
-        "judge agrees": share(frame["judge agrees"]),
         "correlation": gaps.corr().loc["points", "words"] if gaps.nunique().min() > 1 else None,
         "length distance": float(
             ks_2samp(*(frame[side].astype(float) for side in SIDES)).statistic
@@ -142,7 +140,6 @@ def to_markdown(found: dict) -> str:
         "mean words, chosen and rejected": f"{words['chosen']:.0f} and {words['rejected']:.0f}",
         "distance of the two length distributions (KS)": f"{found['length distance']:.2f}",
         'summaries that open with "this text discusses" or alike': f"{found['meta openers']:,}",
-        "a second judge, in swapped order, agrees": percent(found["judge agrees"]),
     }
     for name, group in found["groups"].items():
         wins = (f"{'-' if group[w] is None else format(group[w], '.1%')} {w}" for w in DOUBTS)

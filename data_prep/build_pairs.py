@@ -2,8 +2,7 @@
 
 Reads data/extracts and data/replies, writes data/pairs/{train,test}.jsonl, dropped.jsonl (every
 reply is in exactly one of them), plots/ and made.json with the funnel and the audit. Of a test pair
-only the better summary counts, as the reference, so checks of the pair do not apply to it. Where
-data/replies/judge.jsonl holds a second judge's reply, its verdict stands in the pair as "judge".
+only the better summary counts, as the reference, so checks of the pair do not apply to it.
 
     python -m data_prep.build_pairs
 """
@@ -11,7 +10,6 @@ data/replies/judge.jsonl holds a second judge's reply, its verdict stands in the
 import argparse
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,12 +17,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, positive, run, script_parser
-from common.files import load_records, mark_made, read_records, write_records
+from common.files import load_records, mark_made, write_records
 from common.report import markdown
 from data_prep.audit_pairs import audit, draw_plots, length_match, measure, to_markdown
 from data_prep.count_tokens import load_tokenizer
 from data_prep.filter_pairs import CHECKS, Limits, fault
-from data_prep.teacher.parsing import ParseError, parse_reply, parse_verdict
+from data_prep.teacher.parsing import ParseError, parse_reply
 from prompts import Task, load_task
 
 SPLITS = ("train", "test")
@@ -53,21 +51,6 @@ def to_pair(extract: dict, reply: dict, task: Task) -> dict:
         "criteria": [parsed.criteria[best], parsed.criteria[other]],
         "n_tokens": extract["n_tokens"],
     }
-
-
-def read_verdicts(path: Path, teacher: tuple[str, str], task: Task) -> dict[str, dict]:
-    """id -> {model, best: 1 or 2, ratings}, both in the teacher's order, where readable."""
-    verdicts, fields = {}, ("id", "model", "text", "of", "order")
-    for record in read_records(path, fields) if path.exists() else ():
-        if (record["of"]["model"], record["of"]["prompt_sha"]) == teacher:
-            with suppress(ParseError):
-                scores, best = parse_verdict(record["text"], task)
-                verdicts[record["id"]] = {
-                    "model": record["model"],
-                    "best": record["order"][best],
-                    "ratings": [scores[record["order"].index(n)] for n in (1, 2)],
-                }
-    return verdicts
 
 
 def choose_teacher(
@@ -237,9 +220,6 @@ def main() -> None:
     print(made["funnel"])
     if empty := [split for split in SPLITS if not made[split]["kept"]]:
         raise UserError(f"no {empty[0]} pair is left; see the reasons above")
-    verdicts = read_verdicts(args.replies / "judge.jsonl", teacher, task)
-    for pair in built["train"][0]:
-        pair["judge"] = verdicts.get(pair["id"])
     write_pairs(args.output, built, made, task)
     print(f"\n{made['audit']}\n\nplots in {args.output / 'plots'}")
 

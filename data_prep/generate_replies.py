@@ -1,8 +1,8 @@
-"""Ask the teacher for two rated summaries of every extract, and a judge for a second rating.
+"""Ask the teacher for two rated summaries of every extract.
 
-Reads data/extracts/{train,test}.jsonl, appends to data/replies/{train,test}.jsonl, and with --judge
-to judge.jsonl. A later run asks only for what is missing for this model and prompt. The endpoint
-and the key come from TOGETHER_BASE_URL and TOGETHER_API_KEY; --plan needs neither.
+Reads data/extracts/{train,test}.jsonl, appends to data/replies/{train,test}.jsonl. A later run asks
+only for what is missing for this model and prompt. The endpoint and the key come from
+TOGETHER_BASE_URL and TOGETHER_API_KEY; --plan needs neither.
 
     TOGETHER_API_KEY=... python -m data_prep.generate_replies --budget-usd 50
 """
@@ -17,7 +17,7 @@ import pandas as pd
 from common.cli import positive, run, script_parser
 from common.files import load_records, share_of
 from common.report import markdown
-from common.table import load, missing
+from common.table import missing
 from data_prep.teacher.ask import KEY, ask_all, refused_file, teacher_options
 from data_prep.teacher.batch import ask_batch
 from data_prep.teacher.client import (
@@ -28,12 +28,10 @@ from data_prep.teacher.client import (
     price_of,
     prompt_bytes,
 )
-from data_prep.teacher.parsing import ParseError, parse_reply
 from data_prep.teacher.prices import PRICES, load_prices
 from prompts import load_task, render, template_sha
 
-TEACHER, JUDGE = map(load_task().template, ("teacher", "judge"))
-JUDGE_KEY = (*KEY, "of")  # a judge's reply is told from others also by whose replies it rates
+TEACHER = load_task().template("teacher")
 SECONDS_A_REPLY = 10  # of a large model on a serverless endpoint, for the plan's hours
 
 
@@ -53,24 +51,6 @@ def to_request(extract: dict, balance: bool, seed: int) -> dict:
 def teacher_requests(split: str, args: argparse.Namespace) -> list[dict]:
     extracts = load_records(args.extracts / f"{split}.jsonl", ("id", "text"), "just extracts")
     return [to_request(extract, args.balance, args.seed) for extract in extracts[: args.limit]]
-
-
-def judge_requests(args: argparse.Namespace) -> list[dict]:
-    """A request for each readable training reply of this teacher to this prompt, order swapped."""
-    extracts = load_records(args.extracts / "train.jsonl", ("id", "text"), "just extracts")
-    of = {"model": args.model, "prompt_sha": template_sha(TEACHER)}
-    replies = load(args.output / "train.jsonl", [of | {"id": e["id"]} for e in extracts], KEY)
-    requests = []
-    for extract in extracts[: args.limit]:
-        try:
-            first, second = parse_reply(replies[extract["id"]]["text"]).summaries
-        except (KeyError, ParseError):  # not there, or not readable
-            continue
-        prompt = render(JUDGE, text=extract["text"], summaries=(second, first))
-        request = {"id": extract["id"], "prompt_sha": template_sha(JUDGE), "of": of}
-        request |= {"messages": [{"role": "user", "content": prompt}], "order": [2, 1]}
-        requests.append(request)
-    return requests
 
 
 def plan(args: argparse.Namespace) -> str:
@@ -118,8 +98,6 @@ def main() -> None:
     balance = "draw which summary is the longer one; without, it is the first (the original's way)"
     option("--balance", action=argparse.BooleanOptionalAction, default=True, help=balance)
     option("--seed", type=int, default=0, help="of that draw")
-    judge = "then have the training pairs rated in swapped order, by the teacher or by MODEL"
-    option("--judge", metavar="MODEL", nargs="?", const="", help=judge)
     option("--batch", action="store_true", help="ask through Together's batch API")
     option("--poll-seconds", type=float, default=30, help="between two looks at a batch")
     option("--plan", action="store_true", help="say what it would cost; nothing is asked")
@@ -134,10 +112,6 @@ def main() -> None:
     for split in args.splits:
         path = args.output / f"{split}.jsonl"
         left += ask(teacher_requests(split, args), path, args, f"{split} replies")
-    if args.judge is not None:
-        requests, path = judge_requests(args), args.output / "judge.jsonl"
-        args.model = args.judge or args.model
-        left += ask(requests, path, args, "judge's replies", JUDGE_KEY)
     if left:
         sys.exit(f"error: {left} requests got no reply; run again to ask for them")
 

@@ -297,7 +297,6 @@ def audited(n: int, longer: float, first: float) -> list[dict]:
             "ratings": [10 + i % 5, 8],
             "criteria": [{"fluency": 3}, {"fluency": 1 + i % 2}],
             "longer": 1 + i % 2,
-            "judge": {"best": 1} if i in (0, n - 1) else None,
         }
 
     return [one(i) for i in range(n)]
@@ -307,7 +306,6 @@ def test_the_audit_counts_what_it_says():
     pairs = audited(100, 0.9, 0.5)
     found = audit(measure(pairs))
     assert found["longer wins"]["share"] == 0.9 and found["first wins"]["share"] == 0.5
-    assert found["judge agrees"] == {**share([True, False]), "share": 0.5}
     assert list(found["groups"]) == ["arxiv", "wikipedia", "m"]
     assert warnings_of(found) and "Length alone predicts" in to_markdown(found)
     assert not warnings_of(audit(measure(audited(100, 0.5, 0.5))))
@@ -347,33 +345,6 @@ def test_length_match_accounts_for_what_it_leaves_out(tmp_path):
     made = json.loads((tmp_path / "pairs/made.json").read_text())
     assert made["length_match"] and "50.0%" in made["audit"]
     assert (tmp_path / "pairs/plots/lengths.png").stat().st_size > 5000
-
-
-def test_a_second_judges_verdict_stands_beside_the_teachers_and_is_compared(tmp_path):
-    def verdict(key: str, best: int, **other) -> dict:
-        scores = (12, 16) if best == 2 else (16, 12)
-        lines = [line for line in teacher_reply("", "", scores).splitlines() if line]
-        judged = {"id": key, "model": "judge", "of": {"model": "m", "prompt_sha": "p"}}
-        return {**judged, "order": [2, 1], "text": "\n".join(lines), **other}
-
-    write_jsonl(
-        tmp_path / "replies/judge.jsonl",
-        [
-            verdict("a", 2),  # it saw them swapped, so its second is the teacher's first
-            verdict("b", 1),
-            verdict("c", 1, text="I cannot say."),
-            verdict("c", 1, of={"model": "m", "prompt_sha": "an earlier prompt"}),
-        ],
-    )
-    build(tmp_path, [reply(key, teacher_reply(ONE, TWO)) for key in "abc"])
-    verdicts = {pair["id"]: pair["judge"] for pair in read_jsonl(tmp_path / "pairs/train.jsonl")}
-    assert verdicts == {
-        "a": {"model": "judge", "best": 1, "ratings": [16, 12]},
-        "b": {"model": "judge", "best": 2, "ratings": [12, 16]},
-        "c": None,
-    }
-    audit_text = json.loads((tmp_path / "pairs/made.json").read_text())["audit"]
-    assert "agrees | 50.0% [9.5%, 90.5%], n 2" in squeezed(audit_text)
 
 
 def test_longer_and_first_are_told_apart_by_the_recorded_draw():

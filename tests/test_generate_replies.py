@@ -248,24 +248,3 @@ def test_without_balance_the_first_is_the_longer_as_in_the_original(extracts, en
     }
     replies = read_jsonl(extracts / "replies/test.jsonl")
     assert {(r["prompt_sha"], r["longer"]) for r in replies} == {(template_sha(TEACHER), 1)}
-
-
-def test_a_judge_sees_the_summaries_swapped_and_once(extracts, endpoint):
-    server = endpoint()
-    judge = ("--judge", "some/judge", "--price", 0, 0)
-    result = ask(extracts, server.url, "--splits", "train", *judge)
-    asked = [prompt for prompt in server.ledger if "<summary_1>" in prompt]
-    assert len(asked) == 60 and KEY not in result.stderr
-    first, second = asked[0].index("Another one."), asked[0].index("A first summary of it all.")
-    assert first < second
-    verdicts = read_jsonl(extracts / "replies/judge.jsonl")
-    assert {v["model"] for v in verdicts} == {"some/judge"} and verdicts[0]["order"] == [2, 1]
-    of = {"model": "openai/gpt-oss-120b", "prompt_sha": template_sha(TEACHER)}
-    assert verdicts[0]["of"] == of
-    assert verdicts[0]["prompt_sha"] == template_sha("summarize/judge.jinja")
-    ask(extracts, server.url, "--splits", "train", *judge)
-    assert set(server.ledger.values()) == {1}
-    # The replies of another teacher are judged beside them.
-    ask(extracts, server.url, "--splits", "train", *judge, "--model", "another/model")
-    verdicts = read_jsonl(extracts / "replies/judge.jsonl")
-    assert [v["of"]["model"] for v in verdicts[60:]] == ["another/model"] * 60

@@ -7,7 +7,7 @@ from conftest import teacher_reply
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.teacher.parsing import ParseError, parse_reply, parse_verdict, read_better
+from data_prep.teacher.parsing import ParseError, parse_reply, read_better
 from prompts import load_task
 
 CASES = yaml.safe_load((Path(__file__).parent / "fixtures/replies.yaml").read_text())
@@ -45,10 +45,6 @@ def test_the_label_and_the_criteria_are_the_tasks():
     for wrong, why in ((reply.replace("7", "9"), "outside 2 to 8"), (teacher_reply(), "no two")):
         with pytest.raises(ParseError, match=why):
             parse_reply(wrong, TITLES)
-
-
-def test_a_judges_reply_without_summaries():
-    assert parse_verdict(teacher_reply("", "", (12, 16))) == ((12, 16), 1)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ def test_a_text_is_data_in_every_prompt(text):
     assert text in render("summarize/teacher.jinja", text=text, longer=1)
     assert text in render("summarize/instructed.jinja", text=text)
     assert text in render("summarize/teacher.jinja", text=text, longer=2)
-    assert render("summarize/judge.jinja", text=text, summaries=(text, "two")).count(text) == 2
 
 
 def test_the_student_gets_the_bare_text_or_the_text_in_a_template():

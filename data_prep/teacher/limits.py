@@ -35,7 +35,7 @@ class RateLimiter:
 
     Additive increase, multiplicative decrease (Chiu and Jain 1989), as in TCP: each reply adds one
     request a second until the first 429 (slow start) and a little afterwards; a 429 takes a
-    off the rate that was really sent. A failure that is not about the rate (a server error, a
+    part off the rate that was really sent. A failure that is not about the rate (a server error, a
     timeout) leaves it. When moment after moment brings no reply, waits double and the number in
     flight halves, so that a dead endpoint sees few requests.
     """

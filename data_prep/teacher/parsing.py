@@ -97,17 +97,6 @@ def parse_reply(reply: str, task: Task | None = None) -> ParsedReply:
     return ParsedReply(summaries, *_read_verdict(one, two, best, task))
 
 
-def parse_verdict(reply: str, task: Task | None = None) -> tuple[tuple[float, float], int]:
-    """(totals, the better one as 0 or 1) of a reply without answers of its own, a judge's.
-
-    Raises ParseError with the reason.
-    """
-    task = task or load_task()
-    *sections, best = _sections(_bare(reply), task)
-    one, two = (_split(section, task)[1] for section in sections)
-    return _read_verdict(one, two, best, task)[:2]
-
-
 def read_better(text: str, task: Task | None = None) -> int | None:
     """Which of two answers a judge names as the better one, 1 or 2; 0 a draw, None unreadable."""
     try:
