@@ -83,17 +83,6 @@ def make_executor(options: argparse.Namespace, **common):
         where = {"time": options.time, "partition": options.partition}
         where |= {"env_command": f"export PATH={commands}:$PATH"}
         return SlurmPipelineExecutor(**common, **where, mail_type="NONE", qos=None)
-    if options.executor == "ray":
-        try:
-            import ray
-        except ImportError:
-            raise UserError("no ray here; pip install -r requirements-ray.txt") from None
-        from datatrove.executor.ray import RayPipelineExecutor
-
-        cores = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": options.workers}
-        found = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
-        ray.init(runtime_env=found, log_to_driver=False, logging_level="ERROR", **cores)
-        return RayPipelineExecutor(**common, mem_per_cpu_gb=1)
     from datatrove.executor.local import LocalPipelineExecutor
     from multiprocess import forkserver
 
@@ -244,7 +233,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--passages", action="store_true", help="cut documents at paragraphs into the windows")
     option("--test-share", type=float, default=0.3, help="with --passages: documents for test")
     option("--seed", type=int, default=0, help="draws, orders and splits")
-    option("--executor", choices=("local", "slurm", "ray"), default="local", help="datatrove's")
+    option("--executor", choices=("local", "slurm"), default="local", help="datatrove's")
     option("--tasks", type=positive, default=64, help="what a kill can lose: one task a worker")
     option("--workers", type=positive, default=os.cpu_count(), help="tasks at a time")
     option("--retries", type=int, default=6, help="of a transfer over HTTP that fails")

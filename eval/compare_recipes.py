@@ -10,9 +10,8 @@ trained or answered is not done again, and answers are kept by the weights that 
 """
 
 import argparse
-import json
+import math
 import os
-import resource
 import shlex
 import subprocess
 import sys
@@ -56,7 +55,7 @@ CAVEATS = (
 def train(base: RunConfig, method: str, part: str, seed: int, after: RunConfig | None) -> RunConfig:
     """Train `base` with a method on a part of its examples, going on from the run `after`.
 
-    Seconds and CPU seconds of a run that was not resumed are kept beside it.
+    The seconds that a run took are kept in its folder, unless it was resumed.
     """
     name = f"compare/{base.path.stem}-{method}{'-half' * (part != 'train')}-{seed}"
     folder = base.output_dir.parent / name
@@ -66,27 +65,21 @@ def train(base: RunConfig, method: str, part: str, seed: int, after: RunConfig |
     command = ["training.train_adapter", str(base.path), "--method", method, "--name", name]
     command += ["--set", *keys, *([] if base.settings.get("bf16") else cpu)]
     fresh, started = not folder.exists(), time.monotonic()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     if subprocess.run([sys.executable, "-m", *command]).returncode:
         raise UserError(f"python -m {shlex.join(command)} failed")
-    after_it = resource.getrusage(resource.RUSAGE_CHILDREN)
     if fresh:
-        cpu_seconds = sum(
-            getattr(after_it, k) - getattr(before, k) for k in ("ru_utime", "ru_stime")
-        )
-        cost = {"seconds": time.monotonic() - started, "cpu_seconds": cpu_seconds}
-        write_text(folder / "cost.json", json.dumps(cost))
+        write_text(folder / "seconds.txt", f"{time.monotonic() - started:.0f}\n")
     return load_run_config(folder / "config.yaml")
 
 
-def train_recipe(base: RunConfig, recipe: str, seed: int) -> tuple[RunConfig, dict]:
-    """(the recipe's last run, {seconds, cpu_seconds} of all its runs; {} if one is not known)."""
-    config, costs = None, []
+def train_recipe(base: RunConfig, recipe: str, seed: int) -> tuple[RunConfig, float]:
+    """(the recipe's last run, the seconds that all of its runs took; NaN if one is not known)."""
+    config, seconds = None, 0.0
     for method, part in RECIPES[recipe].items():
         config = train(base, method, part, seed, config)
-        path = config.output_dir / "cost.json"
-        costs.append(json.loads(path.read_text()) if path.exists() else {})
-    return config, {key: sum(cost[key] for cost in costs) for key in costs[0]} if all(costs) else {}
+        path = config.output_dir / "seconds.txt"
+        seconds += float(path.read_text()) if path.exists() else math.nan
+    return config, seconds
 
 
 def measure(texts: list[str], rows: list[dict], scorer: BertScore) -> pd.DataFrame:
@@ -114,12 +107,12 @@ def answer(name: str, system: str, base: RunConfig, rows: list[dict], args) -> l
 def run_all(
     args: argparse.Namespace, base: RunConfig, rows: list[dict], scorer: BertScore
 ) -> tuple:
-    """(system -> the scores of each seed, recipe -> the cost of each seed)."""
+    """(system -> the scores of each seed, recipe -> the seconds of each seed)."""
     titles, scores = load_task().titles, {}
     for system in ("lead", "base", "instructed"):
         texts = answer(f"{base.path.stem}-{system}", system, base, rows, args)
         scores[titles[system]] = [measure(texts, rows, scorer)]
-    costs: dict[str, list[dict]] = {recipe: [] for recipe in args.recipes}
+    costs: dict[str, list[float]] = {recipe: [] for recipe in args.recipes}
     for seed in args.seeds:
         for recipe in args.recipes:
             config, cost = train_recipe(base, recipe, seed)
@@ -137,7 +130,7 @@ def stack(frames: list[pd.DataFrame], measure: str) -> np.ndarray:
 
 
 def score_table(
-    scores: dict[str, list[pd.DataFrame]], costs: dict[str, list[dict]]
+    scores: dict[str, list[pd.DataFrame]], costs: dict[str, list[float]]
 ) -> pd.DataFrame:
     """Systems by measures, formatted, in the order of `scores`."""
     lines = {}
@@ -150,9 +143,8 @@ def score_table(
         line["F1 by seed"] = ", ".join(seeds) if len(seeds) > 1 else ""
         line["length ratio"] = f"{stack(frames, 'length_ratio').mean():.2f}"
         line["repetition"] = f"{stack(frames, 'repetition').mean():.3f}"
-        for key, title in (("seconds", "wall s"), ("cpu_seconds", "CPU s")):
-            spent = [cost[key] for cost in costs.get(name, []) if cost]
-            line[title] = f"{np.mean(spent):.0f}" if spent else ""
+        seconds = np.mean(costs.get(name, [math.nan]))
+        line["training, s"] = "" if math.isnan(seconds) else f"{seconds:.0f}"
         lines[name] = line
     return pd.DataFrame(lines).T.rename_axis("system")
 

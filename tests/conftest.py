@@ -87,7 +87,7 @@ def run_stage(
     In this process, which is quick, unless `fresh` or a variable that is read at import asks for a
     new one.
     """
-    if fresh or any(name.startswith(("HF_", "RAY_", "PATH", "PYTHON")) for name in env):
+    if fresh or any(name.startswith(("HF_", "PATH", "PYTHON")) for name in env):
         process = start_stage(module, *args, cwd=cwd, **env)
         out, err = process.communicate(timeout=600)
         result = subprocess.CompletedProcess(process.args, process.returncode, out, err)

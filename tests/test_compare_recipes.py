@@ -18,7 +18,7 @@ from training.resolve_config import load_methods, resolve_config
 from training.run_config import load_run_config
 
 COMPARE = "eval.compare_recipes"
-COST = {"seconds": 1.0, "cpu_seconds": 2.0}
+SECONDS = 1.0
 OF_A_RUN = {"seed", "output_dir", "dataset_prepared_path", "datasets", "lora_model_dir"}
 
 
@@ -97,7 +97,7 @@ def comparison(finished_run, tiny_qwen2, monkeypatch, tmp_path):
     run = tmp_path / "outputs/compare/run-sft-42"
     shutil.copytree(tiny_qwen2, run)
     trained = compare_recipes.RunConfig(finished_run, {"output_dir": str(run)})
-    monkeypatch.setattr(compare_recipes, "train_recipe", lambda *_: (trained, COST))
+    monkeypatch.setattr(compare_recipes, "train_recipe", lambda *_: (trained, SECONDS))
     monkeypatch.setattr(compare_recipes, "BertScore", Scorer)
     monkeypatch.setattr(Scorer, "scored", [])
 

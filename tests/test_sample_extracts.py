@@ -259,14 +259,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, tokenizer, corpus, 
     assert texts_of(tmp_path / "out") == texts_of(reference)
 
 
-@pytest.mark.slow
-def test_the_ray_executor_gives_the_same(tmp_path, tokenizer, corpus, reference):
-    pytest.importorskip("ray", reason="ray is not installed (pip install -r requirements-ray.txt)")
-    options = ["--input", corpus, *WINDOWS, "--tasks", 4, "--workers", 2, "--executor", "ray"]
-    sample(tmp_path, tokenizer, *options)
-    assert texts_of(tmp_path / "out") == texts_of(reference)
-
-
 SLURM = {
     "sbatch": """#!/bin/bash
 # Runs the tasks of an array one after the other, as a cluster would side by side; no job finds
