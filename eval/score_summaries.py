@@ -37,24 +37,11 @@ TITLES = {
     "faithfulness": "faithfulness",
     "words": "mean words",
 }
-MORE_TITLES = {
-    "bertscore_p_rescaled": "P rescaled",
-    "bertscore_r_rescaled": "R rescaled",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "rouge_lsum": "ROUGE-Lsum",
-    "compression": "compression",
-    "coverage": "coverage",
-    "density": "density",
-    "novel_bigrams": "novel bigrams",
-    "repetition": "repetition",
-}
-COUNTS = {
-    "empty": "empty",
-    "stopped_at_limit": "cut at the longest",
-    "documents_cut": "documents cut",
-    "over_512_tokens": "over 512 tokens",
-}
+MORE = "bertscore_p_rescaled bertscore_r_rescaled rouge_1 rouge_2 rouge_lsum compression coverage"
+MORE += " density novel_bigrams repetition"
+MORE_TITLES = {measure: measure.replace("_", " ") for measure in MORE.split()}
+COUNTED = ("empty", "stopped_at_limit", "documents_cut", "over_512_tokens")
+COUNTS = {count: count.replace("_", " ") for count in COUNTED}
 COMPARED = ("bertscore_f1", "rouge_l", "faithfulness")
 
 
