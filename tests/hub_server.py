@@ -10,13 +10,14 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import parse_qs, unquote
 
 import yaml
 from huggingface_hub import constants
+from quiet_server import QuietServer
 
 TOKEN = "hf_good"
 
@@ -72,7 +73,7 @@ class Hub:
 
             do_POST = do_PUT = do_HEAD = lambda self: hub.route(self, self.command)
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

@@ -6,10 +6,11 @@ import re
 import signal
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from conftest import read_jsonl, run_stage, start_stage, teacher_reply, write_jsonl
+from quiet_server import QuietServer
 
 STAGE = "data_prep.generate_replies"
 KEY = "sk-secret-0123456789"
@@ -95,7 +96,7 @@ class BatchServer:
                 return self.send("poll", 200, job)
 
         self.refuse, self.refuse_for_good = refuse, refuse_for_good
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
