@@ -77,7 +77,7 @@ _demo_models: setup
 test *options: setup _demo_models _lint
     {{ python }} -m pytest -n 2 --dist loadfile "$@"
 
-# Lint and run the fast tests, under a minute
+# Lint and run the fast tests
 [group('start')]
 check *options: setup _demo_models _lint
     {{ python }} -m pytest -n 2 --dist loadfile -m "not slow" "$@"

@@ -22,6 +22,8 @@ from trl.experimental.orpo import ORPOTrainer
 from data_prep.build_dataset import to_row, to_sft_row
 from eval.generate_summaries import build_prompt
 
+pytestmark = pytest.mark.slow
+
 NO_SYSTEM_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n'}}{% endfor %}"

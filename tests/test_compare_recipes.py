@@ -17,6 +17,8 @@ from eval import compare_recipes
 from training.resolve_config import load_methods, resolve_config
 from training.run_config import load_run_config
 
+pytestmark = pytest.mark.slow
+
 COMPARE = "eval.compare_recipes"
 SECONDS = 1.0
 OF_A_RUN = {"seed", "output_dir", "dataset_prepared_path", "datasets", "lora_model_dir"}

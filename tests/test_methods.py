@@ -20,6 +20,8 @@ from data_prep.build_dataset import to_row, to_sft_row
 from eval.merge_adapter import NF4
 from training.resolve_config import load_methods, with_method
 
+pytestmark = pytest.mark.slow
+
 BOOK = ROOT / "axolotl_configs"
 DEFAULT = "qwen2-1.5b-dpo-sft-qlora"
 PUBLISHED = "qwen2-1.5b-dpo-qlora"  # the one config whose adapter TRL casts to bf16

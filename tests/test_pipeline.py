@@ -18,6 +18,8 @@ from demo.prepare_parts import package_folder
 from eval.merge_adapter import NF4
 from training.plot_curves import read_history
 
+pytestmark = pytest.mark.slow
+
 SUBJECTS = (
     "The harbour",
     "An old lighthouse",

