@@ -9,8 +9,6 @@ only the better summary counts, as the reference, so checks of the pair do not a
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -19,9 +17,8 @@ from tqdm import tqdm
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, write_records
 from common.report import markdown
-from data_prep.audit_pairs import audit, draw_plots, length_match, measure, to_markdown
-from data_prep.count_tokens import load_tokenizer
-from data_prep.filter_pairs import CHECKS, Limits, fault
+from data_prep.audit_pairs import audit, draw_plots, length_match, measure
+from data_prep.filter_pairs import CHECKS, fault
 from data_prep.teacher.parsing import ParseError, parse_reply
 from prompts import Task, load_task
 
@@ -53,114 +50,80 @@ def to_pair(extract: dict, reply: dict, task: Task) -> dict:
     }
 
 
-def choose_teacher(
-    replies: list[dict], model: str | None, prompt_sha: str | None
-) -> tuple[str, str]:
+def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, str]:
     """The (model, prompt_sha) to take replies of: of several prompts the one with most replies.
 
     Raises UserError if there are several models, or no such replies.
     """
     counts = Counter((reply["model"], reply["prompt_sha"]) for reply in replies)
     there = ", ".join(f"{n:,} by {m} with prompt {sha}" for (m, sha), n in counts.most_common())
-    fitting = {
-        key: n
-        for key, n in counts.items()
-        if model in (None, key[0]) and prompt_sha in (None, key[1])
-    }
+    asked = (args.model, args.prompt_sha)
+    fitting = [
+        made_by
+        for made_by, _ in counts.most_common()
+        if all(wanted in (None, one) for wanted, one in zip(asked, made_by, strict=True))
+    ]
     if not fitting:
-        asked = " ".join(filter(None, (model and f"by {model}", prompt_sha)))
-        raise UserError(f"no reply {asked}; there are {there}")
-    if len(models := sorted({m for m, _ in fitting})) > 1:
-        raise UserError(
-            f"replies by several teachers: {', '.join(models)}; choose one with --model"
-        )
-    chosen = max(fitting, key=fitting.get)
+        raise UserError(f"no reply fits --model and --prompt-sha; there are {there}")
+    if len({model for model, _ in fitting}) > 1:
+        raise UserError(f"several teachers: {there}; choose one with --model")
     if len(fitting) > 1:
-        print(
-            f"several prompts: {there}; taking {chosen[1]}, the one with most replies "
-            "(--prompt-sha chooses another)"
-        )
-    return chosen
-
-
-def drop(split: str, one: dict, reason: str, detail: str = "") -> dict:
-    """The record in dropped.jsonl of a reply, or of its pair."""
-    model = one["model"] if "model" in one else one["teacher"]
-    made_by = {"model": model, "prompt_sha": one["prompt_sha"]}
-    return {"id": one["id"], "split": split, **made_by, "reason": reason, "detail": detail}
+        print(f"several prompts: {there}; taking {fitting[0][1]} (--prompt-sha chooses another)")
+    return fitting[0]
 
 
 def build_split(
-    split: str, replies: list[dict], teacher: tuple[str, str], limits: Limits, args, task: Task
+    split: str, replies: list[dict], teacher: tuple[str, str], args: argparse.Namespace, task: Task
 ) -> tuple[list[dict], list[dict]]:
-    """(pairs, dropped) of one split; `args` are the command line's."""
+    """(pairs, dropped) of one split."""
     extracts = load_records(args.extracts / f"{split}.jsonl", EXTRACT, "just extracts")
-    by_id = {extract["id"]: extract for extract in extracts}
-    pairs, dropped = {}, []
+    by_id, pairs, dropped = {extract["id"]: extract for extract in extracts}, {}, []
+
+    def drop(key: str, made_by: tuple[str, str], reason: str) -> None:
+        made = dict(zip(("model", "prompt_sha"), made_by, strict=True))
+        dropped.append({"id": key, "split": split, **made, "reason": reason})
+
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
-        pair, why = None, None
-        if (reply["model"], reply["prompt_sha"]) != teacher:
-            why = ("another teacher or prompt",)
-        elif reply["id"] not in by_id:
-            why = ("its extract is gone",)
-        elif reply["id"] in pairs:
-            why = ("a second reply to the same extract",)
+        key, made_by, pair = reply["id"], (reply["model"], reply["prompt_sha"]), None
+        if made_by != teacher:
+            reason = "another teacher or prompt"
+        elif key not in by_id:
+            reason = "its extract is gone"
+        elif key in pairs:
+            reason = "a second reply to the same extract"
         else:
             try:
-                pair = to_pair(by_id[reply["id"]], reply, task)
-                why = fault(pair, split, limits, args.keep)
+                pair = to_pair(by_id[key], reply, task)
+                reason = fault(pair, split, vars(args))
             except ParseError as error:
-                why = "not readable", str(error)
-        if why:
-            dropped.append(drop(split, reply, *why))
+                reason = f"not readable ({error})"
+        if reason:
+            drop(key, made_by, reason)
         else:
-            pairs[reply["id"]] = pair
+            pairs[key] = pair
     if split == "train" and args.length_match:
         matched = {pair["id"]: pair for pair in length_match(list(pairs.values()), args.seed)}
-        left_out = [pair for key, pair in pairs.items() if key not in matched]
-        dropped += [drop(split, pair, "left out to match lengths") for pair in left_out]
+        for key in pairs.keys() - matched.keys():
+            drop(key, teacher, "left out to match lengths")
         pairs = matched
     return list(pairs.values()), dropped
 
 
-def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict:
-    """Replies in, out by each reason, pairs kept, and what a kept pair took."""
-    reasons = Counter(
-        d["reason"] + (f" ({d['detail']})" if d["reason"] == "not readable" else "")
-        for d in dropped
-    )
-    costs = [reply.get("cost_usd") for reply in replies]
+def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict[str, str]:
+    """Replies in, pairs kept, what a kept pair took, and replies out by each reason."""
+    costs, kept = [reply.get("cost_usd") for reply in replies], max(1, len(pairs))
     tokens = sum(sum((reply.get("usage") or {}).values()) for reply in replies)
+    usd = None if None in costs else sum(costs)
     return {
-        "replies": len(replies),
-        "dropped": reasons.most_common(),
-        "kept": len(pairs),
-        "tokens_per_pair": round(tokens / max(1, len(pairs))),
-        "usd": None if None in costs else sum(costs),
-        "usd_per_pair": None if None in costs else sum(costs) / max(1, len(pairs)),
+        "replies": f"{len(replies):,}",
+        "pairs kept": f"{len(pairs):,}",
+        "tokens for a kept pair": f"{tokens / kept:,.0f}",
+        "cost": "unknown" if usd is None else f"${usd:.2f}",
+        "cost of a kept pair": "unknown" if usd is None else f"${usd / kept:.5f}",
+    } | {
+        f"dropped: {reason}": f"{n:,}"
+        for reason, n in Counter(one["reason"] for one in dropped).most_common()
     }
-
-
-def funnel_table(splits: dict[str, dict]) -> str:
-    """The funnels of the splits side by side, as Markdown, for the terminal and the card."""
-
-    def usd(amount: float | None, digits: int) -> str:
-        return "an unknown sum" if amount is None else f"${amount:.{digits}f}"
-
-    columns = {}
-    for split, counts in splits.items():
-        columns[split] = {"replies": f"{counts['replies']:,}", "pairs kept": f"{counts['kept']:,}"}
-        columns[split]["tokens for a kept pair"] = f"{counts['tokens_per_pair']:,}"
-        columns[split]["cost"] = usd(counts["usd"], 2)
-        columns[split]["cost of a kept pair"] = usd(counts["usd_per_pair"], 5)
-        columns[split] |= {f"dropped: {why}": f"{n:,}" for why, n in counts["dropped"]}
-    return markdown(pd.DataFrame(columns).fillna("0"))
-
-
-def lazy_token_counter(name: str) -> Callable[[str], int]:
-    """Count tokens by a tokenizer that is loaded only when a summary needs counting."""
-    tokenizer = cache(lambda: load_tokenizer(name))
-    return lambda text: len(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
 def write_pairs(folder: Path, built: dict[str, tuple[list, list]], made: dict, task: Task) -> None:
@@ -168,13 +131,11 @@ def write_pairs(folder: Path, built: dict[str, tuple[list, list]], made: dict, t
     (folder / "made.json").unlink(missing_ok=True)
     for split, (pairs, _) in built.items():
         write_records(folder / f"{split}.jsonl", pairs)
-    write_records(
-        folder / "dropped.jsonl", (one for _, dropped in built.values() for one in dropped)
-    )
+    dropped = [one for _, part in built.values() for one in part]
+    write_records(folder / "dropped.jsonl", dropped)
     train, _ = built["train"]
     frame = measure(train)
-    made["plots"] = draw_plots(train, frame, task, folder / "plots")
-    made["audit"] = to_markdown(audit(frame))
+    made |= {"plots": draw_plots(train, frame, task, folder / "plots"), "audit": audit(frame)}
     mark_made(folder, made)
 
 
@@ -190,9 +151,8 @@ def parse_options(task: Task) -> argparse.Namespace:
     option("--min-difference", type=float, default=limits["difference"], help="of scores; over it")
     option("--max-repetition", type=float, default=limits["repetition"], help="of 4-grams")
     option("--max-tokens", type=positive, default=3072, help="training length, prompt and answer")
-    option(
-        "--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: Hub id or folder"
-    )
+    student = "Qwen/Qwen2-1.5B-Instruct"
+    option("--tokenizer", default=student, help="the student's: Hub id or folder")
     option("--keep", nargs="+", default=[], choices=CHECKS, help="checks to leave out")
     option("--length-match", action="store_true", help="keep a subset free of a length signal")
     option("--seed", type=int, default=0, help="of --length-match")
@@ -202,23 +162,17 @@ def parse_options(task: Task) -> argparse.Namespace:
 def main() -> None:
     task = load_task()
     args = parse_options(task)
-    names = ("max_similarity", "min_difference", "max_repetition", "max_tokens")
-    made = {name: getattr(args, name) for name in names}
-    limits = Limits(**made, count_tokens=lazy_token_counter(args.tokenizer))
-    made |= {name: getattr(args, name) for name in ("keep", "length_match", "seed")}
     replies = {
         split: load_records(args.replies / f"{split}.jsonl", REPLY, "just replies")
         for split in SPLITS
     }
-    teacher = choose_teacher(replies["train"], args.model, args.prompt_sha)
-    built = {
-        split: build_split(split, replies[split], teacher, limits, args, task) for split in SPLITS
-    }
-    for split, (pairs, dropped) in built.items():
-        made[split] = funnel(pairs, dropped, replies[split])
-    made["funnel"] = funnel_table({split: made[split] for split in SPLITS})
+    teacher = choose_teacher(replies["train"], args)
+    built = {split: build_split(split, replies[split], teacher, args, task) for split in SPLITS}
+    counts = pd.DataFrame({split: funnel(*built[split], replies[split]) for split in SPLITS})
+    made = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
+    made["funnel"] = markdown(counts.fillna("0"))
     print(made["funnel"])
-    if empty := [split for split in SPLITS if not made[split]["kept"]]:
+    if empty := [split for split in SPLITS if not built[split][0]]:
         raise UserError(f"no {empty[0]} pair is left; see the reasons above")
     write_pairs(args.output, built, made, task)
     print(f"\n{made['audit']}\n\nplots in {args.output / 'plots'}")

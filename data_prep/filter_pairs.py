@@ -1,37 +1,23 @@
-"""The checks a pair must pass: each looks at one pair and gives the detail of a fault, or None.
+"""The checks a pair must pass, by the names by which `build_pairs --keep` leaves them out.
 
-`difference` and `similarity` ask whether a pair teaches a clear preference; the others whether its
-summaries are summaries at all. Every check has a name, by which `build_pairs --keep` turns it off.
+`settings` are the options of build_pairs, which hold the thresholds.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from langdetect import DetectorFactory, LangDetectException, detect
 from rapidfuzz.distance import Levenshtein
 
+from data_prep.count_tokens import load_counter
+
 DetectorFactory.seed = 0  # langdetect draws at random otherwise
 TURN_TOKENS = 48  # more than the chat templates of the small students put around a pair
-FUNCTION_WORDS = frozenset(
-    re.findall(r"\w+", "the of and to in a is that for it as was with by on")
-)
+FUNCTION_WORDS = frozenset("the of and to in a is that for it as was with by on".split())
 REFUSAL = re.compile(
     r"(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:cannot|can't|won't)"
     r"|As an? (?:AI|language model))\b",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The thresholds of the checks that have one, and how tokens are counted."""
-
-    max_similarity: float
-    min_difference: float
-    max_repetition: float
-    max_tokens: int
-    count_tokens: Callable[[str], int]
 
 
 def similarity(pair: dict) -> float:
@@ -57,80 +43,66 @@ def language(text: str) -> str:
         return ""
 
 
-def too_close(pair: dict, limits: Limits) -> str | None:
-    difference = pair["ratings"][0] - pair["ratings"][1]
-    return f"difference {difference:g}" if difference <= limits.min_difference else None
+def too_close(pair: dict, settings: dict) -> bool:
+    return pair["ratings"][0] - pair["ratings"][1] <= settings["min_difference"]
 
 
-def too_alike(pair: dict, limits: Limits) -> str | None:
-    alike = similarity(pair)
-    return f"similarity {alike:.3f}" if alike > limits.max_similarity else None
+def too_alike(pair: dict, settings: dict) -> bool:
+    return similarity(pair) > settings["max_similarity"]
 
 
-def longer_than_source(pair: dict, limits: Limits) -> str | None:
-    n_source = len(pair["prompt"].split())
-    n_longest = max(len(summary.split()) for summary in summaries(pair))
-    return f"{n_longest} of {n_source} words" if n_longest > n_source else None
+def too_long(pair: dict, settings: dict) -> bool:
+    """Whether prompt, template and longer answer exceed the training length."""
+    room = settings["max_tokens"] - pair["n_tokens"] - TURN_TOKENS
+    # Bytes bound tokens from above, so most answers need no tokenizer.
+    long = [s for s in (pair["chosen"], pair["rejected"]) if len(s.encode()) > room]
+    return any(load_counter(settings["tokenizer"]).count(summary) > room for summary in long)
 
 
-def other_language(pair: dict, limits: Limits) -> str | None:
-    source = language(pair["prompt"][:1000])
-    others = [found for s in summaries(pair) if (found := language(s)) not in ("", source)]
-    return f"{others[0]} for {source}" if source and others else None
+def longer_than_source(summary: str, source: str, settings: dict) -> bool:
+    return len(summary.split()) > len(source.split())
 
 
-def only_lead(pair: dict, limits: Limits) -> str | None:
-    source = " ".join(pair["prompt"].split())
-    copied = any(source.startswith(" ".join(summary.split())) for summary in summaries(pair))
-    return "a summary opens the text word for word" if copied else None
+def refusal(summary: str, source: str, settings: dict) -> bool:
+    return bool(REFUSAL.match(summary))
 
 
-def refusal(pair: dict, limits: Limits) -> str | None:
-    return next((s[:60] for s in summaries(pair) if REFUSAL.match(s)), None)
+def repetitive(summary: str, source: str, settings: dict) -> bool:
+    return repetition(summary) > settings["max_repetition"]
 
 
-def repetitive(pair: dict, limits: Limits) -> str | None:
-    worst = max(repetition(summary) for summary in summaries(pair))
-    return f"{worst:.0%} of 4-grams" if worst > limits.max_repetition else None
+def only_lead(summary: str, source: str, settings: dict) -> bool:
+    return " ".join(source.split()).startswith(" ".join(summary.split()))
 
 
-def too_long(pair: dict, limits: Limits) -> str | None:
-    """Prompt, template and longer answer against the training length.
-
-    An answer's bytes bound its tokens from above, so most answers need no tokenizer.
-    """
-    room = limits.max_tokens - pair["n_tokens"] - TURN_TOKENS
-    if all(len(summary.encode()) <= room for summary in summaries(pair)):
-        return None
-    longest = max(map(limits.count_tokens, summaries(pair)))
-    return f"{pair['n_tokens'] + TURN_TOKENS + longest} tokens" if longest > room else None
+def other_language(summary: str, source: str, settings: dict) -> bool:
+    found, wanted = language(summary), language(source[:1000])
+    return "" not in (found, wanted) and found != wanted
 
 
-def summaries(pair: dict) -> tuple[str, str]:
-    return pair["chosen"], pair["rejected"]
-
-
-CHECKS: dict[str, tuple[str, Callable[[dict, Limits], str | None]]] = {
+OF_PAIR = {  # whether a pair teaches a clear preference
     "difference": ("scores too close", too_close),
     "similarity": ("summaries too alike", too_alike),
     "length": ("over the training length", too_long),
+}
+OF_SUMMARY = {  # whether a summary is one at all
     "longer": ("a summary longer than its source", longer_than_source),
     "refusal": ("a refusal", refusal),
     "repetition": ("a summary that repeats itself", repetitive),
     "lead": ("only the source's first sentences", only_lead),
     "language": ("another language than its source", other_language),
 }
-PAIR_CHECKS = ("difference", "similarity", "length")  # of no concern for a reference
+CHECKS = OF_PAIR | OF_SUMMARY
 
 
-def fault(pair: dict, split: str, limits: Limits, keep: list[str]) -> tuple[str, str] | None:
-    """(reason, detail) of the first check that the pair fails, or None.
-
-    Of a test pair only the chosen summary counts, as the reference.
-    """
-    if split == "test":
-        pair, keep = {**pair, "rejected": pair["chosen"]}, [*keep, *PAIR_CHECKS]
-    for name, (reason, check) in CHECKS.items():
-        if name not in keep and (detail := check(pair, limits)):
-            return reason, detail
+def fault(pair: dict, split: str, settings: dict) -> str | None:
+    """Why to drop the pair, or None. Of a test pair only the chosen summary counts."""
+    sides = ("chosen", "rejected") if split == "train" else ("chosen",)
+    for name, (reason, fails) in OF_PAIR.items() if split == "train" else ():
+        if name not in settings["keep"] and fails(pair, settings):
+            return reason
+    for name, (reason, fails) in OF_SUMMARY.items():
+        if name not in settings["keep"]:
+            if any(fails(pair[side], pair["prompt"], settings) for side in sides):
+                return reason
     return None

@@ -9,8 +9,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from data_prep import build_dataset
-from data_prep.audit_pairs import audit, draw_plots, measure, to_markdown
-from data_prep.build_pairs import funnel_table
+from data_prep.audit_pairs import audit, draw_plots, measure
 from prompts import load_task, template_sha
 
 STAGE = "data_prep.build_dataset"
@@ -25,6 +24,7 @@ def pair(key: str, chosen: str = "Better.") -> dict:
         "chosen": chosen,
         "rejected": "Worse one.",
         "chosen_position": 2,
+        "longer": None,
         "ratings": [16, 11],
         "teacher": "openai/gpt-oss-120b",
         "n_tokens": 9,
@@ -44,7 +44,7 @@ def stage(tmp_path):
             "keep": [],
             "max_repetition": 0.2,
             "length_match": False,
-            "audit": to_markdown(audit(frame)),
+            "audit": audit(frame),
             "plots": draw_plots(train, frame, load_task(), plots),
         }
         for split, pairs in (("train", train), ("test", test)):
@@ -53,15 +53,7 @@ def stage(tmp_path):
                 tmp_path / f"replies/{split}.jsonl",
                 [{"id": p["id"], "created": "2026-10-01T00:00:00"} for p in pairs],
             )
-            made[split] = {
-                "replies": 9,
-                "dropped": [["scores too close", 4]],
-                "kept": len(pairs),
-                "tokens_per_pair": 1234,
-                "usd": 0.75,
-                "usd_per_pair": 0.375,
-            }
-        made["funnel"] = funnel_table({split: made[split] for split in ("train", "test")})
+        made["funnel"] = "| dropped: scores too close | 4 | 4 |"
         write_jsonl(tmp_path / "pairs/made.json", [made])
         result = run_stage(
             STAGE,
@@ -96,7 +88,6 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
     for said in (
         "2 training pairs and 1 test",
         "openai/gpt-oss-120b",
-        "| $0.75 | $0.75 |",
         "consistency (1 to 5), fluency (1 to 3)",
         "4 to 18 points",
         "| dropped: scores too close | 4 | 4 |",

@@ -1,7 +1,8 @@
-import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from conftest import (
     make_tokenizer,
@@ -14,20 +15,18 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.audit_pairs import (
-    audit,
-    length_match,
-    measure,
-    n_words,
-    share,
-    to_markdown,
-    warnings_of,
-)
-from data_prep.filter_pairs import CHECKS, Limits, fault, language, repetition, similarity
+from data_prep.audit_pairs import audit, length_match, measure, n_words, share, wins
+from data_prep.filter_pairs import CHECKS, fault, language, repetition, similarity
 
 STAGE = "data_prep.build_pairs"
 ONE, TWO = "Lakes freeze from the top because ice floats.", "Rivers carry silt to the sea."
-LIMITS = Limits(0.75, 1, 0.2, 3072, len)
+SETTINGS = {
+    "max_similarity": 0.75,
+    "min_difference": 1,
+    "max_repetition": 0.2,
+    "max_tokens": 3072,
+    "tokenizer": "any",
+}
 LONG_ENGLISH = (
     "The lakes of the north freeze in the winter, and the ice on the water is thick. " * 2
 )
@@ -108,7 +107,7 @@ def test_every_reply_is_in_exactly_one_of_pairs_and_dropped(tmp_path):
     assert pairs[0].items() >= expected.items()
     assert [sum(criteria.values()) for criteria in pairs[0]["criteria"]] == [16, 11]
     assert [p["id"] for p in pairs] == ["good", "edge"]
-    assert {d["id"]: d["reason"] for d in dropped} == {
+    assert {d["id"]: d["reason"].split(" (")[0] for d in dropped} == {
         "close": "scores too close",
         "alike": "summaries too alike",
         "refused": "not readable",
@@ -148,17 +147,22 @@ FAULTS = {
 }
 
 
+def fault_of(pair: dict, split: str, keep: list[str]) -> str | None:
+    return fault(pair, split, SETTINGS | {"keep": keep})
+
+
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_check_finds_its_fault_and_can_be_left_out(name):
+def test_each_check_finds_its_fault_and_can_be_left_out(name, monkeypatch):
+    counter = SimpleNamespace(count=len)
+    monkeypatch.setattr("data_prep.filter_pairs.load_counter", lambda tokenizer: counter)
     others = [other for other in CHECKS if other != name]
-    found = fault(FAULTS[name], "train", LIMITS, others)
-    assert found and found[0] == CHECKS[name][0] and found[1]
-    assert fault(FAULTS[name], "train", LIMITS, list(CHECKS)) is None
-    assert fault(pair_of(ONE), "train", LIMITS, []) is None
-    on_test = fault(FAULTS[name], "test", LIMITS, others)
+    assert fault_of(FAULTS[name], "train", others) == CHECKS[name][0]
+    assert fault_of(FAULTS[name], "train", list(CHECKS)) is None
+    assert fault_of(pair_of(ONE), "train", []) is None
+    on_test = fault_of(FAULTS[name], "test", others)
     assert (on_test is None) == (name == "length")
     swapped = {**FAULTS[name], "chosen": TWO, "rejected": FAULTS[name]["chosen"]}
-    assert fault(swapped, "train", LIMITS, others) and not fault(swapped, "test", LIMITS, others)
+    assert fault_of(swapped, "train", others) and not fault_of(swapped, "test", others)
 
 
 def test_plain_english_french_and_short_texts_are_told_apart():
@@ -194,12 +198,14 @@ def test_the_filters_are_options(tmp_path):
 
 def test_several_teachers_need_a_choice(tmp_path):
     train = [reply("a", teacher_reply(ONE, TWO)), reply("a", teacher_reply(TWO, ONE), "other")]
-    assert "m, other; choose one with --model" in one_error_line(build(tmp_path, train, code=1))
+    assert "1 by m with prompt p, 1 by other with prompt p; choose one" in one_error_line(
+        build(tmp_path, train, code=1)
+    )
     test = [reply("t", teacher_reply(ONE, TWO), "other")]
     build(tmp_path, train, test, "--model", "other")
     assert read_jsonl(tmp_path / "pairs/train.jsonl")[0]["chosen"] == TWO
     missing = build(tmp_path, train, test, "--model", "third", code=1)
-    assert "no reply by third" in one_error_line(missing)
+    assert "no reply fits --model" in one_error_line(missing)
 
 
 def test_of_several_prompts_the_one_with_most_replies_is_taken_in_both_splits(tmp_path):
@@ -216,7 +222,7 @@ def test_of_several_prompts_the_one_with_most_replies_is_taken_in_both_splits(tm
     build(tmp_path, train, test, "--prompt-sha", "newer")
     assert read_jsonl(tmp_path / "pairs/train.jsonl")[0]["chosen"] == TWO
     missing = build(tmp_path, train, test, "--prompt-sha", "gone", code=1)
-    assert "no reply gone; there are 3 by m with prompt p" in one_error_line(missing)
+    assert "--prompt-sha; there are 3 by m with prompt p" in one_error_line(missing)
 
 
 def test_a_failed_run_leaves_the_old_pairs_with_their_audit_or_none_that_a_stage_takes(tmp_path):
@@ -272,13 +278,13 @@ def plain_levenshtein(a: str, b: str) -> int:
     st.integers(0, 3),
 )
 def test_the_two_filters_by_their_definitions(a, b, high, low, most, least):
-    pair = {"chosen": a, "rejected": b, "ratings": [high, low]}
+    pair = {"prompt": "", "chosen": a, "rejected": b, "ratings": [high, low]}
     alike = 1 - plain_levenshtein(a, b) / max(len(a), len(b))
     assert similarity(pair) == pytest.approx(alike)
     kept = high - low > least and similarity(pair) <= most
     others = [name for name in CHECKS if name not in ("difference", "similarity")]
-    limits = dataclasses.replace(LIMITS, max_similarity=most, min_difference=least)
-    assert (fault(pair, "train", limits, others) is None) == kept
+    settings = SETTINGS | {"max_similarity": most, "min_difference": least, "keep": others}
+    assert (fault(pair, "train", settings) is None) == kept
 
 
 def audited(n: int, longer: float, first: float) -> list[dict]:
@@ -303,19 +309,18 @@ def audited(n: int, longer: float, first: float) -> list[dict]:
 
 
 def test_the_audit_counts_what_it_says():
-    pairs = audited(100, 0.9, 0.5)
-    found = audit(measure(pairs))
-    assert found["longer wins"]["share"] == 0.9 and found["first wins"]["share"] == 0.5
-    assert list(found["groups"]) == ["arxiv", "wikipedia", "m"]
-    assert warnings_of(found) and "Length alone predicts" in to_markdown(found)
-    assert not warnings_of(audit(measure(audited(100, 0.5, 0.5))))
-    assert "Position alone predicts" in to_markdown(audit(measure(audited(100, 0.5, 0.1))))
+    frame = measure(audited(100, 0.9, 0.5))
+    found = wins(frame)
+    assert found.loc["all", "longer wins"][0] == 0.9 and found.loc["all", "first wins"][0] == 0.5
+    assert list(found.index[-3:]) == ["`arxiv`", "`wikipedia`", "`m`"]
+    assert "Length alone predicts" in audit(frame)
+    assert "Position alone predicts" in audit(measure(audited(100, 0.5, 0.1)))
+    assert "predicts" not in audit(measure(audited(100, 0.5, 0.5)))
 
 
 def test_a_wilson_interval():
-    assert share([True] * 8 + [False] * 2) == pytest.approx(
-        {"n": 10, "share": 0.8, "low": 0.4902, "high": 0.9433}, abs=1e-4
-    )
+    marks = pd.Series([True] * 8 + [False] * 2 + [None])
+    assert share(marks) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
 
 
 lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=60)
@@ -349,8 +354,8 @@ def test_length_match_accounts_for_what_it_leaves_out(tmp_path):
 
 def test_longer_and_first_are_told_apart_by_the_recorded_draw():
     pairs = [pair | {"chosen_position": pair["longer"]} for pair in audited(100, 0.5, 0.5)]
-    found = audit(
-        measure(pairs)
-    )  # the one asked to be the longer always won, so the first in half of them
-    assert found["first wins"]["share"] == 0.5
-    assert found["first wins, longer"]["share"] == 1 and found["first wins, shorter"]["share"] == 0
+    # The one asked to be the longer always won, so the first in half of them.
+    shares = wins(measure(pairs))["first wins"].str[0]
+    assert shares["all"] == 0.5
+    assert shares["first asked to be the longer"] == 1
+    assert shares["first asked to be the shorter"] == 0
