@@ -37,9 +37,9 @@ def share(marks: pd.Series) -> tuple[float, float, float]:
     """The share of true marks and its interval; a missing mark is left out."""
     marks = marks.dropna()
     if marks.empty:
-        return np.nan, np.nan, np.nan
+        return 0.0, 0.0, 1.0
     result = binomtest(int(marks.sum()), len(marks))
-    return result.statistic, *map(float, result.proportion_ci(method="wilson"))
+    return result.statistic, *result.proportion_ci(method="wilson")
 
 
 def measure(pairs: list[dict]) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def wins(frame: pd.DataFrame) -> pd.DataFrame:
     for key in ("source", "teacher"):
         groups |= {f"`{name}`": members for name, members in frame.groupby(key)}
     rows = {
-        group: {"pairs": len(members)} | {name: share(members[name]) for name in DOUBTS}
+        group: {"pairs": str(len(members))} | {name: share(members[name]) for name in DOUBTS}
         for group, members in groups.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -74,30 +74,26 @@ def wins(frame: pd.DataFrame) -> pd.DataFrame:
 
 def audit(frame: pd.DataFrame) -> str:
     """Tables of what the measures of the training pairs say, and warnings, as Markdown."""
-    correlation = frame["points"].corr(frame["words"])  # nan where all are alike
+    table, warnings = wins(frame), []
+    for name, (predictor, doubt) in DOUBTS.items():
+        won, low, high = table.loc["all", name]
+        if low > SIGNAL or high < 1 - SIGNAL:
+            warnings.append(
+                f"**{predictor} alone predicts the winner: the {name.split()[0]} summary wins in "
+                f"{won:.0%} of the pairs; {doubt}.**"
+            )
+        table[name] = [f"{won:.1%} [{low:.1%}, {high:.1%}]" for won, low, high in table[name]]
+    correlation = frame[["points", "words"]].corr().iloc[0, 1]
     distance = ks_2samp(frame["chosen"], frame["rejected"]).statistic
-    said = {
+    lengths = f"{frame['chosen'].mean():.0f} and {frame['rejected'].mean():.0f}"
+    measures = {
         "correlation of score with length, first minus second": f"{correlation:+.2f}",
-        "mean words, chosen": f"{frame['chosen'].mean():.0f}",
-        "mean words, rejected": f"{frame['rejected'].mean():.0f}",
+        "mean words, chosen and rejected": lengths,
         "distance of the two length distributions (KS)": f"{distance:.2f}",
         'summaries that open with "this text discusses" or alike': f"{frame['meta'].sum():,}",
     }
-    table = wins(frame)
-    parts = [table.map(str), pd.DataFrame({" ": said})]
-    for name in DOUBTS:
-        parts[0][name] = [f"{s:.1%} [{low:.1%}, {high:.1%}]" for s, low, high in table[name]]
-    warnings = [
-        f"**{predictor} alone predicts the winner: the {name.split()[0]} summary wins in "
-        f"{table.loc['all', name][0]:.0%} of the pairs; {doubt}.**"
-        for name, (predictor, doubt) in DOUBTS.items()
-        if is_signal(*table.loc["all", name])
-    ]
-    return "\n\n".join([*map(markdown, parts), *warnings])
-
-
-def is_signal(_: float, low: float, high: float) -> bool:
-    return low > SIGNAL or high < 1 - SIGNAL
+    tables = markdown(table), markdown(pd.DataFrame({" ": measures}))
+    return "\n\n".join([*tables, *warnings])
 
 
 def length_match(pairs: list[dict], seed: int) -> list[dict]:
@@ -124,12 +120,12 @@ def draw_plots(pairs: list[dict], frame: pd.DataFrame, task: Task, folder: Path)
         axes.legend()
     with drawing(folder / "scores_by_length.png", (7, 4)) as ((axes,),):
         axes.scatter(frame["words"], frame["points"], s=12, alpha=0.2, linewidths=0)
-        axes.set(title="Score against length", xlabel="words, first minus second summary")
-        axes.set_ylabel("score, first minus second")
+        axes.set(xlabel="words, first minus second summary", ylabel="score, first minus second")
     panels = len(task.criteria)
     with drawing(folder / "criteria.png", (4 + 3 * panels, 4), 1, panels) as (row,):
         for axes, (name, highest) in zip(row, task.criteria.items(), strict=True):
-            points = [[p["criteria"][i].get(name, np.nan) for p in pairs] for i in (0, 1)]
+            sides = zip(*(pair["criteria"] for pair in pairs), strict=True)
+            points = [[given[name] for given in side if name in given] for side in sides]
             axes.hist(points, bins=np.arange(0.5, highest + 1), label=SIDES)
             axes.set(title=name, xlabel="score", ylabel="summaries", xticks=range(1, highest + 1))
         row[0].legend()

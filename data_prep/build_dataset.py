@@ -19,6 +19,7 @@ from prompts import FOLDER, answer_message, load_task, render, student_messages,
 
 SUBSETS = (8_000, 20_500)  # pairs, as in the published runs
 ROW_GROUP = 1_000  # rows made, written and later read at a time; all at once take ten times the RAM
+COPIED = ("id", "source", "url", "chosen_position", "teacher", "prompt_sha")
 LICENCES = {
     "arxiv": "each paper under the licence its authors chose on arXiv",
     "wikipedia": "CC BY-SA",
@@ -28,18 +29,12 @@ LICENCES = {
 
 def to_row(pair: dict, split: str) -> dict:
     """A pair in the conversational preference format that axolotl and TRL read."""
-    return {
-        "id": pair["id"],
-        "source": pair["source"],
-        "url": pair["url"],
+    return {name: pair[name] for name in COPIED} | {
         "prompt": student_messages(pair["prompt"]),
         "chosen": answer_message(pair["chosen"]),
         "rejected": answer_message(pair["rejected"]),
         "reference": pair["chosen"] if split == "test" else None,
-        "chosen_position": pair["chosen_position"],
         "ratings": [float(rating) for rating in pair["ratings"]],
-        "teacher": pair["teacher"],
-        "prompt_sha": pair["prompt_sha"],
     }
 
 
@@ -73,21 +68,19 @@ def write_parquet(folder: Path, stem: str, pairs: list[dict], to: Callable) -> s
 def write_files(hub: Path, train: list[dict], test: list[dict]) -> dict[str, dict]:
     """Write all Parquet files; return config -> split -> files."""
     sizes = [size for size in SUBSETS if size <= len(train)]
-    ends = sorted({0, *sizes, len(train)})
     shards = [
         write_parquet(hub / "data", f"train-{i}", train[start:end], to_row)
-        for i, (start, end) in enumerate(pairwise(ends))
+        for i, (start, end) in enumerate(pairwise(sorted({0, *sizes, len(train)})))
     ]
     tests = [write_parquet(hub / "data", "test", test, to_row)]
-    configs = {"default": {"train": shards, "test": tests}}
-    for i, size in enumerate(sizes, 1):
-        configs[f"pairs-{size}"] = {"train": shards[:i], "test": tests}
-    splits = {"train": train, "test": test}
-    configs["sft"] = {
-        split: [write_parquet(hub / "sft", split, pairs, to_sft_row)]
-        for split, pairs in splits.items()
+    subsets = {
+        f"pairs-{size}": {"train": shards[:i], "test": tests} for i, size in enumerate(sizes, 1)
     }
-    return configs
+    sft = {
+        "train": [write_parquet(hub / "sft", "train", train, to_sft_row)],
+        "test": [write_parquet(hub / "sft", "test", test, to_sft_row)],
+    }
+    return {"default": {"train": shards, "test": tests}, **subsets, "sft": sft}
 
 
 def main() -> None:
@@ -106,35 +99,31 @@ def main() -> None:
         splits[split] = sorted(pairs, key=lambda pair: share_of(pair["id"], args.seed))
         replies = read_records(args.replies / f"{split}.jsonl", ("created",), "just replies")
         dates |= {reply["created"][:10] for reply in replies}
-    train, template = splits["train"], task.template("teacher")
     sources = {pair["source"] for pairs in splits.values() for pair in pairs}
     licensed = bool(args.licence) or sources <= LICENCES.keys()
     if not licensed:
         warn("the licence of some texts is not known; name it with --licence, or in the card")
+    by_length = sorted(splits["train"], key=lambda pair: len(pair["prompt"]))
+    example = by_length[len(by_length) // 2]
+    known = example["prompt_sha"] == template_sha(task.template("teacher"))
     facts = made | {
+        "task": task,
+        "splits": splits,
         "configs": write_files(args.output, **splits),
-        "n_test": len(splits["test"]),
-        "n_train": len(train),
-        "first": train[0],
-        "example": sorted(train, key=lambda pair: len(pair["prompt"]))[len(train) // 2],
+        "example": example,
         "dates": sorted({min(dates), max(dates)}),
-        "terms": teacher_terms(train[0]["teacher"]),
-        "teacher_prompt": (FOLDER / template).read_text(),
-        "prompt_is_known": train[0]["prompt_sha"] == template_sha(template),
+        "terms": teacher_terms(example["teacher"]),
+        "teacher_prompt": (FOLDER / task.template("teacher")).read_text() if known else "",
         "licences": {source: LICENCES.get(source, args.licence) for source in sources},
         "licensed": licensed,
-        "task": task,
     }
     shutil.copytree(args.pairs / "plots", args.output / "plots", dirs_exist_ok=True)
     card = render(task.template("dataset_card.md"), **facts)
     write_text(args.output / "README.md", card + "\n")
     for path in args.output.glob("*/*.parquet"):
-        if path.name not in card:
+        if path.name not in card:  # of an earlier state
             path.unlink()
-    print(
-        f"staged in {args.output}; load_dataset({str(args.output)!r}) reads it, "
-        "`just publish-dataset NAME` pushes it"
-    )
+    print(f"staged in {args.output}; `just publish-dataset NAME` pushes it")
 
 
 if __name__ == "__main__":

@@ -55,18 +55,15 @@ def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, 
 
     Raises UserError if there are several models, or no such replies.
     """
-    counts = Counter((reply["model"], reply["prompt_sha"]) for reply in replies)
-    there = ", ".join(f"{n:,} by {m} with prompt {sha}" for (m, sha), n in counts.most_common())
-    asked = (args.model, args.prompt_sha)
+    counts = Counter((reply["model"], reply["prompt_sha"]) for reply in replies).most_common()
+    there = ", ".join(f"{n:,} by {model} with prompt {sha}" for (model, sha), n in counts)
     fitting = [
-        made_by
-        for made_by, _ in counts.most_common()
-        if all(wanted in (None, one) for wanted, one in zip(asked, made_by, strict=True))
+        (model, sha)
+        for (model, sha), _ in counts
+        if args.model in (None, model) and args.prompt_sha in (None, sha)
     ]
-    if not fitting:
-        raise UserError(f"no reply fits --model and --prompt-sha; there are {there}")
-    if len({model for model, _ in fitting}) > 1:
-        raise UserError(f"several teachers: {there}; choose one with --model")
+    if len({model for model, _ in fitting}) != 1:
+        raise UserError(f"choose one teacher with --model, --prompt-sha; there are {there}")
     if len(fitting) > 1:
         print(f"several prompts: {there}; taking {fitting[0][1]} (--prompt-sha chooses another)")
     return fitting[0]
@@ -79,9 +76,9 @@ def build_split(
     extracts = load_records(args.extracts / f"{split}.jsonl", EXTRACT, "just extracts")
     by_id, pairs, dropped = {extract["id"]: extract for extract in extracts}, {}, []
 
-    def drop(key: str, made_by: tuple[str, str], reason: str) -> None:
-        made = dict(zip(("model", "prompt_sha"), made_by, strict=True))
-        dropped.append({"id": key, "split": split, **made, "reason": reason})
+    def drop(key: str, model: str, sha: str, reason: str) -> None:
+        made = {"split": split, "model": model, "prompt_sha": sha}
+        dropped.append({"id": key, **made, "reason": reason})
 
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
         key, made_by, pair = reply["id"], (reply["model"], reply["prompt_sha"]), None
@@ -98,13 +95,14 @@ def build_split(
             except ParseError as error:
                 reason = f"not readable ({error})"
         if reason:
-            drop(key, made_by, reason)
+            drop(key, *made_by, reason)
         else:
             pairs[key] = pair
     if split == "train" and args.length_match:
         matched = {pair["id"]: pair for pair in length_match(list(pairs.values()), args.seed)}
-        for key in pairs.keys() - matched.keys():
-            drop(key, teacher, "left out to match lengths")
+        for key in pairs:
+            if key not in matched:
+                drop(key, *teacher, "left out to match lengths")
         pairs = matched
     return list(pairs.values()), dropped
 

@@ -12,7 +12,9 @@ from data_prep.count_tokens import load_counter
 
 DetectorFactory.seed = 0  # langdetect draws at random otherwise
 TURN_TOKENS = 48  # more than the chat templates of the small students put around a pair
-FUNCTION_WORDS = frozenset("the of and to in a is that for it as was with by on".split())
+FUNCTION_WORDS = frozenset(
+    re.findall(r"\w+", "the of and to in a is that for it as was with by on")
+)
 REFUSAL = re.compile(
     r"(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:cannot|can't|won't)"
     r"|As an? (?:AI|language model))\b",
@@ -97,12 +99,13 @@ CHECKS = OF_PAIR | OF_SUMMARY
 
 def fault(pair: dict, split: str, settings: dict) -> str | None:
     """Why to drop the pair, or None. Of a test pair only the chosen summary counts."""
-    sides = ("chosen", "rejected") if split == "train" else ("chosen",)
-    for name, (reason, fails) in OF_PAIR.items() if split == "train" else ():
-        if name not in settings["keep"] and fails(pair, settings):
-            return reason
-    for name, (reason, fails) in OF_SUMMARY.items():
-        if name not in settings["keep"]:
-            if any(fails(pair[side], pair["prompt"], settings) for side in sides):
+    keep, summaries = settings["keep"], [pair["chosen"]]
+    if split == "train":
+        summaries.append(pair["rejected"])
+        for name, (reason, fails) in OF_PAIR.items():
+            if name not in keep and fails(pair, settings):
                 return reason
+    for name, (reason, fails) in OF_SUMMARY.items():
+        if name not in keep and any(fails(s, pair["prompt"], settings) for s in summaries):
+            return reason
     return None

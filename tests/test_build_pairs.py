@@ -198,14 +198,14 @@ def test_the_filters_are_options(tmp_path):
 
 def test_several_teachers_need_a_choice(tmp_path):
     train = [reply("a", teacher_reply(ONE, TWO)), reply("a", teacher_reply(TWO, ONE), "other")]
-    assert "1 by m with prompt p, 1 by other with prompt p; choose one" in one_error_line(
+    assert "--model, --prompt-sha; there are 1 by m with prompt p, 1 by other" in one_error_line(
         build(tmp_path, train, code=1)
     )
     test = [reply("t", teacher_reply(ONE, TWO), "other")]
     build(tmp_path, train, test, "--model", "other")
     assert read_jsonl(tmp_path / "pairs/train.jsonl")[0]["chosen"] == TWO
     missing = build(tmp_path, train, test, "--model", "third", code=1)
-    assert "no reply fits --model" in one_error_line(missing)
+    assert "choose one teacher" in one_error_line(missing)
 
 
 def test_of_several_prompts_the_one_with_most_replies_is_taken_in_both_splits(tmp_path):
