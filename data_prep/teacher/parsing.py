@@ -6,9 +6,8 @@ comes from the task. Where there is no honest reading they say why.
 """
 
 import re
-from collections import namedtuple
-from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 from prompts import Task, load_task
 
@@ -39,62 +38,56 @@ class ParseError(ValueError):
     """A reply without an honest reading; the message is the reason, in a few words."""
 
 
-@dataclass(frozen=True)
-class ParsedReply:
+class ParsedReply(NamedTuple):
     """Two answers in the order given, with their totals; `best` is 0 or 1."""
 
     summaries: tuple[str, str]
     scores: tuple[float, float]
+    criteria: tuple[dict[str, float], dict[str, float]]
     best: int
-    criteria: tuple[dict[str, float], dict[str, float]] = field(default=({}, {}))
-
-
-# What a task's answers are read by; `which` reads what stands behind `better`.
-_Patterns = namedtuple("_Patterns", "label field better which")
 
 
 @cache
-def _patterns(task: Task) -> _Patterns:
+def _patterns(task: Task) -> dict[str, re.Pattern]:
+    """What a task's answers are read by; `which` reads what stands behind `better`."""
     label, number = re.escape(task.label), r"(?:[ \t]*(?:number|no\.?|#))?[ \t]*"
     criteria = "|".join(map(re.escape, task.criteria))
     nth = rf"(?:the[ \t]+)?(?:(?:first|second)[ \t]+)?{label}(?:{number}[12])?"
-    return _Patterns(
-        label=re.compile(
-            rf"{_OPEN}{label}{number}(?P<n>[12]|one|two){_END}[ \t]*"
-            rf"|{_OPEN}(?:the[ \t]+)?(?P<nth>first|second)[ \t]+{label}{_END}[ \t]*"
-            # A heading with its number on a line of its own.
-            rf"|{_OPEN}{label}{_CLOSE}:?{_CLOSE}\s*\n{_OPEN}(?P<below>[12]){_CLOSE}[.:]?{_CLOSE}$",
-            _FLAGS,
-        ),
-        field=re.compile(
-            rf"{_OPEN}(?:(?P<criterion>{criteria})"
-            r"|(?P<total>(?:total|overall|final)(?:[ \t]+(?:score|rating))?|score|rating)"
-            r"|(?P<heading>scores|ratings|evaluation)"
-            r"|(?P<prose>explanation|justification|reasoning|rationale))"
-            rf"(?:[ \t]+score)?(?:[ \t]+(?:for|of)[ \t]+{nth})?{_END}(?P<rest>.*)$",
-            _FLAGS,
-        ),
-        better=re.compile(
-            rf"{_OPEN}(?:the[ \t]+)?(?:best|better|preferred|winner|winning)"
-            rf"(?:[ \t]+(?:{label}|one))?(?:{_END}|[ \t]+(?:is|=)[ \t]*[:]?)\s*(?P<rest>.*)$",
-            _FLAGS,
-        ),
-        which=re.compile(
-            rf"^[\W_]*(?:the[ \t]+)?(?:{label}{number})?[\W_]*"
-            r"(?:(?P<n>[12]|one|two|first|second)|0|zero|neither|(?:a[ \t]+)?(?:tie|draw))\b"
-            r"(?![/.]\d)(?!\s*(?:or\b|and\b|/|,\s*[012]\b))",
-            _FLAGS,
-        ),
-    )
+    patterns = {
+        "label": rf"{_OPEN}{label}{number}(?P<n>[12]|one|two){_END}[ \t]*"
+        rf"|{_OPEN}(?:the[ \t]+)?(?P<nth>first|second)[ \t]+{label}{_END}[ \t]*"
+        # A heading with its number on a line of its own.
+        rf"|{_OPEN}{label}{_CLOSE}:?{_CLOSE}\s*\n{_OPEN}(?P<below>[12]){_CLOSE}[.:]?{_CLOSE}$",
+        "field": rf"{_OPEN}(?:(?P<criterion>{criteria})"
+        r"|(?P<total>(?:total|overall|final)(?:[ \t]+(?:score|rating))?|score|rating)"
+        r"|(?P<heading>scores|ratings|evaluation)"
+        r"|(?P<prose>explanation|justification|reasoning|rationale))"
+        rf"(?:[ \t]+score)?(?:[ \t]+(?:for|of)[ \t]+{nth})?{_END}(?P<rest>.*)$",
+        "better": rf"{_OPEN}(?:the[ \t]+)?(?:best|better|preferred|winner|winning)"
+        rf"(?:[ \t]+(?:{label}|one))?(?:{_END}|[ \t]+(?:is|=)[ \t]*[:]?)\s*(?P<rest>.*)$",
+        "which": rf"^[\W_]*(?:the[ \t]+)?(?:{label}{number})?[\W_]*"
+        r"(?:(?P<n>[12]|one|two|first|second)|0|zero|neither|(?:a[ \t]+)?(?:tie|draw))\b"
+        r"(?![/.]\d)(?!\s*(?:or\b|and\b|/|,\s*[012]\b))",
+    }
+    return {name: re.compile(pattern, _FLAGS) for name, pattern in patterns.items()}
 
 
 def parse_reply(reply: str, task: Task | None = None) -> ParsedReply:
     """Read a reply. Raises ParseError with the reason where it cannot be read honestly."""
-    task = task or load_task()
-    *sections, best = _sections(_bare(reply), task)
-    (first, one), (second, two) = (_split(section, task) for section in sections)
-    summaries = _clean(first, task.label), _clean(second, task.label)
-    return ParsedReply(summaries, *_read_verdict(one, two, best, task))
+    task, text = task or load_task(), _bare(reply)
+    verdicts = [(start, which) for start, which in _verdicts(text, task) if which]
+    end, best = verdicts[-1] if verdicts else (len(text), 0)
+    labels = list(_patterns(task)["label"].finditer(text, 0, end))
+    if [_ORDINAL[(m["n"] or m["nth"] or m["below"]).lower()] for m in labels] != [1, 2]:
+        raise ParseError("no two summaries, each labelled once, in order")
+    if not verdicts:
+        raise ParseError("no best summary is named")
+    first, second = labels
+    sections = text[first.end() : second.start()], text[second.end() : end]
+    summaries, scores, criteria = zip(*(_read_section(s, task) for s in sections), strict=True)
+    if scores[0] != scores[1] and best != 1 + (scores[1] > scores[0]):
+        raise ParseError("the best summary contradicts the scores")
+    return ParsedReply(summaries, scores, criteria, best - 1)
 
 
 def read_better(text: str, task: Task | None = None) -> int | None:
@@ -103,7 +96,7 @@ def read_better(text: str, task: Task | None = None) -> int | None:
         verdicts = _verdicts(_bare(text), task or load_task())
     except ParseError:
         return None
-    return next((which for _, which in reversed(verdicts) if which is not None), None)
+    return verdicts[-1][1] if verdicts else None
 
 
 def _bare(reply: str) -> str:
@@ -117,34 +110,18 @@ def _bare(reply: str) -> str:
     return text
 
 
-def _verdicts(text: str, task: Task) -> list[tuple[re.Match, int | None]]:
-    """Every line that names the better one: (where, 1, 2, 0 for a draw or None if unreadable)."""
+def _verdicts(text: str, task: Task) -> list[tuple[int, int]]:
+    """(where, which) for every line that names the better one, 1 or 2, or 0 for a draw."""
     patterns, found = _patterns(task), []
-    for match in patterns.better.finditer(text):
-        which = patterns.which.match(match["rest"].strip()[:100])  # a bound on backtracking
-        found.append((match, which and _ORDINAL.get((which["n"] or "").lower(), 0)))
+    for match in patterns["better"].finditer(text):
+        # The bound is one on backtracking.
+        if which := patterns["which"].match(match["rest"].strip()[:100]):
+            found.append((match.start(), _ORDINAL.get((which["n"] or "").lower(), 0)))
     return found
 
 
-def _sections(text: str, task: Task) -> tuple[str, str, int]:
-    """The parts under the first and the second label, and which is named best (0 or 1)."""
-    verdicts = _verdicts(text, task)
-    named = [(match, which) for match, which in verdicts if which]
-    end = named[-1][0].start() if named else len(text)
-    labels = list(_patterns(task).label.finditer(text, 0, end))
-    numbers = [_ORDINAL[(m["n"] or m["nth"] or m["below"]).lower()] for m in labels]
-    if not {1, 2} <= set(numbers):
-        raise ParseError("no two summaries")
-    if numbers != [1, 2]:
-        raise ParseError("the summaries are labelled more than once or out of order")
-    if not named:
-        raise ParseError("the best summary is not named" if verdicts else "no best summary")
-    first, second = labels
-    return text[first.end() : second.start()], text[second.end() : end], named[-1][1] - 1
-
-
-def _split(section: str, task: Task) -> tuple[str, list[re.Match]]:
-    """(the answer, the fields below it), from the part under a label.
+def _read_section(section: str, task: Task) -> tuple[str, float, dict[str, float]]:
+    """The answer, its total and its criteria, from the part under a label. Raises ParseError.
 
     An answer may hold lines like "Rating: R." too. So the fields are the first criterion with a
     plain number, or else the last total, what follows it, and the fields directly above it.
@@ -157,23 +134,16 @@ def _split(section: str, task: Task) -> tuple[str, list[re.Match]]:
     start = min(plain, default=max(total, default=len(lines)))
     while start and (found[start - 1] or re.fullmatch(_RULE, lines[start - 1])):
         start -= 1
-    return "\n".join(lines[:start]), [match for match in found[start:] if match]
+    answer = _clean("\n".join(lines[:start]), task.label)
+    return answer, *_read_scores([match for match in found[start:] if match], task)
 
 
 def _read_field(line: str, task: Task) -> re.Match | None:
     """A line that gives a number or an explanation; a heading of such lines counts as one."""
-    match = _patterns(task).field.match(line)
+    match = _patterns(task)["field"].match(line)
     rest = match["rest"].strip() if match else ""
     worded = match and (match["prose"] or (match["heading"] and not rest))
     return match if worded or _SCORE.match(rest) else None
-
-
-def _read_verdict(one: list, two: list, best: int, task: Task) -> tuple[tuple, int, tuple]:
-    """(totals, best, criteria) from the fields under the two labels and the one named best."""
-    scores, criteria = zip(*(_read_scores(fields, task) for fields in (one, two)), strict=True)
-    if scores[0] != scores[1] and best != (scores[1] > scores[0]):
-        raise ParseError("the best summary contradicts the scores")
-    return scores, best, criteria
 
 
 def _read_scores(fields: list[re.Match], task: Task) -> tuple[float, dict[str, float]]:
