@@ -4,7 +4,6 @@
 """
 
 import random
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -22,11 +21,6 @@ DOUBTS = {  # what a signal of its own may mean
     "longer wins": ("Length", "a student may learn length for quality"),
     "first wins": ("Position", "the teacher may have rated the place for the summary"),
 }
-META = re.compile(
-    r"(?:this|the) (?:text|passage|article|document|extract|excerpt|paper|author)s? "
-    r"(?:\w+ )?(?:discuss|describ|explor|explain|provid|present|is about|cover|examin|outlin|argu)",
-    re.IGNORECASE,
-)
 
 
 def n_words(text: str) -> int:
@@ -46,7 +40,6 @@ def measure(pairs: list[dict]) -> pd.DataFrame:
     """A row a pair: lengths in words, who won, and first minus second, in points and in words."""
     frame = pd.DataFrame(pairs)
     frame["first wins"] = frame["chosen_position"] == 1
-    frame["meta"] = sum(frame[side].str.match(META).astype(int) for side in SIDES)
     frame[SIDES] = frame[SIDES].map(n_words)
     longer_wins = frame["chosen"] > frame["rejected"]
     frame["longer wins"] = longer_wins.astype(object).where(frame["chosen"] != frame["rejected"])
@@ -63,8 +56,7 @@ def wins(frame: pd.DataFrame) -> pd.DataFrame:
         "first asked to be the longer": frame[frame["longer"] == 1],
         "first asked to be the shorter": frame[frame["longer"] == 2],
     }
-    for key in ("source", "teacher"):
-        groups |= {f"`{name}`": members for name, members in frame.groupby(key)}
+    groups |= {f"`{source}`": members for source, members in frame.groupby("source")}
     rows = {
         group: {"pairs": str(len(members))} | {name: share(members[name]) for name in DOUBTS}
         for group, members in groups.items()
@@ -90,7 +82,6 @@ def audit(frame: pd.DataFrame) -> str:
         "correlation of score with length, first minus second": f"{correlation:+.2f}",
         "mean words, chosen and rejected": lengths,
         "distance of the two length distributions (KS)": f"{distance:.2f}",
-        'summaries that open with "this text discusses" or alike': f"{frame['meta'].sum():,}",
     }
     tables = markdown(table), markdown(pd.DataFrame({" ": measures}))
     return "\n\n".join([*tables, *warnings])
@@ -112,14 +103,14 @@ def length_match(pairs: list[dict], seed: int) -> list[dict]:
     return [pair for pair in pairs if pair["id"] in kept]
 
 
-def draw_plots(pairs: list[dict], frame: pd.DataFrame, task: Task, folder: Path) -> list[str]:
-    """Write lengths.png, scores_by_length.png and criteria.png; return their names."""
+def draw_plots(pairs: list[dict], frame: pd.DataFrame, task: Task, folder: Path) -> None:
+    """Write lengths.png, scores_by_length.png and criteria.png, which the card shows."""
     with drawing(folder / "lengths.png", (7, 4)) as ((axes,),):
         axes.hist(frame[SIDES].to_numpy(), bins=30, label=SIDES)
         axes.set(xlabel="words", ylabel="pairs", title="Length of the summaries")
         axes.legend()
     with drawing(folder / "scores_by_length.png", (7, 4)) as ((axes,),):
-        axes.scatter(frame["words"], frame["points"], s=12, alpha=0.2, linewidths=0)
+        axes.scatter(frame["words"], frame["points"], s=12, alpha=0.2)
         axes.set(xlabel="words, first minus second summary", ylabel="score, first minus second")
     panels = len(task.criteria)
     with drawing(folder / "criteria.png", (4 + 3 * panels, 4), 1, panels) as (row,):
@@ -127,6 +118,5 @@ def draw_plots(pairs: list[dict], frame: pd.DataFrame, task: Task, folder: Path)
             sides = zip(*(pair["criteria"] for pair in pairs), strict=True)
             points = [[given[name] for given in side if name in given] for side in sides]
             axes.hist(points, bins=np.arange(0.5, highest + 1), label=SIDES)
-            axes.set(title=name, xlabel="score", ylabel="summaries", xticks=range(1, highest + 1))
+            axes.set(title=name, xlabel="score", ylabel="summaries")
         row[0].legend()
-    return ["lengths.png", "scores_by_length.png", "criteria.png"]

@@ -133,11 +133,13 @@ def write_pairs(folder: Path, built: dict[str, tuple[list, list]], made: dict, t
     write_records(folder / "dropped.jsonl", dropped)
     train, _ = built["train"]
     frame = measure(train)
-    made |= {"plots": draw_plots(train, frame, task, folder / "plots"), "audit": audit(frame)}
+    draw_plots(train, frame, task, folder / "plots")
+    made["audit"] = audit(frame)
     mark_made(folder, made)
 
 
-def parse_options(task: Task) -> argparse.Namespace:
+def main() -> None:
+    task = load_task()
     parser = script_parser(__doc__)
     option, limits = parser.add_argument, task.limits
     option("--extracts", type=Path, default=Path("data/extracts"), help="folder")
@@ -154,12 +156,7 @@ def parse_options(task: Task) -> argparse.Namespace:
     option("--keep", nargs="+", default=[], choices=CHECKS, help="checks to leave out")
     option("--length-match", action="store_true", help="keep a subset free of a length signal")
     option("--seed", type=int, default=0, help="of --length-match")
-    return parser.parse_args()
-
-
-def main() -> None:
-    task = load_task()
-    args = parse_options(task)
+    args = parser.parse_args()
     replies = {
         split: load_records(args.replies / f"{split}.jsonl", REPLY, "just replies")
         for split in SPLITS

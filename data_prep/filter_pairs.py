@@ -4,6 +4,8 @@
 """
 
 import re
+from collections.abc import Iterator
+from itertools import chain
 
 from langdetect import DetectorFactory, LangDetectException, detect
 from rapidfuzz.distance import Levenshtein
@@ -15,6 +17,16 @@ TURN_TOKENS = 48  # more than the chat templates of the small students put aroun
 FUNCTION_WORDS = frozenset(
     re.findall(r"\w+", "the of and to in a is that for it as was with by on")
 )
+CHECKS = {
+    "difference": "scores too close",
+    "similarity": "summaries too alike",
+    "length": "over the training length",
+    "longer": "a summary longer than its source",
+    "refusal": "a refusal",
+    "repetition": "a summary that repeats itself",
+    "lead": "only the source's first sentences",
+    "language": "another language than its source",
+}
 REFUSAL = re.compile(
     r"(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:cannot|can't|won't)"
     r"|As an? (?:AI|language model))\b",
@@ -45,14 +57,6 @@ def language(text: str) -> str:
         return ""
 
 
-def too_close(pair: dict, settings: dict) -> bool:
-    return pair["ratings"][0] - pair["ratings"][1] <= settings["min_difference"]
-
-
-def too_alike(pair: dict, settings: dict) -> bool:
-    return similarity(pair) > settings["max_similarity"]
-
-
 def too_long(pair: dict, settings: dict) -> bool:
     """Whether prompt, template and longer answer exceed the training length."""
     room = settings["max_tokens"] - pair["n_tokens"] - TURN_TOKENS
@@ -61,51 +65,35 @@ def too_long(pair: dict, settings: dict) -> bool:
     return any(load_counter(settings["tokenizer"]).count(summary) > room for summary in long)
 
 
-def longer_than_source(summary: str, source: str, settings: dict) -> bool:
-    return len(summary.split()) > len(source.split())
+def pair_faults(pair: dict, settings: dict) -> Iterator[str]:
+    """The checks that a pair fails: does it teach a clear preference, is it short enough?"""
+    if pair["ratings"][0] - pair["ratings"][1] <= settings["min_difference"]:
+        yield "difference"
+    if similarity(pair) > settings["max_similarity"]:
+        yield "similarity"
+    if "length" not in settings["keep"] and too_long(pair, settings):  # may need a download
+        yield "length"
 
 
-def refusal(summary: str, source: str, settings: dict) -> bool:
-    return bool(REFUSAL.match(summary))
-
-
-def repetitive(summary: str, source: str, settings: dict) -> bool:
-    return repetition(summary) > settings["max_repetition"]
-
-
-def only_lead(summary: str, source: str, settings: dict) -> bool:
-    return " ".join(source.split()).startswith(" ".join(summary.split()))
-
-
-def other_language(summary: str, source: str, settings: dict) -> bool:
-    found, wanted = language(summary), language(source[:1000])
-    return "" not in (found, wanted) and found != wanted
-
-
-OF_PAIR = {  # whether a pair teaches a clear preference
-    "difference": ("scores too close", too_close),
-    "similarity": ("summaries too alike", too_alike),
-    "length": ("over the training length", too_long),
-}
-OF_SUMMARY = {  # whether a summary is one at all
-    "longer": ("a summary longer than its source", longer_than_source),
-    "refusal": ("a refusal", refusal),
-    "repetition": ("a summary that repeats itself", repetitive),
-    "lead": ("only the source's first sentences", only_lead),
-    "language": ("another language than its source", other_language),
-}
-CHECKS = OF_PAIR | OF_SUMMARY
+def summary_faults(summary: str, source: str, settings: dict) -> Iterator[str]:
+    """The checks that a summary fails: is it one at all?"""
+    words, source_words = summary.split(), source.split()
+    if len(words) > len(source_words):
+        yield "longer"
+    if REFUSAL.match(summary):
+        yield "refusal"
+    if repetition(summary) > settings["max_repetition"]:
+        yield "repetition"
+    if words == source_words[: len(words)]:
+        yield "lead"
+    if len({language(summary), language(source[:1000])} - {""}) > 1:
+        yield "language"
 
 
 def fault(pair: dict, split: str, settings: dict) -> str | None:
     """Why to drop the pair, or None. Of a test pair only the chosen summary counts."""
-    keep, summaries = settings["keep"], [pair["chosen"]]
+    found = summary_faults(pair["chosen"], pair["prompt"], settings)
     if split == "train":
-        summaries.append(pair["rejected"])
-        for name, (reason, fails) in OF_PAIR.items():
-            if name not in keep and fails(pair, settings):
-                return reason
-    for name, (reason, fails) in OF_SUMMARY.items():
-        if name not in keep and any(fails(s, pair["prompt"], settings) for s in summaries):
-            return reason
-    return None
+        of_rejected = summary_faults(pair["rejected"], pair["prompt"], settings)
+        found = chain(pair_faults(pair, settings), found, of_rejected)
+    return next((CHECKS[name] for name in found if name not in settings["keep"]), None)

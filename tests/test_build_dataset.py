@@ -36,7 +36,8 @@ def pair(key: str, chosen: str = "Better.") -> dict:
 @pytest.fixture
 def stage(tmp_path):
     def run(train, test, *options, **kwargs):
-        frame, plots = measure(train), tmp_path / "pairs/plots"
+        frame = measure(train)
+        draw_plots(train, frame, load_task(), tmp_path / "pairs/plots")
         made = {
             "max_similarity": 0.75,
             "min_difference": 1,
@@ -45,7 +46,6 @@ def stage(tmp_path):
             "max_repetition": 0.2,
             "length_match": False,
             "audit": audit(frame),
-            "plots": draw_plots(train, frame, load_task(), plots),
         }
         for split, pairs in (("train", train), ("test", test)):
             write_jsonl(tmp_path / f"pairs/{split}.jsonl", pairs)
