@@ -31,7 +31,7 @@ def share(marks: pd.Series) -> tuple[float, float, float]:
     """The share of true marks and its interval; a missing mark is left out."""
     marks = marks.dropna()
     if marks.empty:
-        return 0.0, 0.0, 1.0
+        return np.nan, 0.0, 1.0
     result = binomtest(int(marks.sum()), len(marks))
     return result.statistic, *result.proportion_ci(method="wilson")
 
@@ -60,6 +60,7 @@ def wins(frame: pd.DataFrame) -> pd.DataFrame:
     rows = {
         group: {"pairs": str(len(members))} | {name: share(members[name]) for name in DOUBTS}
         for group, members in groups.items()
+        if len(members)
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -112,15 +112,14 @@ def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict[
     costs, kept = [reply.get("cost_usd") for reply in replies], max(1, len(pairs))
     tokens = sum(sum((reply.get("usage") or {}).values()) for reply in replies)
     usd = None if None in costs else sum(costs)
+    reasons = Counter(f"dropped: {one['reason']}" for one in dropped).most_common()
     return {
         "replies": f"{len(replies):,}",
         "pairs kept": f"{len(pairs):,}",
         "tokens for a kept pair": f"{tokens / kept:,.0f}",
         "cost": "unknown" if usd is None else f"${usd:.2f}",
         "cost of a kept pair": "unknown" if usd is None else f"${usd / kept:.5f}",
-    } | {
-        f"dropped: {reason}": f"{n:,}"
-        for reason, n in Counter(one["reason"] for one in dropped).most_common()
+        **{reason: f"{n:,}" for reason, n in reasons},
     }
 
 
@@ -129,8 +128,7 @@ def write_pairs(folder: Path, built: dict[str, tuple[list, list]], made: dict, t
     (folder / "made.json").unlink(missing_ok=True)
     for split, (pairs, _) in built.items():
         write_records(folder / f"{split}.jsonl", pairs)
-    dropped = [one for _, part in built.values() for one in part]
-    write_records(folder / "dropped.jsonl", dropped)
+    write_records(folder / "dropped.jsonl", built["train"][1] + built["test"][1])
     train, _ = built["train"]
     frame = measure(train)
     draw_plots(train, frame, task, folder / "plots")
@@ -151,8 +149,7 @@ def main() -> None:
     option("--min-difference", type=float, default=limits["difference"], help="of scores; over it")
     option("--max-repetition", type=float, default=limits["repetition"], help="of 4-grams")
     option("--max-tokens", type=positive, default=3072, help="training length, prompt and answer")
-    student = "Qwen/Qwen2-1.5B-Instruct"
-    option("--tokenizer", default=student, help="the student's: Hub id or folder")
+    option("--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="Hub id or folder")
     option("--keep", nargs="+", default=[], choices=CHECKS, help="checks to leave out")
     option("--length-match", action="store_true", help="keep a subset free of a length signal")
     option("--seed", type=int, default=0, help="of --length-match")

@@ -100,9 +100,7 @@ def read_better(text: str, task: Task | None = None) -> int | None:
 
 
 def _bare(reply: str) -> str:
-    """A reply without code fences and thoughts, and without long runs of blanks: the patterns
-    would try every way to divide them.
-    """
+    """A reply without code fences, thoughts, and runs of blanks, which the patterns are slow on."""
     text = re.sub(r"(\s)\1{20,}", r"\1\1", reply.replace("\r\n", "\n"))
     text = _FENCE.sub("", _THINKING.sub("", text)).strip()
     if re.search(r"<(think|thinking|reasoning)>", text, re.IGNORECASE):
