@@ -76,26 +76,26 @@ def build_split(
     extracts = load_records(args.extracts / f"{split}.jsonl", EXTRACT, "just extracts")
     by_id, pairs, dropped = {extract["id"]: extract for extract in extracts}, {}, []
 
-    def drop(key: str, model: str, sha: str, reason: str) -> None:
+    def drop(key: str, model: str, sha: str, reason: str, detail: str = "") -> None:
         made = {"split": split, "model": model, "prompt_sha": sha}
-        dropped.append({"id": key, **made, "reason": reason})
+        dropped.append({"id": key, **made, "reason": reason, "detail": detail})
 
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
         key, made_by, pair = reply["id"], (reply["model"], reply["prompt_sha"]), None
         if made_by != teacher:
-            reason = "another teacher or prompt"
+            why = ("another teacher or prompt",)
         elif key not in by_id:
-            reason = "its extract is gone"
+            why = ("its extract is gone",)
         elif key in pairs:
-            reason = "a second reply to the same extract"
+            why = ("a second reply to the same extract",)
         else:
             try:
                 pair = to_pair(by_id[key], reply, task)
-                reason = fault(pair, split, vars(args))
+                why = fault(pair, split, vars(args))
             except ParseError as error:
-                reason = f"not readable ({error})"
-        if reason:
-            drop(key, *made_by, reason)
+                why = ("not readable", str(error))
+        if why:
+            drop(key, *made_by, *why)
         else:
             pairs[key] = pair
     if split == "train" and args.length_match:
@@ -112,7 +112,9 @@ def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict[
     costs, kept = [reply.get("cost_usd") for reply in replies], max(1, len(pairs))
     tokens = sum(sum((reply.get("usage") or {}).values()) for reply in replies)
     usd = None if None in costs else sum(costs)
-    reasons = Counter(f"dropped: {one['reason']}" for one in dropped).most_common()
+    unread = {"not readable": " ({detail})"}  # here the detail is one of a few
+    names = (f"dropped: {d['reason']}{unread.get(d['reason'], '').format(**d)}" for d in dropped)
+    reasons = Counter(names).most_common()
     return {
         "replies": f"{len(replies):,}",
         "pairs kept": f"{len(pairs):,}",

@@ -57,43 +57,46 @@ def language(text: str) -> str:
         return ""
 
 
-def too_long(pair: dict, settings: dict) -> bool:
-    """Whether prompt, template and longer answer exceed the training length."""
+def too_long(pair: dict, settings: dict) -> list[int]:
+    """The tokens of the answers that exceed the training length with prompt and template."""
     room = settings["max_tokens"] - pair["n_tokens"] - TURN_TOKENS
     # Bytes bound tokens from above, so most answers need no tokenizer.
     long = [s for s in (pair["chosen"], pair["rejected"]) if len(s.encode()) > room]
-    return any(load_counter(settings["tokenizer"]).count(summary) > room for summary in long)
+    counts = [load_counter(settings["tokenizer"]).count(summary) for summary in long]
+    return [count for count in counts if count > room]
 
 
-def pair_faults(pair: dict, settings: dict) -> Iterator[str]:
-    """The checks that a pair fails: does it teach a clear preference, is it short enough?"""
-    if pair["ratings"][0] - pair["ratings"][1] <= settings["min_difference"]:
-        yield "difference"
-    if similarity(pair) > settings["max_similarity"]:
-        yield "similarity"
-    if "length" not in settings["keep"] and too_long(pair, settings):  # may need a download
-        yield "length"
+def pair_faults(pair: dict, settings: dict) -> Iterator[tuple[str, str]]:
+    """(check, detail) a pair fails: does it teach a clear preference, is it short enough?"""
+    if (difference := pair["ratings"][0] - pair["ratings"][1]) <= settings["min_difference"]:
+        yield "difference", f"difference {difference:g}"
+    if (alike := similarity(pair)) > settings["max_similarity"]:
+        yield "similarity", f"similarity {alike:.3f}"
+    if "length" not in settings["keep"] and (long := too_long(pair, settings)):  # may download
+        yield "length", f"{pair['n_tokens'] + TURN_TOKENS + max(long)} tokens"
 
 
-def summary_faults(summary: str, source: str, settings: dict) -> Iterator[str]:
-    """The checks that a summary fails: is it one at all?"""
+def summary_faults(summary: str, source: str, settings: dict) -> Iterator[tuple[str, str]]:
+    """(check, detail) a summary fails: is it one at all?"""
     words, source_words = summary.split(), source.split()
     if len(words) > len(source_words):
-        yield "longer"
+        yield "longer", f"{len(words)} of {len(source_words)} words"
     if REFUSAL.match(summary):
-        yield "refusal"
-    if repetition(summary) > settings["max_repetition"]:
-        yield "repetition"
+        yield "refusal", summary[:60]
+    if (repeated := repetition(summary)) > settings["max_repetition"]:
+        yield "repetition", f"{repeated:.0%} of 4-grams"
     if words == source_words[: len(words)]:
-        yield "lead"
-    if len({language(summary), language(source[:1000])} - {""}) > 1:
-        yield "language"
+        yield "lead", "a summary opens the text word for word"
+    languages = language(summary), language(source[:1000])
+    if len({*languages} - {""}) > 1:
+        yield "language", "{} for {}".format(*languages)
 
 
-def fault(pair: dict, split: str, settings: dict) -> str | None:
-    """Why to drop the pair, or None. Of a test pair only the chosen summary counts."""
+def fault(pair: dict, split: str, settings: dict) -> tuple[str, str] | None:
+    """(reason, detail) to drop the pair, or None. Of a test pair only the chosen summary counts."""
     found = summary_faults(pair["chosen"], pair["prompt"], settings)
     if split == "train":
         of_rejected = summary_faults(pair["rejected"], pair["prompt"], settings)
         found = chain(pair_faults(pair, settings), found, of_rejected)
-    return next((CHECKS[name] for name in found if name not in settings["keep"]), None)
+    faults = ((CHECKS[name], why) for name, why in found if name not in settings["keep"])
+    return next(faults, None)
