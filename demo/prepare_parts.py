@@ -17,6 +17,7 @@ from common.cli import UserError, run, script_parser
 from common.files import write_records
 
 ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+PROSE = re.compile(r"^(?!\s*[*#:;|!{=])(?:\S+\s+){7,}.*[.!?][\"')\]]*\s*$")  # eight words, a full stop
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -28,9 +29,9 @@ def package_folder(name: str) -> Path:
 
 
 def clean_markup(text: str) -> str:
-    """Drop what gensim's filter leaves: quotes for bold and italics, headings, lists, tables."""
+    """The prose of an article: what gensim's filter leaves of lists, tables and captions goes."""
     lines = re.sub(r"'{2,}", "", text).splitlines()
-    kept = (line for line in lines if not re.match(r"\s*(?:=+.*=+\s*$|[*#:;|!{}])", line))
+    kept = (line for line in lines if not line.strip() or PROSE.search(line))
     text = re.sub(r" {2,}", " ", re.sub(r"\( *[,;]? *\)", "", "\n".join(kept)))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 

@@ -1,22 +1,32 @@
-"""A folder a task: what it is (task.yaml) and its Jinja templates; the messages a student sees.
+"""Tasks: a folder each, with a task.yaml and Jinja templates, and the loader that reads them.
 
-Templates are rendered strictly (a variable that is not given is an error) and are identified
-by the hash of their source, which is stored with everything they made.
+A template that a task's folder lacks is taken from prompts/shared. A variable that a template names
+and is not given raises.
 """
 
+import argparse
 import dataclasses
 import hashlib
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2.meta import find_referenced_templates
 
-from common.cli import UserError
+from common.cli import UserError, one_line
 
 FOLDER = Path(__file__).parent
-_environment = Environment(loader=FileSystemLoader(FOLDER), undefined=StrictUndefined)
+SHARED = FOLDER / "shared"
+TITLES = {
+    "base": "base, bare text",
+    "instructed": "base, instructed",
+    "tuned": "tuned adapter",
+    "lead": "the text's first sentences (no model)",
+    "second": "the teacher's second answer",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +36,21 @@ class Task:
     It is hashed by identity, so that what is made of a task can be cached.
     """
 
-    name: str
+    folder: Path
     label: str
-    criteria: dict[str, int]
-    limits: dict[str, float]
-    titles: dict[str, str]
     hub: dict
+    answers: int = 2
+    criteria: dict[str, int] = field(default_factory=dict)
+    checks: dict[str, float] = field(default_factory=dict)
+    measures: list[str] = field(default_factory=lambda: ["bertscore", "rouge", "extractiveness"])
+    systems: list[str] = field(default_factory=lambda: ["base", "instructed", "tuned", "lead"])
+    lead_words: int | None = None
+    max_new_tokens: int = 512
+    titles: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
     @property
     def lowest_score(self) -> int:
@@ -41,43 +60,91 @@ class Task:
     def highest_score(self) -> int:
         return sum(self.criteria.values())
 
-    def template(self, name: str) -> str:
-        """The path under prompts/ of the task's template of that name."""
-        return f"{self.name}/{name}.jinja"
+    @cached_property
+    def _environment(self) -> Environment:
+        loader = FileSystemLoader([self.folder, SHARED])
+        return Environment(loader=loader, undefined=StrictUndefined)
 
+    def title(self, system: str) -> str:
+        """What tables call a system."""
+        return self.titles.get(system) or TITLES.get(system, system)
 
-@cache
-def load_task(name: str = "summarize") -> Task:
-    """Read prompts/`name`/task.yaml. Raises UserError that names the file and the key at fault."""
-    path = FOLDER / name / "task.yaml"
-    try:
-        given = yaml.safe_load(path.read_text()) | {"name": name}
-    except OSError as error:
-        raise UserError(f"cannot read the task {path}: {error.strerror}") from None
-    known = {field.name for field in dataclasses.fields(Task)}
-    if faulty := sorted(known ^ given.keys()):
-        raise UserError(f"{path}: {', '.join(faulty)} missing or unknown; the keys are {known}")
-    return Task(**given)
+    def render(self, name: str, **variables: object) -> str:
+        """The task's template `name`.jinja, or the shared one. Raises UserError for a faulty one."""
+        try:
+            return self._environment.get_template(f"{name}.jinja").render(task=self, **variables)
+        except TemplateError as error:
+            place = getattr(error, "filename", None) or self.folder / f"{name}.jinja"
+            line = f":{error.lineno}" if getattr(error, "lineno", None) else ""
+            raise UserError(f"{place}{line}: {type(error).__name__}, {one_line(error)}") from None
 
+    def source(self, name: str) -> str:
+        return self._environment.loader.get_source(self._environment, f"{name}.jinja")[0]
 
-def render(template: str, **variables: object) -> str:
-    """Render `template` (a path under prompts/). Raises jinja2.UndefinedError on a gap."""
-    return _environment.get_template(template).render(**variables)
+    def sha(self, name: str) -> str:
+        """First 12 hex digits of the SHA-256 of the template's source and of what it includes."""
+        source = self.source(name)
+        parts = find_referenced_templates(self._environment.parse(source))
+        whole = source + "".join(self.source(part.removesuffix(".jinja")) for part in parts)
+        return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
+    def student_template(self, instructed: bool = False) -> str | None:
+        """The template around a student's text, None for the bare text."""
+        has_own = (self.folder / "student.jinja").is_file()
+        return "instructed" if instructed else "student" if has_own else None
 
-def template_sha(template: str) -> str:
-    """First 12 hex digits of the SHA-256 of the template's source."""
-    return hashlib.sha256((FOLDER / template).read_bytes()).hexdigest()[:12]
+    def student_messages(self, text: str, template: str | None) -> list[dict[str, str]]:
+        """The conversation that a student answers: the bare text, or the text in a template.
 
-
-def student_messages(text: str, template: str | None = None) -> list[dict[str, str]]:
-    """The conversation a student answers: the bare text, or the text inside `template`.
-
-    The dataset stores this list and inference sends it, so training and use cannot differ.
-    """
-    return [{"role": "user", "content": render(template, text=text) if template else text}]
+        The dataset stores this list and inference sends it, so training and use cannot differ.
+        """
+        content = self.render(template, text=text) if template else text
+        return [{"role": "user", "content": content}]
 
 
 def answer_message(answer: str) -> list[dict[str, str]]:
     """The assistant turn of a preference pair, in the conversational format of TRL."""
     return [{"role": "assistant", "content": answer}]
+
+
+@cache
+def load_task(name: str = "summarize", folder: Path = FOLDER) -> Task:
+    """Read `folder`/`name`/task.yaml. Raises UserError that names the file and the key at fault."""
+    path = folder / name / "task.yaml"
+    if not path.is_file():
+        tasks = sorted(found.parent.name for found in folder.glob("*/task.yaml"))
+        nearest = get_close_matches(name, tasks, 1) or tasks
+        raise UserError(f"no task {name} in {folder}; did you mean {' or '.join(nearest)}?")
+    try:
+        given = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
+    known = {one.name for one in dataclasses.fields(Task)} - {"folder"}
+    if faulty := sorted({"label", "hub"} - given.keys()) or sorted(given.keys() - known):
+        what = "unknown" if given.keys() >= {"label", "hub"} else "missing"
+        raise UserError(f"{path}: {', '.join(faulty)} {what}; the keys are {', '.join(known)}")
+    task = Task(folder=path.parent, **given)
+    for criterion, scale in task.criteria.items():
+        if not isinstance(scale, int) or scale < 2:
+            raise UserError(f"{path}: criteria: {criterion} needs a scale, a whole number over 1")
+    if task.answers == 2 and not task.criteria:
+        raise UserError(f"{path}: criteria are missing; two answers are told apart by them")
+    return task
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """The options that tell a stage its job, and where the data are."""
+    option = parser.add_argument
+    option("--task", default="summarize", help="a folder in --prompts-dir")
+    option("--prompts-dir", type=Path, default=FOLDER, help="where the tasks are")
+    option("--data", type=Path, default=Path("data"), help="of the extracts and of all tasks' data")
+
+
+def task_of(args: argparse.Namespace) -> Task:
+    """The task of a command line with `add_task_options`. Raises UserError."""
+    return load_task(args.task, args.prompts_dir)
+
+
+def data_folder(args: argparse.Namespace, stage: str) -> Path:
+    """DATA/extracts, which the tasks share, or a stage's DATA/TASK/STAGE."""
+    return args.data / "extracts" if stage == "extracts" else args.data / args.task / stage
