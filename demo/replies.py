@@ -1,0 +1,119 @@
+"""The recorded replies of the demo's teacher: packed from a folder of replies, served on loopback.
+
+A small open model (Qwen2.5-Coder-1.5B-Instruct) really wrote them; docs/results.md says how to make
+them again. demo/recordings/TASK.jsonl.gz holds a line a reply, found by the hash of its prompt,
+behind a first line of what made them. With a command after `--`, answers from the recordings only
+while the command runs, which finds the endpoint in TOGETHER_BASE_URL and a placeholder key; keys
+and endpoints of the surrounding environment are not passed on. A prompt that was not recorded is
+refused.
+
+    python -m demo.replies serve -- python -m data_prep.generate_replies --data data/demo --single
+    python -m demo.replies pack --task title --data data/demo --model-file models/teacher.gguf
+"""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from common.cli import UserError, run, script_parser
+from common.files import digest, file_sha, load_records, read_records, replacing
+from demo.endpoint import Endpoint
+from prompts import FOLDER, add_task_options, data_folder, task_of
+
+RECORDINGS = Path(__file__).parent / "recordings"
+KEPT = ("id", "prompt_sha", "answers", "longer", "text", "finish_reason", "usage")
+
+
+def load_recordings() -> tuple[set[str], dict[str, dict]]:
+    """(the models that wrote them, digest of the prompt -> the recorded reply)."""
+    models, replies = set(), {}
+    for path in sorted(RECORDINGS.glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            models.add(json.loads(next(file))["model"])
+            replies |= {reply["prompt"]: reply for reply in map(json.loads, file)}
+    if not replies:
+        raise UserError(f"no recording in {RECORDINGS}")
+    return models, replies
+
+
+def prompts_of(task, extracts: dict[str, dict], reply: dict) -> str:
+    """The prompt that a reply answers, found by the hash of its template."""
+    for template in ("teacher", "teacher_single"):
+        if (task.folder / f"{template}.jinja").exists() and task.sha(template) == reply[
+            "prompt_sha"
+        ]:
+            text, longer = extracts[reply["id"]]["text"], reply.get("longer") or 1
+            return task.render(template, text=text, longer=longer)
+    raise UserError(f"reply {reply['id']} answers a prompt that is no longer in {task.folder}")
+
+
+def pack(args) -> None:
+    """Write the task's recording from its replies."""
+    task, lines, models = task_of(args), [], set()
+    for split in ("train", "test"):
+        extracts = load_records(data_folder(args, "extracts") / f"{split}.jsonl", ("id", "text"))
+        by_id = {extract["id"]: extract for extract in extracts}
+        for reply in read_records(data_folder(args, "replies") / f"{split}.jsonl", ("text",)):
+            if reply["id"] in by_id:
+                models.add(reply["model"])
+                prompt = digest(prompt_of(task, by_id, reply))
+                kept = {name: reply[name] for name in KEPT if name in reply}
+                lines.append({"prompt": prompt} | kept)
+    (model,) = models
+    made_by = {"model": model, "model_sha256": file_sha(args.model_file), "temperature": 0}
+    path = RECORDINGS / f"{task.name}.jsonl.gz"
+    with replacing(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8") as file:
+        for line in [made_by, *sorted(lines, key=lambda line: line["prompt"])]:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    print(f"{path}: {len(lines):,} replies, {path.stat().st_size:,} bytes")
+
+
+def serve(args) -> None:
+    """Answer from the recordings, while a command runs if there is one."""
+    models, replies = load_recordings()
+
+    def tokens(prompt: str, reply: str, most: int) -> tuple[int, int]:
+        return tuple(replies[digest(prompt)]["usage"].values())
+
+    endpoint = Endpoint(
+        lambda prompt: replies[digest(prompt)]["text"],
+        status=lambda prompt: 200 if digest(prompt) in replies else 400,
+        message="this prompt was not recorded",
+        model=models.pop(),
+        count_tokens=tokens,
+        port=args.port,
+    )
+    if not args.command:
+        reach = f"TOGETHER_BASE_URL={endpoint.url} TOGETHER_API_KEY=local"
+        print(f"serving {len(replies):,} recorded replies; {reach}", flush=True)
+        endpoint.thread.join()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TOGETHER_")}
+    environment |= {"TOGETHER_BASE_URL": endpoint.url, "TOGETHER_API_KEY": "local"}
+    process = subprocess.Popen(args.command, env=environment)
+    while True:
+        try:
+            sys.exit(process.wait())
+        except KeyboardInterrupt:
+            continue  # the command gets the same signal and ends in its own way
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    actions = parser.add_subparsers(required=True)
+    packing = actions.add_parser("pack", help="write a recording from a folder of replies")
+    add_task_options(packing)
+    packing.add_argument("--model-file", type=Path, required=True, help="of the teacher's weights")
+    packing.set_defaults(action=pack, prompts_dir=FOLDER, data=Path("data/demo"))
+    serving = actions.add_parser("serve", help="answer from the recordings")
+    serving.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    serving.add_argument("command", nargs="*", help="what to run against the endpoint, after --")
+    serving.set_defaults(action=serve)
+    args = parser.parse_args()
+    args.action(args)
+
+
+if __name__ == "__main__":
+    run(main)
