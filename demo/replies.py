@@ -39,7 +39,7 @@ def load_recordings() -> tuple[set[str], dict[str, dict]]:
     return models, replies
 
 
-def prompts_of(task, extracts: dict[str, dict], reply: dict) -> str:
+def prompt_of(task, extracts: dict[str, dict], reply: dict) -> str:
     """The prompt that a reply answers, found by the hash of its template."""
     for template in ("teacher", "teacher_single"):
         if (task.folder / f"{template}.jinja").exists() and task.sha(template) == reply[
