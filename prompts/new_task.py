@@ -1,6 +1,6 @@
 """Make the folder of a new task from a commented example; it works at once.
 
-    python -m prompts.new_task plain-english
+python -m prompts.new_task plain-english
 """
 
 import re

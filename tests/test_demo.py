@@ -1,46 +1,43 @@
-"""The demo's own parts: the articles, and the extractive teacher behind its endpoint."""
+"""The demo's own parts: the articles, the student, and the teacher's recorded replies."""
 
+import gzip
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT, clean_environment, read_jsonl, run_stage, write_jsonl
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data_prep.teacher.parsing import parse_reply
 from demo.prepare_parts import clean_markup
-from demo.serve_teacher import MODEL, answer, rate
-from eval.generate_summaries import build_prompt, generate_batch, load_model
-from prompts import render
+from demo.replies import RECORDINGS, load_recordings
 
-pytestmark = pytest.mark.slow  # sumy and the student take seconds
-
-TEXT = (
-    "Ice floats on water because it is less dense. Lakes therefore freeze from the top down. "
-    "Fish survive the winter in the water below the ice. The ice keeps the water below it warm. "
-    "Rivers freeze more slowly because their water moves. Salt lowers the freezing point of water. "
-    "Sea ice is therefore rarer than lake ice. Skaters know this well."
-)
+TASKS = ("summarize", "title")
 
 
+@pytest.mark.slow
 def test_the_articles_are_real_and_in_redpajamas_shape(demo_parts):
     articles = read_jsonl(demo_parts / "data/wikipedia.jsonl")
-    assert len([a for a in articles if a["text"]]) == 106
+    assert len([a for a in articles if a["text"]]) > 100
     assert "anarchism" in articles[0]["text"].lower()
     assert articles[0]["meta"]["url"].startswith("https://en.wikipedia.org/wiki/")
 
 
+@pytest.mark.slow
 def test_the_student_ends_its_turns_as_it_was_trained_to(demo_parts):
+    from eval.generate_answers import generate_batch
+    from eval.load_model import load_model
+
     model, tokenizer = load_model(str(demo_parts / "models/smollm2-135m-instruct"), None)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
-    prompt, _ = build_prompt(tokenizer, "What is the capital of France?", None, 4096)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     (answer,) = generate_batch(model, tokenizer, [prompt], 40)
     assert answer["finish_reason"] == "stop" and "Paris" in answer["text"]
 
 
+@pytest.mark.slow
 def test_laying_out_again_does_nothing_anew(demo_parts):
     weights = demo_parts / "models/smollm2-135m-instruct/model.safetensors"
     before = weights.stat().st_mtime_ns
@@ -51,56 +48,37 @@ def test_laying_out_again_does_nothing_anew(demo_parts):
     assert (demo_parts / "models/minilm/config.json").is_file()
 
 
-def test_markup_is_cleaned():
-    text = "'''Ice''' is ''cold''.\n\n==Uses==\n* a list\n\n\nIt ( , ) floats."
-    assert clean_markup(text) == "Ice is cold.\n\nIt floats."
+def test_prose_is_kept_and_markup_goes():
+    prose = "Ice floats on water because it is less dense than water."
+    items = "==Uses==\n* a list of things that is long enough, as one sees.\n\n\nA caption"
+    text = f"'''{prose}'''\n\n{items}\n{prose}"
+    assert clean_markup(text) == f"{prose}\n\n{prose}"
 
 
-def test_the_teacher_answers_in_the_prompts_format():
-    parsed = parse_reply(answer(render("summarize/teacher.jinja", text=TEXT, longer=1)))
-    assert all(sentence in TEXT for s in parsed.summaries for sentence in s.split(". ")[:1])
-    assert len(parsed.summaries[0]) >= len(parsed.summaries[1])
-    for score, criteria in zip(parsed.scores, parsed.criteria, strict=True):
-        assert score == sum(criteria.values())
-        assert criteria["consistency"] == 5
-
-
-def test_the_teacher_writes_the_same_two_in_the_order_asked_for():
-    first, second = (
-        parse_reply(answer(render("summarize/teacher.jinja", text=TEXT, longer=longer)))
-        for longer in (1, 2)
-    )
-    assert first.summaries == second.summaries[::-1] and first.best != second.best
-    assert len(first.summaries[0]) >= len(first.summaries[1])
-
-
-def test_the_scores_measure_the_summary_against_the_text():
-    good = rate("Ice floats on water because it is less dense.", TEXT)
-    bad = rate("the stock market rose sharply on monday", TEXT)
-    for criterion in ("Consistency", "Fluency", "Relevance"):
-        assert good[criterion] > bad[criterion]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.text(min_size=1))
-def test_any_text_gets_an_answer(text):
-    assert "Best summary" in answer(render("summarize/teacher.jinja", text=text, longer=1))
-
-
-@pytest.fixture
-def surroundings():
-    return clean_environment(TOGETHER_API_KEY="a real key", TOGETHER_BASE_URL="http://127.0.0.1:9")
+@pytest.mark.parametrize("task", TASKS)
+def test_a_recording_says_what_made_it_and_is_small(task):
+    path = RECORDINGS / f"{task}.jsonl.gz"
+    with gzip.open(path, "rt") as file:
+        made_by, *replies = map(json.loads, file)
+    assert made_by.keys() >= {"model", "model_sha256", "temperature"} and len(replies) > 200
+    assert path.stat().st_size < 1_000_000
+    assert all(reply["text"] and reply["prompt_sha"] for reply in replies)
 
 
 def serve(*command, env):
     return subprocess.run(
-        [sys.executable, "-m", "demo.serve_teacher", "--", *command],
+        [sys.executable, "-m", "demo.replies", "serve", "--", *map(str, command)],
         env=env,
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+@pytest.fixture
+def surroundings():
+    return clean_environment(TOGETHER_API_KEY="a real key", TOGETHER_BASE_URL="http://127.0.0.1:9")
 
 
 def test_the_command_sees_the_endpoint_and_no_key_of_the_surroundings(surroundings):
@@ -111,19 +89,30 @@ def test_the_command_sees_the_endpoint_and_no_key_of_the_surroundings(surroundin
     assert serve(sys.executable, "-c", "exit(3)", env=os.environ).returncode == 3
 
 
-def test_replies_through_the_real_stage(tmp_path, surroundings):
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_the_demos_extracts_are_those_that_were_recorded(demo_parts, tmp_path, surroundings, task):
+    """As the Justfile has it: the same extracts, the same prompts, a reply to each."""
+    windows = "--min-tokens 100 --max-tokens 220 --min-chars 450 --max-chars 950"
+    amounts = "--train 600 --test 128"
+    assert f"{windows.split(' --min-chars')[0]} " in (ROOT / "Justfile").read_text()
+    assert amounts in (ROOT / "Justfile").read_text()
+    student = demo_parts / "models/smollm2-135m-instruct"
+    where = ("--input", demo_parts / "data/wikipedia.jsonl", "--data", tmp_path, "--passages")
+    options = (*where, "--tokenizer", student, *windows.split(), *amounts.split())
+    run_stage("data_prep.sample_extracts", *options)
+    model = ("--single", "--model", load_recordings()[0].pop(), "--limit", 160)
+    stage = (sys.executable, "-m", "data_prep.generate_replies", "--task", task, *model)
+    result = serve(*stage, "--data", tmp_path, env=surroundings)
+    assert result.returncode == 0, result.stderr
+    assert len(read_jsonl(tmp_path / f"{task}/replies/train.jsonl")) == 160
+    assert len(read_jsonl(tmp_path / f"{task}/replies/test.jsonl")) == 128
+
+
+def test_what_was_not_recorded_is_refused_with_its_reason(tmp_path, surroundings):
     for split in ("train", "test"):
-        write_jsonl(tmp_path / f"extracts/{split}.jsonl", [{"id": split, "text": TEXT}])
-    stage = [
-        sys.executable,
-        "-m",
-        "data_prep.generate_replies",
-        "--extracts",
-        tmp_path / "extracts",
-        "--output",
-        tmp_path / "replies",
-    ]
-    assert serve(*map(str, stage), "--model", MODEL, env=surroundings).returncode == 0
-    assert parse_reply(read_jsonl(tmp_path / "replies/train.jsonl")[0]["text"])
-    other = serve(*map(str, stage), "--model", "other", env=surroundings)
-    assert other.returncode == 1 and "does not know other" in other.stderr
+        write_jsonl(tmp_path / f"extracts/{split}.jsonl", [{"id": split, "text": "Not there."}])
+    model = ("--single", "--model", load_recordings()[0].pop())
+    stage = (sys.executable, "-m", "data_prep.generate_replies", *model, "--data", tmp_path)
+    result = serve(*stage, env=surroundings)
+    assert result.returncode == 1 and "this prompt was not recorded" in result.stderr

