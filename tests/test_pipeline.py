@@ -359,7 +359,7 @@ checks: {similarity: 0.99, length: 2000, refusal: true}
 measures: [rouge]
 systems: [base, instructed, tuned]
 max_new_tokens: 16
-hub: {answer: rewriting, answers: rewritings, does: rewrites, task_category: text-generation, tags: []}
+hub: {answer: version, answers: versions, does: rewrites, task_category: other, tags: []}
 """
 TEACHER = "<text>\n{{ text }}\n</text>\nRewrite this text in plain English."
 
@@ -375,7 +375,6 @@ def test_a_task_is_a_folder_and_no_line_of_python(sampled, teacher, tiny_qwen2):
     of = ("--task", "plain", "--prompts-dir", sampled / "prompts", "--data", sampled / "data")
     asked = ("--model", "any", "--price", 0, 0)
     config = tiny_config(sampled, tiny_qwen2)
-    lora = ("adapter=lora", "load_in_4bit=false", "datasets.0.path", "output_dir")
     plan = run_stage("data_prep.generate_replies", "--plan", *of, *asked, **teacher).stdout
     assert re.search(r"any .* 28 ", plan)
     run_stage("data_prep.generate_replies", *of, *asked, **teacher)

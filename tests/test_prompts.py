@@ -88,7 +88,7 @@ def test_a_broken_template_is_one_line_that_names_file_and_line(tmp_path):
 
 
 def test_an_unknown_task_is_told_the_nearest(tmp_path):
-    with pytest.raises(UserError, match="no task titel .* did you mean title"):
+    with pytest.raises(UserError, match=r"no task titel .* did you mean title"):
         load_task("titel")
 
 
