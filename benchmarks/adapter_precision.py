@@ -1,7 +1,7 @@
 """What 4-bit training does to an adapter, and what the merge leaves of it, on SmolLM2-135M.
 
 Trains the demo's recipe for a few steps at the full run's rate on a 4-bit base, once with the
-adapter in bf16 as TRL casts it and once in 32 bits (training/fp32_adapter.py). Prints the
+adapter in bf16 as TRL casts it and once in 32 bits (training/plugins.py). Prints the
 share of the adapter's weights that each step moved, then how far the logits of the merged model are
 from those of base + adapter as trained: merged as `just merge` does, into weights rounded to 4 bits
 and back, and merged into the weights as published.
@@ -29,7 +29,7 @@ from training.run_config import load_run_config
 
 RECIPE = "smollm2-135m-dpo-sft-lora"
 OUTPUT = Path("outputs/adapter_precision")
-PLUGIN = "training.fp32_adapter.Fp32Adapter"
+PLUGIN = "training.plugins.Fp32Adapter"
 
 
 def train(name: str, steps: int, rate: float) -> Path:

@@ -10,6 +10,7 @@ import yaml
 from conftest import one_error_line, run_stage
 
 from common.cli import UserError
+from prompts import load_task
 from training import train_adapter
 from training.resolve_config import resolve_config, with_key, with_method
 from training.run_config import load_run_config
@@ -35,7 +36,21 @@ def test_a_method_takes_the_place_of_another_and_names_the_run():
     assert config.settings["dataset_prepared_path"] == f"outputs/{DEFAULT}-simpo/prepared"
     sft = resolve(method="sft").settings
     assert "rl" not in sft and sft["datasets"][0]["name"] == "sft"
-    assert sft["datasets"][0]["path"] == "data/hub" and "field_chosen" not in sft["datasets"][0]
+    assert sft["datasets"][0]["path"] == "data/summarize/hub" and "field_chosen" not in sft["datasets"][0]
+
+
+def test_a_task_has_its_own_data_and_its_own_run(tmp_path):
+    config = resolve_config(DEFAULT, "sft", ["seed=7"], task="title")
+    assert config.dataset == "data/title/hub" and config.name == f"title-{DEFAULT}-sft"
+    assert resolve_config(DEFAULT, task="title", data=tmp_path).dataset == f"{tmp_path}/title/hub"
+    own = resolve_config(DEFAULT, None, ["datasets.0.path=me/x"], None, "mine", "title")
+    assert own.dataset == "me/x" and own.name == "mine"
+
+
+def test_bf16_on_a_cpu_follows_its_flags(tmp_path):
+    for flags, wanted in (("fpu avx2", False), ("avx512_bf16 avx2", True), ("amx_bf16", True)):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        assert train_adapter.computes_bf16(tmp_path / "cpuinfo") is wanted
 
 
 def test_a_warm_up_of_the_configs_own_outlives_its_method():
@@ -49,7 +64,7 @@ def test_going_on_from_an_adapter_says_how_to_name_it(tmp_path):
     line = one_error_line(
         run_stage(TRAIN, DEFAULT, "--method", "sft-then-dpo", "--set", *keys, code=1)
     )
-    assert "goes on from the adapter" in line and "--set lora_model_dir=FOLDER" in line
+    assert "which holds no adapter" in line and "--set lora_model_dir=FOLDER" in line
 
 
 def test_keys_are_yaml_and_reach_inside():
@@ -112,11 +127,11 @@ def test_a_dataset_on_the_hub_is_told_by_its_revision(monkeypatch, capsys):
     state = {"sha": "one"}
     monkeypatch.setattr(train_adapter, "HfApi", Hub)
     config = resolve(keys=["datasets.0.path=me/x"])
-    before = train_adapter.inputs_of(config)
+    before = train_adapter.inputs_of(config, load_task())
     state["sha"] = "two"
-    assert train_adapter.inputs_of(config) != before
+    assert train_adapter.inputs_of(config, load_task()) != before
     state["sha"] = None
-    assert train_adapter.inputs_of(config)["dataset"] == ["me/x"]
+    assert train_adapter.inputs_of(config, load_task())["dataset"] == ["me/x"]
     assert "me/x is not pinned" in capsys.readouterr().err
 
 
@@ -124,7 +139,7 @@ def test_a_dataset_on_the_hub_is_told_by_its_revision(monkeypatch, capsys):
 def test_the_plugins_are_found_from_any_folder(tmp_path):
     """Set-up installs this project, so axolotl and Ray's workers need no folder for them."""
     script = "from axolotl.integrations.base import PluginManager as P\n"
-    script += "P.get_instance().register('training.fp32_adapter.Fp32Adapter')"
+    script += "P.get_instance().register('training.plugins.Fp32Adapter')"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
     )

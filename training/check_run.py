@@ -1,42 +1,30 @@
-"""What a training run needs, checked before it starts: rows that fit, GPU memory, room on disk."""
+"""What a training run needs, checked before it starts: inputs, rows that fit, a GPU, the disk."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
-from tqdm import tqdm
-
 from common.cli import UserError, warn
-from training.run_config import RunConfig, load_rows
+from training.run_config import RunConfig, check_model_folder, is_local, load_rows
+
+ROOM = 2**30  # bytes that a training writes, about
 
 
 def row_lengths(rows, tokenizer) -> list[int]:
     """Tokens of each row as trained on: the longest of its conversations in the chat template."""
-    conversations = (
-        [rows["messages"]]
-        if "messages" in rows.column_names
-        else [
-            [p + a for p, a in zip(rows["prompt"], rows[side], strict=True)]
-            for side in ("chosen", "rejected")
-        ]
-    )
-    lengths = [0] * len(rows)
-    with tqdm(total=len(rows) * len(conversations), desc="checking lengths", unit="text") as bar:
-        for side in conversations:
-            for start in range(0, len(side), 256):
-                texts = tokenizer.apply_chat_template(side[start : start + 256], tokenize=False)
-                encoded = tokenizer([t.rstrip() for t in texts], add_special_tokens=False)
-                for i, ids in enumerate(encoded.input_ids, start):
-                    lengths[i] = max(lengths[i], len(ids))
-                bar.update(len(texts))
-    return lengths
+
+    def length(row: dict) -> dict:
+        if "messages" in row:
+            talks = [row["messages"]]
+        else:
+            talks = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
+        texts = [tokenizer.apply_chat_template(talk, tokenize=False).rstrip() for talk in talks]
+        return {"length": max(map(len, tokenizer(texts, add_special_tokens=False).input_ids))}
+
+    return rows.map(length, remove_columns=rows.column_names, desc="checking lengths")["length"]
 
 
 def check_rows_fit(config: RunConfig) -> None:
-    """Raise UserError with the ids of rows that do not fit.
-
-    Where the config says `excess_length_strategy: drop` they are counted and named instead.
-    """
+    """Raise UserError with the ids of rows that do not fit; a config that drops them is warned."""
     from transformers import AutoTokenizer
 
     rows, limit = load_rows(config), config.settings["sequence_len"]
@@ -46,53 +34,40 @@ def check_rows_fit(config: RunConfig) -> None:
     long = [i for i, length in zip(ids, lengths, strict=True) if length > limit]
     found = (
         f"{len(long)} of {len(rows)} rows are longer than sequence_len {limit} "
-        f"(the longest {max(lengths)} tokens): {', '.join(long[:5])}{', ...' * (len(long) > 5)}"
+        f"(the longest {max(lengths)} tokens): {', '.join(long[:5])}"
     )
     if long and config.settings.get("excess_length_strategy") == "raise":
-        raise UserError(f"{found}; raise sequence_len or drop them with `just pairs --max-tokens`")
+        raise UserError(f"{found}; raise it or drop them with `just pairs --check length={limit}`")
     if long:
         warn(f"{found}; the config leaves them out")
 
 
-def check_gpu(config: RunConfig, on_cpu: bool) -> None:
-    """Raise UserError if the config asks for what this machine cannot do."""
+def check_machine(config: RunConfig, on_cpu: bool) -> None:
+    """Raise UserError if the config asks for a GPU that is not in use, or the disk is full."""
     import torch
 
-    settings = config.settings
-    flash = str(settings.get("attn_implementation", "")).startswith("flash_attention")
-    asks_gpu = [
-        k for k, asked in (("bf16", settings.get("bf16")), ("flash attention", flash)) if asked
-    ]
-    if on_cpu or not torch.cuda.is_available():
-        if asks_gpu:
-            raise UserError(
-                f"{config.path.name} asks for {' and '.join(asks_gpu)}, and no GPU is in use here; "
-                "train it on a machine with one, or take a smollm2 config"
-            )
-        return
-    capability = torch.cuda.get_device_capability()
-    if flash and capability < (8, 0):
+    flash = str(config.settings.get("attn_implementation", "")).startswith("flash_attention")
+    asks_gpu = flash or (config.settings.get("bf16") and not on_cpu)
+    if asks_gpu and (on_cpu or not torch.cuda.is_available()):
         raise UserError(
-            f"flash attention 2 needs an Ampere GPU or later, this one is sm_{capability[0]}"
-            f"{capability[1]}; write `attn_implementation: sdpa` into {config.path.name}"
+            f"{config.path.name} asks for {'flash attention' if flash else 'bf16'}, and no GPU is "
+            "in use here; train it on a machine with one, or take a smollm2 config"
         )
-    if flash and not any(map(importlib.util.find_spec, ("flash_attn", "kernels"))):
-        raise UserError("flash attention is not installed: pip install kernels, or flash-attn")
-
-
-def check_disk(folder: Path, need: int) -> None:
-    """Raise UserError if the disk of `folder` has fewer than `need` bytes free."""
-    while not folder.exists():
-        folder = folder.absolute().parent
-    if (free := shutil.disk_usage(folder).free) < need:
-        raise UserError(
-            f"{folder} has {free / 2**30:.1f} GiB free, training writes about {need / 2**30:.1f}; "
-            "make room or point output_dir elsewhere"
-        )
+    folder = next(
+        p for p in (config.output_dir, *config.output_dir.absolute().parents) if p.exists()
+    )
+    if (free := shutil.disk_usage(folder).free) < ROOM:
+        raise UserError(f"{folder} has {free / 2**30:.1f} GiB free, training writes about 1")
 
 
 def check_run(config: RunConfig, options: list[str]) -> None:
     """All checks. Raises UserError with one line for the first that fails."""
-    check_disk(config.output_dir, 2**30)
-    check_gpu(config, "--cpu" in options)
+    check_model_folder(config.base_model)
+    first = config.first_adapter
+    if first and is_local(first) and not (Path(first) / "adapter_model.safetensors").is_file():
+        hint = (
+            f"train it first with `just train {Path(first).name}`, or --set lora_model_dir=FOLDER"
+        )
+        raise UserError(f"{config.path.name} goes on from {first}, which holds no adapter; {hint}")
+    check_machine(config, "--cpu" in options)
     check_rows_fit(config)

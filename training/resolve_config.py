@@ -1,12 +1,13 @@
-"""The config that a run trains: a complete YAML, with a method, a launch and keys laid over it."""
+"""The config that a run trains: a YAML with task, method, launch and keys laid over it."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import yaml
 
 from common.cli import UserError
-from training.run_config import CONFIGS, RunConfig, load_run_config
+from training.run_config import CONFIGS, RunConfig, is_local, load_run_config
 
 DATA_KEYS = ("path", "split", "revision")  # of a dataset entry; the others are the method's
 LAUNCHES = {  # name -> options of accelerate
@@ -37,30 +38,23 @@ def with_method(settings: dict, name: str) -> dict:
 
 def with_launch(settings: dict, name: str) -> dict:
     """`settings` for several GPUs. Raises UserError for 4 bits by FSDP2."""
-    if name == "fsdp2" and settings.get("load_in_4bit"):
+    if name == "zero2":
+        return settings | {"deepspeed": str(CONFIGS / "launch/zero2.json")}
+    if settings.get("load_in_4bit"):
         raise UserError(
             "FSDP2 cannot split 4-bit weights; take --launch zero2, or LoRA in bf16 by "
             "--set adapter=lora load_in_4bit=false"
         )
-    if name == "zero2":
-        return settings | {"deepspeed": str(CONFIGS / "launch/zero2.json")}
     return settings | yaml.safe_load((CONFIGS / "launch/fsdp2.yaml").read_text())
 
 
-def check_keys(keys: set[str]) -> None:
-    """Raise UserError for keys that axolotl's schema does not know; axolotl would ignore them."""
-    from axolotl.utils.schemas.config import AxolotlInputConfig
-
-    if unknown := keys - AxolotlInputConfig.model_fields.keys():
-        raise UserError(f"axolotl knows no key {', '.join(sorted(unknown))}; see its documentation")
-
-
-def parse_value(text: str) -> object:
-    """JSON, whose 1e-5 is a number, else YAML, whose words need no quotes."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return yaml.safe_load(text)
+def with_task(settings: dict, task: str, data: Path | None) -> dict:
+    """`settings` on the task's own dataset, where they name a folder as `just stage` makes it."""
+    path = Path(settings["datasets"][0]["path"])
+    if path.name != "hub" or not is_local(str(path)):
+        return settings
+    place = (data or path.parent.parent) / task / "hub"
+    return settings | {"datasets": [settings["datasets"][0] | {"path": str(place)}]}
 
 
 def with_key(settings: dict, assignment: str) -> dict:
@@ -71,7 +65,10 @@ def with_key(settings: dict, assignment: str) -> dict:
     try:
         for key in path:
             place = place[int(key) if isinstance(place, list) else key]
-        place[last] = parse_value(text)
+        try:
+            place[last] = json.loads(text)  # to which 1e-5 is a number
+        except ValueError:
+            place[last] = yaml.safe_load(text)
     except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError):
         text = ""
     if not text:
@@ -79,19 +76,41 @@ def with_key(settings: dict, assignment: str) -> dict:
     return settings
 
 
+def check_keys(keys: set[str]) -> None:
+    """Raise UserError for keys that axolotl's schema does not know; axolotl would ignore them."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    if unknown := keys - AxolotlInputConfig.model_fields.keys():
+        raise UserError(f"axolotl knows no key {', '.join(sorted(unknown))}; see its documentation")
+
+
 def resolve_config(
-    name: str, method: str | None, keys: list[str], launch: str | None, run: str | None
+    name: str,
+    method: str | None = None,
+    keys: list[str] = (),
+    launch: str | None = None,
+    run: str | None = None,
+    task: str = "summarize",
+    data: Path | None = None,
 ) -> RunConfig:
-    """The config that a run trains; it is not on disk yet. Raises UserError."""
+    """The config that a run trains; it is not on disk yet. Raises UserError.
+
+    The run is called `run`, or by the config, with the method behind it and a task other than
+    summarize before it.
+    """
     config = load_run_config(name, trained=False)
-    settings = with_method(config.settings, method) if method else config.settings
+    settings = with_task(config.settings, task, data)
+    if method:
+        settings = with_method(settings, method)
     if keys:
         check_keys({key.partition("=")[0].split(".")[0] for key in keys})
     for assignment in keys:
         settings = with_key(settings, assignment)
     if launch:
         settings = with_launch(settings, launch)
-    if run := run or (f"{config.path.stem}-{method}" if method else None):
-        output = config.output_dir.parent / run
+    of_task = None if task == "summarize" else task
+    if run or method or of_task:
+        own = "-".join(filter(None, [of_task, config.name, method]))
+        output = config.output_dir.parent / (run or own)
         settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
     return replace(config, settings=settings)

@@ -1,6 +1,7 @@
-"""What the glue needs to know of an axolotl config: base model, dataset, output folder."""
+"""What the glue needs to know of an axolotl config: base model, dataset, task, output folder."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,64 +9,41 @@ import yaml
 
 from common.cli import UserError, one_line
 from common.files import file_sha
+from prompts import FOLDER, Task, load_task
 
 CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A training config, and what it names on disk or on the Hub."""
+    """A training config, and what it names on disk or on the Hub.
+
+    `four_bits`: whether it trains on a base rounded to 4 bits; `overrides`: what it changes in the
+    model's own configuration, such as the scaling of rope; `first_adapter`: where it goes on from.
+    """
 
     path: Path
     settings: dict
 
-    @property
-    def base_model(self) -> str:
-        return self.settings["base_model"]
+    base_model = property(lambda self: self.settings["base_model"])
+    base_revision = property(lambda self: self.settings.get("revision_of_model"))
+    overrides = property(lambda self: self.settings.get("overrides_of_model_config"))
+    four_bits = property(lambda self: bool(self.settings.get("load_in_4bit")))
+    first_adapter = property(lambda self: self.settings.get("lora_model_dir"))
+    dataset = property(lambda self: self.settings["datasets"][0]["path"])
+    dataset_revision = property(lambda self: self.settings["datasets"][0].get("revision"))
+    output_dir = property(lambda self: Path(self.settings["output_dir"]))
+    name = property(lambda self: self.output_dir.name)
+    merged = property(lambda self: self.output_dir / "merged")
+    eval_dir = property(lambda self: self.output_dir / "eval")
 
     @property
-    def dataset(self) -> str:
-        return self.settings["datasets"][0]["path"]
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.settings["output_dir"])
-
-    @property
-    def name(self) -> str:
-        """The run's name, which is that of its folder."""
-        return self.output_dir.name
-
-    @property
-    def four_bits(self) -> bool:
-        """Whether the run trains on a base whose weights are rounded to 4 bits."""
-        return bool(self.settings.get("load_in_4bit"))
-
-    @property
-    def base_revision(self) -> str | None:
-        return self.settings.get("revision_of_model")
-
-    @property
-    def overrides(self) -> dict | None:
-        """What the run changes in the model's own configuration, such as the scaling of rope."""
-        return self.settings.get("overrides_of_model_config")
-
-    @property
-    def first_adapter(self) -> str | None:
-        """The trained adapter that training goes on from, if any."""
-        return self.settings.get("lora_model_dir")
-
-    @property
-    def dataset_revision(self) -> str | None:
-        return self.settings["datasets"][0].get("revision")
-
-    @property
-    def merged(self) -> Path:
-        return self.output_dir / "merged"
-
-    @property
-    def eval_dir(self) -> Path:
-        return self.output_dir / "eval"
+    def task(self) -> Task:
+        """The task that the run was trained for, summarize if nothing tells."""
+        path = self.output_dir / "inputs/made.json"
+        inputs = json.loads(path.read_text()) if path.is_file() else {}
+        folder = Path(inputs.get("prompts_dir") or FOLDER)
+        return load_task(inputs.get("task", "summarize"), folder)
 
 
 def find_config(name: str | Path, trained: bool = True) -> Path:
@@ -94,9 +72,8 @@ def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     except (KeyError, IndexError, TypeError):
         pass
-    raise UserError(
-        f"{path} is not a training config: it must name base_model, datasets and output_dir"
-    )
+    wanted = "it must name base_model, datasets and output_dir"
+    raise UserError(f"{path} is not a training config: {wanted}")
 
 
 def is_local(name: str) -> bool:
@@ -110,24 +87,6 @@ def check_model_folder(name: str) -> None:
         raise UserError(f"{name} is not a model folder (it holds no config.json)")
 
 
-def check_dataset(name: str) -> None:
-    """Raise UserError if `name` is a folder or file that is not there; Hub ids pass."""
-    if is_local(name) and not Path(name).exists():
-        raise UserError(f"the config's dataset {name} is not there; make it with `just dataset`")
-
-
-def check_inputs(config: RunConfig) -> None:
-    """Raise UserError if base, dataset or first adapter are to be here and are not."""
-    check_model_folder(config.base_model)
-    check_dataset(config.dataset)
-    first = config.first_adapter
-    if first and is_local(first) and not (Path(first) / "adapter_model.safetensors").is_file():
-        raise UserError(
-            f"{config.path.name} goes on from the adapter in {first}, which is not there; train "
-            f"it first with `just train {Path(first).name}`, or --set lora_model_dir=FOLDER"
-        )
-
-
 def load_rows(config: RunConfig, split: str | None = None):
     """The rows of a split of the config's dataset; without `split`, those that it trains on.
 
@@ -135,7 +94,9 @@ def load_rows(config: RunConfig, split: str | None = None):
     """
     from datasets import load_dataset
 
-    check_dataset(config.dataset)
+    if is_local(config.dataset) and not Path(config.dataset).exists():
+        hint = "make it with `just dataset`, or name another with --data"
+        raise UserError(f"the config's dataset {config.dataset} is not there; {hint}")
     entry = config.settings["datasets"][0]
     name, split = (None, split) if split else (entry.get("name"), entry.get("split", "train"))
     try:

@@ -8,34 +8,38 @@ data or settings first moves the old folder aside.
     python -m training.train_adapter qwen2-1.5b-dpo-sft-qlora --method ipo --set learning_rate=1e-5
 """
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+import pandas as pd
 import yaml
 from huggingface_hub import HfApi
 
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import appending, file_sha, is_made, mark_made, write_text
+from prompts import FOLDER, Task, add_task_options, task_of
 from training.check_run import check_run
-from training.plot_curves import plot_curves
 from training.resolve_config import LAUNCHES, resolve_config
-from training.run_config import RunConfig, check_inputs, fingerprint
+from training.run_config import RunConfig, fingerprint
 
 PROGRESS = re.compile(r"\d+/\d+ \[[^\]]*\]")
 LOSS = re.compile(r"'(loss|rewards/margins)': '?([-\d.e+]+)")
 ERROR = re.compile(r"^(?!subprocess\.)(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*")
+CPU_BF16 = {"bf16": True, "plugins": ["training.plugins.CpuBf16"]}
 
 
 def dataset_state(config: RunConfig) -> list[str]:
     """What tells two states of the dataset apart: hashes of its files, or its revision."""
     path = Path(config.dataset)
     if path.exists():
-        files = [path] if path.is_file() else sorted(path.rglob("*.*"))
+        files = (file for file in [path, *sorted(path.rglob("*.*"))] if file.is_file())
         return [file_sha(file) for file in files if file.suffix != ".md"]
     try:
         return [config.dataset_revision or HfApi().dataset_info(config.dataset).sha]
@@ -44,12 +48,15 @@ def dataset_state(config: RunConfig) -> list[str]:
         return []
 
 
-def inputs_of(config: RunConfig) -> dict:
-    """What the run depends on, by content: config, base model, dataset."""
+def inputs_of(config: RunConfig, task: Task) -> dict:
+    """What the run depends on, by content: task, config, base model, dataset."""
+    folder = task.folder.parent
     return {
+        "task": task.name,
+        "prompts_dir": None if folder == FOLDER else str(folder.absolute()),
         "config": config.settings,
         "base_model": fingerprint(config.base_model),
-        **({"adapter": fingerprint(config.first_adapter)} if config.first_adapter else {}),
+        "adapter": config.first_adapter and fingerprint(config.first_adapter),
         "dataset": [config.dataset, *dataset_state(config)],
     }
 
@@ -105,15 +112,26 @@ def train(config: RunConfig, accelerate_options: list[str], lock: IO[bytes]) -> 
         )
 
 
-def run_once(config: RunConfig, accelerate_options: list[str]) -> None:
+def plot_curves(folder: Path) -> Path:
+    """Write curves.png: the loss and, for preference training, reward margin and accuracy."""
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    latest = max(states, key=lambda path: int(path.parent.name.split("-")[1]))
+    history = pd.DataFrame(json.loads(latest.read_text())["log_history"]).set_index("step")
+    shown = [c for c in ("loss", "rewards/margins", "rewards/accuracies") if c in history]
+    panels = history[shown].dropna().plot(subplots=True, figsize=(7, 2.2 * len(shown)))
+    panels[0].figure.savefig(folder / "curves.png")
+    return folder / "curves.png"
+
+
+def run_once(config: RunConfig, task: Task, accelerate_options: list[str]) -> None:
     """Train what is not trained yet, under the run's lock. Raises UserError."""
-    folder, inputs = config.output_dir, inputs_of(config)
+    folder, inputs = config.output_dir, inputs_of(config, task)
     if is_made(folder, inputs):
         print(f"{folder} is trained on this data with this config")
         return
     with appending(folder.with_name(f"{folder.name}.lock")) as lock:
         check_run(config, accelerate_options)
-        if folder.exists() and not is_made(folder / "inputs", inputs):
+        if (folder / "inputs").exists() and not is_made(folder / "inputs", inputs):
             print(f"other inputs than before: the old run is now {move_aside(folder)}")
         mark_made(folder / "inputs", inputs)
         source = f"# {config.path.name} as resolved for this run; axolotl trains this file.\n"
@@ -126,19 +144,34 @@ def run_once(config: RunConfig, accelerate_options: list[str]) -> None:
     print(f"adapter in {folder}, loss curves in {plot_curves(folder)}")
 
 
+def computes_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU multiplies in bf16, which makes a LoRA step about twice as fast."""
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return bool(re.search(r"\b(?:amx_bf16|avx512_bf16)\b", flags))
+
+
 def main() -> None:
     parser = script_parser(__doc__)
     parser.epilog = "All other options go to `accelerate launch`, for example --cpu."
     option = parser.add_argument
     option("config", help="name in axolotl_configs, or a YAML")
+    add_task_options(parser)
+    parser.set_defaults(data=None)  # the config's own
     option("--method", help="preset of axolotl_configs/methods.yaml in the place of its own method")
     option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="axolotl's")
-    option("--name", help="of the run and its folder (default: the config's, -METHOD behind it)")
+    option("--name", help="of the run and its folder (default: TASK-CONFIG-METHOD, as far as told)")
     option("--launch", choices=LAUNCHES, help="several GPUs: DeepSpeed ZeRO-2 or FSDP2")
-    args, accelerate_options = parser.parse_known_args()
-    config = resolve_config(args.config, args.method, args.set, args.launch, args.name)
-    check_inputs(config)
-    run_once(config, [*LAUNCHES.get(args.launch, []), *accelerate_options])
+    args, launch = parser.parse_known_args()
+    task = task_of(args)
+    config = resolve_config(
+        args.config, args.method, args.set, args.launch, args.name, task.name, args.data
+    )
+    settled = config.four_bits or any(key.startswith("bf16=") for key in args.set)
+    if "--cpu" in launch and not settled and not config.settings.get("bf16") and computes_bf16():
+        print("this CPU computes in bf16: so does the training (--set bf16=false for 32 bits)")
+        config = replace(config, settings=config.settings | CPU_BF16)
+        launch = [*launch, "--mixed_precision", "bf16"]
+    run_once(config, task, [*LAUNCHES.get(args.launch, []), *launch])
 
 
 if __name__ == "__main__":
