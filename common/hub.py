@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
 from common.cli import UserError
@@ -33,7 +32,7 @@ GENERATED = re.compile(r"<!-- generated: begin.*?<!-- generated: end -->", re.DO
 ANSWERS = {  # by status
     401: "the Hub refuses the token; check HF_TOKEN",
     403: "this token may not write to {repo}; check the name and the token's rights",
-    409: "{repo} has this tag or branch already; choose another",
+    409: "{repo} has this tag already; choose another",
 }
 
 
@@ -42,10 +41,8 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("repo", help="where to, as NAMESPACE/NAME")
     option("--public", action="store_true", help="make a new repo public")
-    option("--revision", help="branch to push to, made if needed (default: main)")
     option("--tag", help="name to give the new revision")
     option("--update", action="store_true", help="push over what others put into the repo")
-    option("--overwrite-card", action="store_true", help="replace a card written by hand")
     option("--dry-run", action="store_true", help="only show what would be pushed and deleted")
 
 
@@ -57,13 +54,11 @@ def merge_cards(ours: str, theirs: str, owned: tuple[str, ...]) -> str:
     if not (theirs.startswith("---\n") and GENERATED.search(theirs)):
         raise UserError(
             "the card on the Hub has no front matter or no 'generated' lines, so it was written by "
-            "hand; put the lines back there, or pass --overwrite-card"
+            "hand; put the lines back there, or delete that card"
         )
     mine, card = RepoCard(ours).data, RepoCard(theirs)
-    front, changed = (
-        theirs.removesuffix(card.text),
-        [k for k in owned if mine.get(k) != card.data.get(k)],
-    )
+    front = theirs.removesuffix(card.text)
+    changed = [key for key in owned if mine.get(key) != card.data.get(key)]
     card.text = GENERATED.sub(lambda _: GENERATED.search(ours)[0], card.text, count=1)
     for key in changed:
         card.data[key] = mine.get(key)  # None is left out of the card
@@ -96,33 +91,22 @@ def hub_session(repo: str) -> Iterator[HfApi]:
         raise UserError(explain(error, repo)) from None
 
 
-def held_files(api: HfApi, repo: str, where: dict) -> list[str]:
-    """The files a repo holds; none if there is no such repo or branch."""
-    try:
-        return api.list_repo_files(repo, **where)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return []
-
-
 def push(api: HfApi, args: argparse.Namespace, repo_type: str, operations: list) -> str:
-    """Make what is missing and commit; files that have not changed are not sent.
+    """Make the repo if it is missing, and commit; files that have not changed are not sent.
 
     Returns the revision. Raises UserError if an upload fails.
     """
-    where = {"repo_type": repo_type, "revision": args.revision}
     api.create_repo(args.repo, repo_type=repo_type, private=not args.public, exist_ok=True)
-    if args.revision:
-        api.create_branch(args.repo, branch=args.revision, repo_type=repo_type, exist_ok=True)
-    before = api.repo_info(args.repo, **where).sha
+    before = api.repo_info(args.repo, repo_type=repo_type).sha
     try:
         message = f"Publish the {repo_type}"
-        commit = api.create_commit(args.repo, operations, commit_message=message, **where)
+        commit = api.create_commit(
+            args.repo, operations, commit_message=message, repo_type=repo_type
+        )
     except RuntimeError as error:  # in which the client wraps a failed upload
         raise UserError(explain(error, args.repo)) from None
-    if commit.oid == before:
-        print(f"{args.repo} holds all of this already; nothing to push")
-    else:
-        print(f"pushed: {commit.commit_url}")
+    same = commit.oid == before
+    print(f"{args.repo} holds all of this already" if same else f"pushed: {commit.commit_url}")
     if args.tag:
         api.create_tag(args.repo, tag=args.tag, revision=commit.oid, repo_type=repo_type)
     return commit.oid
@@ -146,27 +130,28 @@ def publish(
     """
     known = json.loads(lock.read_text()) if lock.exists() else {}
     mine = known.get("repo") == args.repo
-    where = {"repo_type": repo_type, "revision": args.revision}
     with hub_session(args.repo) as api:
-        held = held_files(api, args.repo, where)
+        try:
+            held = api.list_repo_files(args.repo, repo_type=repo_type)
+        except RepositoryNotFoundError:
+            held = []
         foreign = [name for name in held if name != ".gitattributes"]
         if foreign and not args.update and not mine:
             raise UserError(
                 f"{args.repo} already holds {len(foreign)} files that were not pushed from here; "
                 "pass --update to push over them (the old state stays in its history)"
             )
-        if CARD in held and not args.overwrite_card:
-            there = Path(api.hf_hub_download(args.repo, CARD, force_download=True, **where))
+        if CARD in held:
+            there = api.hf_hub_download(args.repo, CARD, repo_type=repo_type, force_download=True)
             card = files[CARD] if isinstance(files[CARD], bytes) else files[CARD].read_bytes()
-            merged = merge_cards(card.decode(), there.read_text(), owned_keys)
+            merged = merge_cards(card.decode(), Path(there).read_text(), owned_keys)
             files = {**files, CARD: merged.encode()}
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
         earlier = known.get("files", []) if mine else []
         stale = [n for n in held if n not in files and (n in earlier or re.fullmatch(ours, n))]
         for addition in additions:
             print(f"  {addition.path_in_repo} ({addition.upload_info.size:,} bytes)")
-        for name in stale:
-            print(f"  delete {name}")
+        print("".join(f"  delete {name}\n" for name in stale), end="")
         if args.dry_run:
             visibility = "public" if args.public else "private"
             print(f"dry run: nothing sent to {args.repo} ({visibility} if new)")

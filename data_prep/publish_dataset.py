@@ -1,8 +1,8 @@
 """Push the staged dataset folder to the Hub in one commit, private unless --public is given.
 
-Reads data/hub, writes data/hub.lock (repo, revision, files and the rows' hashes, for a training
-config to pin and a model card to name). What the repo holds already is treated as common/hub.py
-says.
+Reads data/TASK/hub, writes hub.lock beside it (repo, revision, files and the rows' hashes, for a
+training config to pin and a model card to name). What the repo holds already is treated as
+common/hub.py says.
 
     python -m data_prep.publish_dataset me/summarize-dpo --dry-run
 """
@@ -12,22 +12,19 @@ from pathlib import Path
 from common.cli import UserError, run, script_parser
 from common.files import file_sha
 from common.hub import CARD, add_hub_options, publish
+from prompts import add_task_options, data_folder
 
 OURS = r"(data|sft)/\w+(-\d+)?-[0-9a-f]{12}\.parquet"  # as build_dataset names what it writes
+OWNED_KEYS = ("configs", "size_categories")
 
 
 def files_of(folder: Path) -> dict[str, Path]:
     """Path in the repo -> file. Raises UserError if the folder is not a staged dataset."""
-    files = {
-        p.relative_to(folder).as_posix(): p
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and not p.name.startswith(".")
-    }
+    found = (p for p in sorted(folder.rglob("[!.]*")) if p.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in found}
     if CARD not in files or not any(name.endswith(".parquet") for name in files):
-        raise UserError(
-            f"{folder} is not a staged dataset (README.md and Parquet files); "
-            "make it with `just stage`"
-        )
+        wanted = "README.md and Parquet files"
+        raise UserError(f"{folder} is not a staged dataset ({wanted}); make it with `just stage`")
     return files
 
 
@@ -43,14 +40,12 @@ def lock_of(folder: Path) -> Path:
 def main() -> None:
     parser = script_parser(__doc__)
     add_hub_options(parser)
-    parser.add_argument("--folder", type=Path, default=Path("data/hub"), help="the staged dataset")
+    add_task_options(parser)
+    parser.add_argument("--name", help="of the pairs, as `just stage` was given it")
     args = parser.parse_args()
-    files, hashes, owned = (
-        files_of(args.folder),
-        row_hashes(args.folder),
-        ("configs", "size_categories"),
-    )
-    publish(args, "dataset", files, lock_of(args.folder), owned, OURS, hashes=hashes)
+    folder = data_folder(args, f"hub-{args.name}" if args.name else "hub")
+    files, hashes = files_of(folder), row_hashes(folder)
+    publish(args, "dataset", files, lock_of(folder), OWNED_KEYS, OURS, hashes=hashes)
 
 
 if __name__ == "__main__":

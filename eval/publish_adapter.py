@@ -1,8 +1,8 @@
 """Push a run's adapter, or with --merged its merged model, to the Hub with a card of our own.
 
-Reads outputs/<config>/ (the adapter, config.yaml, merged/, eval/scores.json), the config's dataset
-and the base's page on the Hub; writes outputs/<config>/model_card.md and outputs/<config>.hub.lock.
-What the repo holds already is treated as common/hub.py says.
+Reads outputs/RUN/ (the adapter, config.yaml, merged/, eval/scores.json), the run's dataset and the
+base's page on the Hub; writes outputs/RUN/model_card.md and outputs/RUN.hub.lock. What the repo
+holds already is treated as common/hub.py says.
 
     python -m eval.publish_adapter qwen2-1.5b-dpo-sft-qlora me/name --dry-run
 """
@@ -20,11 +20,10 @@ from common.cli import UserError, run, script_parser, warn
 from common.files import digest, is_made, write_text
 from common.hub import CARD, add_hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
-from data_prep.teacher.prices import teacher_terms
-from eval.build_report import MORE_TITLES, TITLES, table
-from eval.merge_adapter import merge_settings
-from eval.score_summaries import load_scores
-from prompts import Task, load_task, render
+from data_prep.teacher.client import teacher_terms
+from eval.build_report import table
+from eval.load_model import merge_settings
+from eval.score_answers import MORE_TITLES, TITLES, load_scores
 from training.run_config import RunConfig, fingerprint, load_rows, load_run_config
 from training.train_adapter import inputs_of
 
@@ -43,7 +42,7 @@ def check_adapter(config: RunConfig) -> None:
     merge_settings(config)
     if not (config.output_dir / "made.json").exists():
         warn(f"{config.output_dir} has no made.json: nothing tells that this config trained it")
-    elif not is_made(config.output_dir, inputs_of(config)):
+    elif not is_made(config.output_dir, inputs_of(config, config.task)):
         raise UserError(
             f"config, base or data changed since {config.output_dir} was made; "
             f"`just train {config.name}` trains anew"
@@ -61,7 +60,7 @@ def scores_of(config: RunConfig) -> dict:
         return scores
     raise UserError(
         f"the scores in {config.eval_dir} are of another adapter; run `just merge {config.name}`, "
-        f"`just summaries {config.name}`, `just scores {config.name}`, or pass --unevaluated"
+        f"`just answers {config.name}`, `just scores {config.name}`, or pass --unevaluated"
     )
 
 
@@ -94,7 +93,9 @@ def data_facts(config: RunConfig) -> dict:
         known = json.loads(lock.read_text()) if lock.exists() else {}
         pushed = known if known.get("hashes") == hashes else {}
     teacher = load_rows(config, "test")[0].get("teacher", "unknown")
+    rejected = rows.unique("rejected_by") if "rejected_by" in rows.features else ["teacher"]
     return {
+        "rejected_by": sorted(filter(None, rejected)),
         "n_rows": len(rows),
         "split": config.settings["datasets"][0].get("split", "train"),
         "data_repo": pushed.get("repo"),
@@ -106,13 +107,13 @@ def data_facts(config: RunConfig) -> dict:
     }
 
 
-def front_matter(facts: dict, task: Task) -> str:
+def front_matter(facts: dict) -> str:
     """The card's front matter, with the scores as `model-index`."""
-    scores, repo, merged = facts["scores"], facts["data_repo"], facts["merged"]
+    scores, repo, hub = facts["scores"], facts["data_repo"], facts["hub"]
     titles = TITLES | MORE_TITLES
     results = [
         EvalResult(
-            task_type=task.hub["task_category"],
+            task_type=hub["task_category"],
             dataset_type=repo or "private",
             dataset_name=repo or "not on the Hub",
             dataset_split="test",
@@ -128,11 +129,11 @@ def front_matter(facts: dict, task: Task) -> str:
         **facts["licence"],
         language="en",
         base_model=facts["base"],
-        base_model_relation="merge" if merged else "adapter",
+        base_model_relation="merge" if facts["merged"] else "adapter",
         datasets=repo,
-        library_name="transformers" if merged else "peft",
+        library_name="transformers" if facts["merged"] else "peft",
         pipeline_tag="text-generation",
-        tags=[*task.hub["tags"], "lora", "axolotl"],
+        tags=[*hub["tags"], "lora", "axolotl"],
         model_name=facts["name"],
         eval_results=results or None,
     ).to_yaml()
@@ -159,17 +160,20 @@ def files_of(config: RunConfig, facts: dict) -> dict[str, bytes | Path]:
 
 def card_facts(config: RunConfig, args: argparse.Namespace) -> dict:
     """The variables of the model card; `args` are the command line's."""
-    scores = {} if args.unevaluated else scores_of(config)
+    task, scores = config.task, {} if args.unevaluated else scores_of(config)
     rank = json.loads((config.output_dir / ADAPTER_CONFIG).read_text())["r"]
     resolved = config.output_dir / "config.yaml"
     recipe = resolved if resolved.is_file() else config.path
+    text = f"The text to be given {task.hub['answer']}, and nothing else."
     return {
         "repo": args.repo,
         "name": args.repo.split("/")[-1],
         "merged": args.merged,
         "four_bits": config.four_bits,
+        "hub": task.hub,
+        "messages": task.student_messages(text, task.student_template()),
         "scores": scores,
-        "table": table(scores) if scores else "",
+        "table": table(scores, task) if scores else "",
         "config": f"{config.name}.yaml",
         "recipe": MACHINE_PATH.sub(r"\1", recipe.read_text()),
         "versions": [f"{p} {version(p)}" for p in ("axolotl", "trl", "peft", "transformers")],
@@ -188,13 +192,11 @@ def main() -> None:
     option("--base", help="NAME[@REVISION] of the base on the Hub, if the config names a folder")
     option("--unevaluated", action="store_true", help="publish without scores; the card says so")
     args = parser.parse_args()
-    task, config = load_task(), load_run_config(args.config)
+    config = load_run_config(args.config)
     check_adapter(config)
     facts = card_facts(config, args)
     files = files_of(config, facts)
-    card = (
-        render(task.template("model_card.md"), metadata=front_matter(facts, task), **facts) + "\n"
-    )
+    card = config.task.render("model_card.md", metadata=front_matter(facts), **facts) + "\n"
     write_text(config.output_dir / "model_card.md", card)
     print(f"card: {config.output_dir / 'model_card.md'}")
     pushed = f"{config.output_dir.name}{'-merged' if args.merged else ''}.hub"
