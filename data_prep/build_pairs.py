@@ -116,7 +116,7 @@ def confirmed(pairs: list[dict], args: argparse.Namespace, task: Task) -> set[st
     requests = pair_requests(rows, chosen, rejected, task)
     path = data_folder(args, "replies") / "verdicts.jsonl"
     if left := ask_all(requests, path, args, "verdicts", key=VERDICT):
-        raise UserError(f"{left} verdicts are still to come; run again to ask for them")
+        raise UserError(f"{left} verdicts are still to come; run again, or raise --budget-usd")
     verdicts = load(path, [request | {"model": args.model} for request in requests], VERDICT)
     won = points(requests, verdicts, task)
     return set(won.index[won.eq(1).all(axis=1)])

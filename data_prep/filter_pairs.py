@@ -89,7 +89,7 @@ def pair_faults(pair: dict, split: str, args: Namespace, task: Task) -> Iterator
     if split == "train":
         ratings = pair["ratings"] or (inf, -inf)
         if ratings[0] - ratings[1] <= limits.get("difference", -inf):
-            yield "difference", "ratings {:g} and {:g}".format(*ratings)
+            yield "difference", "scores {:g} and {:g}".format(*ratings)
         alike = Levenshtein.normalized_similarity(pair["chosen"], pair["rejected"])
         if alike > limits.get("similarity", inf):
             yield "similarity", f"Levenshtein similarity {alike:.3f}"
