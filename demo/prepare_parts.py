@@ -17,9 +17,7 @@ from common.cli import UserError, run, script_parser
 from common.files import write_records
 
 ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-PROSE = re.compile(
-    r"^(?!\s*[*#:;|!{=])(?:\S+\s+){7,}.*[.!?][\"')\]]*\s*$"
-)  # eight words, a full stop
+PROSE = re.compile(r"^(?!\s*[*#:;|!{=])(?:\S+\s+){7,}.*[.!?][\"')\]]*\s*$")  # eight words, a full stop
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
