@@ -40,7 +40,7 @@ def audit(frame: pd.DataFrame) -> str:
             rows[group][name] = f"{won:.1%} [{low:.1%}, {high:.1%}]"
             if group == "all" and (low > SIGNAL or high < 1 - SIGNAL):
                 which = f"the {name.split()[0]} answer wins in {won:.0%} of the pairs"
-                warnings.append(f"**A signal besides quality, to be learned instead: {which}.**")
+                warnings.append(f"**A student may learn this, not quality: {which}.**")
     return "\n\n".join([markdown(pd.DataFrame(rows).T.fillna("")), *warnings])
 
 

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from common.cli import run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
-from data_prep.teacher.prices import teacher_terms
+from data_prep.teacher.client import teacher_terms
 from prompts import Task, add_task_options, answer_message, data_folder, task_of
 
 SUBSETS = (8_000, 20_500)  # pairs, as in the published runs
