@@ -10,8 +10,6 @@ from scipy.stats import binomtest
 
 from common.report import drawing, markdown
 
-BIN = 5  # words; lengths are matched to within it
-SIGNAL = 0.6  # a share of wins over this, interval included, is a signal of its own
 SIDES = ["chosen", "rejected"]
 
 
@@ -38,7 +36,7 @@ def audit(frame: pd.DataFrame) -> str:
             result = binomtest(int(marks.sum()), len(marks))
             won, (low, high) = result.statistic, result.proportion_ci(method="wilson")
             rows[group][name] = f"{won:.1%} [{low:.1%}, {high:.1%}]"
-            if group == "all" and (low > SIGNAL or high < 1 - SIGNAL):
+            if group == "all" and (low > 0.6 or high < 0.4):  # a signal of its own
                 which = f"the {name.split()[0]} answer wins in {won:.0%} of the pairs"
                 warnings.append(f"**A student may learn this, not quality: {which}.**")
     return "\n\n".join([markdown(pd.DataFrame(rows).T.fillna("")), *warnings])
@@ -46,8 +44,8 @@ def audit(frame: pd.DataFrame) -> str:
 
 def length_match(frame: pd.DataFrame) -> set[str]:
     """Ids of a largest subset in which chosen and rejected are equally long in distribution."""
-    # Of any two lengths as many pairs are kept in which the longer answer won as in which it lost.
-    lengths = frame.set_index("id")[SIDES].sample(frac=1, random_state=0) // BIN
+    # Of any two lengths, in steps of 5 words, as many pairs are kept as of the two the other way.
+    lengths = frame.set_index("id")[SIDES].sample(frac=1, random_state=0) // 5
     mirrored = pd.MultiIndex.from_frame(lengths[SIDES[::-1]])
     most = lengths.value_counts().reindex(mirrored, fill_value=0).to_numpy()
     return set(lengths.index[lengths.groupby(SIDES).cumcount() < most])

@@ -16,27 +16,30 @@ from pyarrow import parquet
 from common.cli import run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
 from data_prep.teacher.client import teacher_terms
-from prompts import Task, add_task_options, answer_message, data_folder, task_of
+from prompts import Task, add_task_options, answer_message, data_folder, load_task, task_of
 
 SUBSETS = (8_000, 20_500)  # pairs, as in the published runs
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 COLUMNS = dict.fromkeys(("id", "source", "url"), pa.string())
-COLUMNS |= dict.fromkeys(("prompt", "chosen", "rejected", "messages"), MESSAGES)
+COLUMNS |= dict.fromkeys(("prompt", "chosen", "rejected"), MESSAGES)
 COLUMNS |= dict.fromkeys(("reference", "rejected_by", "teacher", "prompt_sha"), pa.string())
 COLUMNS |= {"chosen_position": pa.int64(), "ratings": pa.list_(pa.float64())}
 LICENCES = dict.fromkeys(("wikipedia", "stackexchange"), "CC BY-SA")
 LICENCES["arxiv"] = "each paper under the licence its authors chose on arXiv"
 
 
-def to_table(pairs: list[dict], split: str, task: Task) -> pa.Table:
-    """The pairs as conversations: of preference for axolotl and TRL, and `messages` for SFT."""
-    rows = []
-    for pair in pairs:
-        prompt = task.student_messages(pair["prompt"], task.student_template())
-        row = pair | {side: answer_message(pair[side]) for side in ("chosen", "rejected")}
-        row["reference"] = pair["chosen"] if split == "test" else None
-        rows.append(row | {"prompt": prompt, "messages": prompt + row["chosen"]})
-    return pa.Table.from_pylist(rows, schema=pa.schema(COLUMNS))
+def to_row(pair: dict, split: str = "train", task: Task | None = None) -> dict:
+    """A pair in the conversational preference format that axolotl and TRL read."""
+    task = task or load_task()
+    row = pair | {side: answer_message(pair[side]) for side in ("chosen", "rejected")}
+    row["prompt"] = task.student_messages(pair["prompt"], task.student_template())
+    return row | {"reference": pair["chosen"] if split == "test" else None}
+
+
+def to_sft_row(pair: dict, task: Task | None = None) -> dict:
+    """The prompt and the chosen answer as one conversation; alike in both splits."""
+    row = to_row(pair, "train", task)
+    return {"id": pair["id"], "source": pair["source"], "messages": row["prompt"] + row["chosen"]}
 
 
 def write_parquet(folder: Path, stem: str, table: pa.Table) -> str:
@@ -51,11 +54,13 @@ def write_files(hub: Path, splits: dict[str, list[dict]], task: Task) -> dict[st
     """Write all Parquet files; return config -> split -> files."""
     files, sft, sizes = {}, {}, [size for size in SUBSETS if size <= len(splits["train"])]
     for split, pairs in splits.items():
-        table = to_table(pairs, split, task)
-        sft[split] = [write_parquet(hub / "sft", split, table.select(["id", "source", "messages"]))]
+        rows = [to_row(pair, split, task) for pair in pairs]
+        table = pa.Table.from_pylist(rows, schema=pa.schema(COLUMNS))
+        chats = pa.Table.from_pylist([to_sft_row(pair, task) for pair in pairs])
+        sft[split] = [write_parquet(hub / "sft", split, chats)]
         ends = sorted({0, *(sizes if split == "train" else ()), len(pairs)})
         files[split] = [
-            write_parquet(hub / "data", f"{split}-{start}", table[start:end].drop("messages"))
+            write_parquet(hub / "data", f"{split}-{start}", table[start:end])
             for start, end in pairwise(ends)
         ]
     subsets = {f"pairs-{s}": {**files, "train": files["train"][:i]} for i, s in enumerate(sizes, 1)}
@@ -78,8 +83,7 @@ def main() -> None:
     licences = {source: LICENCES.get(source, args.licence) for source in sources}
     if not all(licences.values()):
         warn("the licence of some texts is not known; name it with --licence, or in the card")
-    by_length = sorted(splits["train"], key=lambda pair: len(pair["prompt"]))
-    example = by_length[len(by_length) // 2]
+    example = min(splits["train"], key=lambda pair: len(pair["prompt"]))
     shutil.rmtree(hub, ignore_errors=True)  # files of an earlier state
     made["configs"] = write_files(hub, splits, task)
     shutil.copytree(folder / "plots", hub / "plots")

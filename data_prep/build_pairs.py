@@ -54,8 +54,7 @@ def load_rejected(ids: list[str], args: argparse.Namespace) -> tuple[str, dict[s
     asked = folder / "asked.json"
     settings = json.loads(asked.read_bytes()).get(system) if asked.is_file() else None
     if not settings:
-        made_by = f"`just answers` with --systems {system} --split train"
-        raise UserError(f"{folder} has no answers of {system}; make them with {made_by}")
+        raise UserError(f"no {system} answers in {folder}; make them: `just answers --split train`")
     wanted = [{"id": one, "settings": settings} for one in ids]
     return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ("id", "settings"))
 

@@ -22,8 +22,7 @@ FUNCTION_WORDS = set(re.findall(r"\w+", "the of and to in a is that for it as wa
 REFUSAL = re.compile(
     r"(?i)(I('m| am) (sorry|unable|not able)|I (cannot|can't|won't)|As an? (AI|language model))\b"
 )
-OF_ANSWER = ("longer", "refusal", "repetition", "lead", "language")
-CHECKS = ("difference", "similarity", "length", *OF_ANSWER)
+CHECKS = re.findall(r"\w+", "difference similarity length longer refusal repetition lead language")
 
 
 def limits_of(task: Task, given: list[str], keep: list[str]) -> dict[str, float]:
