@@ -19,13 +19,14 @@ import time
 from pathlib import Path
 
 import psutil
+from rapidfuzz.distance import Levenshtein
 
 from benchmarks.reply_shapes import render_reply
-from data_prep.filter_pairs import similarity
 from data_prep.teacher.parsing import ParseError, parse_reply
+from prompts import load_task
 
-WORDS = Path(__file__).parent.parent / "prompts/summarize/teacher.jinja"
-ROOT = WORDS.parent.parent.parent
+ROOT = Path(__file__).parent.parent
+WORDS, TOKENIZER = ROOT / "prompts/summarize/teacher.jinja", ROOT / "models/smollm2-135m-instruct"
 
 
 def prose(rng: random.Random, words: list[str], n: int) -> str:
@@ -42,11 +43,11 @@ def generate(folder: Path, n: int) -> None:
     rng = random.Random(0)
     words = [w for w in WORDS.read_text().split() if w.isalpha()]  # as frequent as in English
     for split, count in (("train", n), ("test", 200)):
-        for stage in ("extracts", "replies"):
+        for stage in ("extracts", "summarize/replies"):
             (folder / stage).mkdir(parents=True, exist_ok=True)
         with (
             (folder / f"extracts/{split}.jsonl").open("w") as extracts,
-            (folder / f"replies/{split}.jsonl").open("w") as replies,
+            (folder / f"summarize/replies/{split}.jsonl").open("w") as replies,
         ):
             for i in range(count):
                 key, text = f"{split}{i}", prose(rng, words, rng.randint(700, 1300))
@@ -102,7 +103,7 @@ def plain_similarity(a: str, b: str) -> float:
 
 def compare_filters(pairs: list[dict]) -> None:
     ways = {
-        "rapidfuzz (ours)": similarity,
+        "rapidfuzz (ours)": lambda p: Levenshtein.normalized_similarity(p["chosen"], p["rejected"]),
         "plain Python Levenshtein": lambda p: plain_similarity(p["chosen"], p["rejected"]),
         "difflib ratio": lambda p: difflib.SequenceMatcher(
             None, p["chosen"], p["rejected"], autojunk=False
@@ -130,25 +131,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         generate(folder, args.n)
-        pairs, hub = folder / "pairs", folder / "hub"
-        source = ("--extracts", folder / "extracts", "--replies", folder / "replies")
-        measured("demo.prepare_parts")  # for its tokenizer
-        options = ("--tokenizer", "models/smollm2-135m-instruct", "--output", pairs)
-        one = measured("data_prep.build_pairs", *source, *options)
-        two = measured("data_prep.build_dataset", "--pairs", pairs, *source[2:], "--output", hub)
+        if not TOKENIZER.exists():
+            measured("demo.prepare_parts")
+        data = ("--data", folder)
+        one = measured("data_prep.build_pairs", *data, "--tokenizer", TOKENIZER)
+        two = measured("data_prep.build_dataset", *data)
         total = one[0] + two[0]
         print(
             f"\nbuild_pairs {one[0]:.1f} s, {one[1]:.2f} GiB; build_dataset {two[0]:.1f} s, "
             f"{two[1]:.2f} GiB; together {total:.1f} s, {args.n / total:,.0f} replies a second"
         )
-        kept = [json.loads(line) for line in (pairs / "train.jsonl").open()]
+        kept = [json.loads(line) for line in (folder / "summarize/pairs/train.jsonl").open()]
     rng, errors = random.Random(1), 0
     for i in range(10_000):
         try:
-            parsed = parse_reply(
-                render_reply(rng, f"One {i}: it is so.", f"- Two {i}.\n- And so on.")
-            )
-            errors += parsed.summaries != (f"One {i}: it is so.", f"- Two {i}.\n- And so on.")
+            answers = f"One {i}: it is so.", f"- Two {i}.\n- And so on."
+            errors += parse_reply(render_reply(rng, *answers), load_task()).answers != answers
         except ParseError:
             errors += 1
     print(f"parse errors on 10,000 generated replies: {errors}")

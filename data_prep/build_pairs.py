@@ -1,175 +1,189 @@
 """Turn the teacher's replies into preference pairs; say what was dropped, and audit the rest.
 
-Reads data/extracts and data/replies, writes data/pairs/{train,test}.jsonl, dropped.jsonl (every
-reply is in exactly one of them), plots/ and made.json with the funnel and the audit. Of a test pair
-only the better summary counts, as the reference, so checks of the pair do not apply to it.
+Reads DATA/extracts and DATA/TASK/replies, writes DATA/TASK/pairs/{train,test}.jsonl, dropped.jsonl
+(every reply is in exactly one of them), plots/ and made.json with the funnel and the audit.
 
     python -m data_prep.build_pairs
 """
 
 import argparse
+import json
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from common.cli import UserError, positive, run, script_parser
-from common.files import load_records, mark_made, write_records
+from common.cli import UserError, run, script_parser
+from common.files import load_records, mark_made, share_of, write_records
 from common.report import markdown
-from data_prep.audit_pairs import audit, draw_plots, length_match, measure
-from data_prep.filter_pairs import CHECKS, fault
-from data_prep.teacher.parsing import ParseError, parse_reply
-from prompts import Task, load_task
+from common.table import load
+from data_prep.audit_pairs import SIDES, audit, draw_plots, length_match, measure
+from data_prep.filter_pairs import limits_of, pair_faults
+from data_prep.teacher.ask import ask_all, teacher_options
+from data_prep.teacher.judge import pair_requests, points
+from data_prep.teacher.parsing import ParseError, parse_answer, parse_reply
+from prompts import Task, add_task_options, data_folder, task_of
 
-SPLITS = ("train", "test")
-REPLY = ("id", "model", "prompt_sha", "text", "finish_reason")
-EXTRACT = ("id", "text", "n_tokens")
-
-
-def to_pair(extract: dict, reply: dict, task: Task) -> dict:
-    """The preference pair of a reply. Raises ParseError."""
-    if reply["finish_reason"] == "length":
-        raise ParseError("cut off at the token limit")
-    parsed = parse_reply(reply["text"], task)
-    best, other = parsed.best, 1 - parsed.best
-    return {
-        "id": extract["id"],
-        "source": extract["source"],
-        "url": extract["url"],
-        "prompt": extract["text"],
-        "chosen": parsed.summaries[best],
-        "rejected": parsed.summaries[other],
-        "chosen_position": best + 1,
-        "longer": reply.get("longer"),
-        "ratings": [parsed.scores[best], parsed.scores[other]],
-        "teacher": reply["model"],
-        "prompt_sha": reply["prompt_sha"],
-        "criteria": [parsed.criteria[best], parsed.criteria[other]],
-        "n_tokens": extract["n_tokens"],
-    }
+SPLITS = ["train", "test"]
+REPLY = ("id", "model", "prompt_sha", "text", "finish_reason", "created", "cost_usd")
+DROPPED = ["id", "split", "model", "prompt_sha", "reason", "detail"]
+UNRATED = dict.fromkeys(("chosen_position", "ratings", "criteria"))
+VERDICT = ("id", "model", "settings")
 
 
 def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, str]:
-    """The (model, prompt_sha) to take replies of: of several prompts the one with most replies.
-
-    Raises UserError if there are several models, or no such replies.
-    """
+    """(model, prompt_sha): of several teachers and prompts those with most replies."""
     counts = Counter((reply["model"], reply["prompt_sha"]) for reply in replies).most_common()
     there = ", ".join(f"{n:,} by {model} with prompt {sha}" for (model, sha), n in counts)
-    fitting = [
-        (model, sha)
-        for (model, sha), _ in counts
-        if args.model in (None, model) and args.prompt_sha in (None, sha)
-    ]
-    if len({model for model, _ in fitting}) != 1:
-        raise UserError(f"choose one teacher with --model, --prompt-sha; there are {there}")
-    if len(fitting) > 1:
-        print(f"several prompts: {there}; taking {fitting[0][1]} (--prompt-sha chooses another)")
-    return fitting[0]
+    for (model, sha), _ in counts:
+        if args.model in (None, model) and args.prompt_sha in (None, sha):
+            if len(counts) > 1:
+                print(f"there are {there}; taking {sha} (--model and --prompt-sha choose others)")
+            return model, sha
+    raise UserError(f"no such replies; choose with --model, --prompt-sha; there are {there}")
 
 
-def build_split(
-    split: str, replies: list[dict], teacher: tuple[str, str], args: argparse.Namespace, task: Task
-) -> tuple[list[dict], list[dict]]:
-    """(pairs, dropped) of one split."""
-    extracts = load_records(args.extracts / f"{split}.jsonl", EXTRACT, "just extracts")
-    by_id, pairs, dropped = {extract["id"]: extract for extract in extracts}, {}, []
+def load_rejected(ids: list[str], args: argparse.Namespace) -> tuple[str, dict[str, dict]]:
+    """(RUN:SYSTEM, id -> record) of a model's answers asked for last. Raises UserError."""
+    own = args.student if args.task == "summarize" else f"{args.task}-{args.student}"
+    name, system = (own, "instructed") if args.rejected == "student" else (args.rejected, "tuned")
+    folder = Path("outputs") / name / "eval/answers"
+    asked = folder / "asked.json"
+    settings = json.loads(asked.read_bytes()).get(system) if asked.is_file() else None
+    if not settings:
+        raise UserError(f"no {system} answers in {folder}; make them: `just answers --split train`")
+    wanted = [{"id": one, "settings": settings} for one in ids]
+    return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ("id", "settings"))
 
-    def drop(key: str, model: str, sha: str, reason: str, detail: str = "") -> None:
-        made = {"split": split, "model": model, "prompt_sha": sha}
-        dropped.append({"id": key, **made, "reason": reason, "detail": detail})
 
+def to_pair(extract: dict, reply: dict, rated: bool, task: Task) -> dict:
+    """The pair of a reply; if it need not be `rated`, one of two that tie is drawn by the id."""
+    if reply["finish_reason"] == "length":
+        raise ParseError("cut off at the token limit")
+    pair = {name: extract[name] for name in ("id", "source", "url")} | UNRATED
+    pair |= {"prompt": extract["text"], "rejected": "", "rejected_by": None}
+    pair |= {"teacher": reply["model"], "prompt_sha": reply["prompt_sha"]}
+    if reply.get("answers") == 1:
+        if rated:
+            raise UserError("the replies hold one answer each; pass --rejected student, or a run")
+        return pair | {"chosen": parse_answer(reply["text"], task)}
+    answers, scores, criteria, best = parse_reply(reply["text"], task, rated)
+    if best is None:
+        best = int(share_of(f"chosen {extract['id']}", 0) < 0.5)
+    if None not in scores:
+        pair["ratings"], pair["criteria"] = ([s[best], s[1 - best]] for s in (scores, criteria))
+    pair |= {"chosen": answers[best], "rejected": answers[1 - best]}
+    return pair | {"chosen_position": best + 1, "rejected_by": "teacher"}
+
+
+def read_split(split: str, replies: list, args: argparse.Namespace, task: Task) -> Iterator[dict]:
+    """What became of each reply: its `pair`, or the `reason` for none, with a `detail`."""
+    path = data_folder(args, "extracts") / f"{split}.jsonl"
+    extracts = {one["id"]: one for one in load_records(path, ("id", "text"), "just extracts")}
+    paired, by_model = set(), split == "train" and args.rejected != "teacher"
+    by, rejected = load_rejected([*extracts], args) if by_model else ("teacher", extracts)
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
-        key, made_by, pair = reply["id"], (reply["model"], reply["prompt_sha"]), None
-        if made_by != teacher:
-            why = ("another teacher or prompt",)
-        elif key not in by_id:
-            why = ("its extract is gone",)
-        elif key in pairs:
-            why = ("a second reply to the same extract",)
+        key, pair, detail = reply["id"], None, ""
+        if (reply["model"], reply["prompt_sha"]) != (args.model, args.prompt_sha):
+            reason = "another teacher or prompt"
+        elif key not in extracts:
+            reason = "its extract is gone"
+        elif key in paired:
+            reason = "a second reply to the same extract"
+        elif key not in rejected:
+            reason = f"no answer by {by}"
         else:
             try:
-                pair = to_pair(by_id[key], reply, task)
-                why = fault(pair, split, vars(args))
+                pair = to_pair(extracts[key], reply, split == "train" and not by_model, task)
+                if by_model:
+                    pair |= {"rejected": rejected[key]["text"], "rejected_by": by, **UNRATED}
+                reason, detail = next(pair_faults(pair, split, args, task), ("", ""))
             except ParseError as error:
-                why = ("not readable", str(error))
-        if why:
-            drop(key, *made_by, *why)
-        else:
-            pairs[key] = pair
-    if split == "train" and args.length_match:
-        matched = {pair["id"]: pair for pair in length_match(list(pairs.values()), args.seed)}
-        for key in pairs:
-            if key not in matched:
-                drop(key, *teacher, "left out to match lengths")
-        pairs = matched
-    return list(pairs.values()), dropped
+                reason = f"not readable ({error})"
+        if not reason:
+            paired.add(key)
+        yield reply | {"split": split, "reason": reason, "detail": detail, "pair": pair}
 
 
-def funnel(pairs: list[dict], dropped: list[dict], replies: list[dict]) -> dict[str, str]:
-    """Replies in, pairs kept, what a kept pair took, and replies out by each reason."""
-    costs, kept = [reply.get("cost_usd") for reply in replies], max(1, len(pairs))
-    tokens = sum(sum((reply.get("usage") or {}).values()) for reply in replies)
-    usd = None if None in costs else sum(costs)
-    unread = {"not readable": " ({detail})"}  # here the detail is one of a few
-    names = (f"dropped: {d['reason']}{unread.get(d['reason'], '').format(**d)}" for d in dropped)
-    reasons = Counter(names).most_common()
-    return {
-        "replies": f"{len(replies):,}",
-        "pairs kept": f"{len(pairs):,}",
-        "tokens for a kept pair": f"{tokens / kept:,.0f}",
-        "cost": "unknown" if usd is None else f"${usd:.2f}",
-        "cost of a kept pair": "unknown" if usd is None else f"${usd / kept:.5f}",
-        **{reason: f"{n:,}" for reason, n in reasons},
-    }
+def confirmed(pairs: list[dict], args: argparse.Namespace, task: Task) -> set[str]:
+    """Ids of the pairs whose chosen answer the teacher prefers in both orders. Raises UserError."""
+    rows = [{"id": pair["id"], "text": pair["prompt"]} for pair in pairs]
+    chosen, rejected = ({pair["id"]: pair[side] for pair in pairs} for side in SIDES)
+    requests = pair_requests(rows, chosen, rejected, task)
+    path = data_folder(args, "replies") / "verdicts.jsonl"
+    if left := ask_all(requests, path, args, "verdicts", key=VERDICT):
+        raise UserError(f"{left} verdicts are still to come; run again, or raise --budget-usd")
+    verdicts = load(path, [request | {"model": args.model} for request in requests], VERDICT)
+    won = points(requests, verdicts, task)
+    return set(won.index[won.eq(1).all(axis=1)])
 
 
-def write_pairs(folder: Path, built: dict[str, tuple[list, list]], made: dict, task: Task) -> None:
-    """Write all files; made.json, without which no later stage reads them, goes first and last."""
-    (folder / "made.json").unlink(missing_ok=True)
-    for split, (pairs, _) in built.items():
-        write_records(folder / f"{split}.jsonl", pairs)
-    write_records(folder / "dropped.jsonl", built["train"][1] + built["test"][1])
-    train, _ = built["train"]
-    frame = measure(train)
-    draw_plots(train, frame, task, folder / "plots")
-    made["audit"] = audit(frame)
+def funnel(frame: pd.DataFrame) -> str:
+    """Replies in, pairs kept, replies out by each reason, and what a pair cost, as Markdown."""
+    reasons = ("dropped: " + frame["reason"]).replace("dropped: ", "pairs kept")
+    counts = pd.crosstab(reasons, frame["split"], margins=True, margins_name="replies")
+    counts = counts.sort_values("replies", ascending=False)[SPLITS]
+    usd, pairs = frame["cost_usd"].astype(float).sum(skipna=False), frame["reason"].eq("").sum()
+    cost = f"The replies cost ${usd:,.2f}, ${usd / max(1, pairs):.5f} for each pair that was kept."
+    return f"{markdown(counts.map('{:,}'.format))}\n\n{cost}".replace("$nan", "an unknown sum")
+
+
+def write_pairs(frame: pd.DataFrame, args: argparse.Namespace, task: Task) -> None:
+    """Write all files, last made.json, without which no later stage reads them."""
+    folder = data_folder(args, f"pairs-{args.name}".rstrip("-"))
+    prompts = {task.sha(t.stem): task.source(t.stem) for t in task.folder.glob("teacher*.jinja")}
+    made = {name: vars(args)[name] for name in ("limits", "rejected", "verify", "length_match")}
+    made |= {"funnel": funnel(frame), "teacher_prompt": prompts.get(args.prompt_sha, "")}
+    print(made["funnel"])
+    kept = frame[frame["reason"] == ""]
+    pairs = {split: kept.loc[kept["split"] == split, "pair"].tolist() for split in SPLITS}
+    if empty := [split for split in pairs if not pairs[split]]:
+        raise UserError(f"no {empty[0]} pair is left; see the reasons above")
+    made["dates"] = [min(kept["created"])[:10], max(kept["created"])[:10]]
+    shutil.rmtree(folder, ignore_errors=True)
+    for split in pairs:
+        write_records(folder / f"{split}.jsonl", pairs[split])
+    dropped = frame.loc[frame["reason"] != "", DROPPED]
+    write_records(folder / "dropped.jsonl", dropped.to_dict("records"))
+    measures = measure(pairs["train"])
+    draw_plots(measures, folder / "plots")
+    made["audit"] = audit(measures)
     mark_made(folder, made)
+    print(f"\n{made['audit']}\n\nplots in {folder / 'plots'}")
 
 
 def main() -> None:
-    task = load_task()
     parser = script_parser(__doc__)
-    option, limits = parser.add_argument, task.limits
-    option("--extracts", type=Path, default=Path("data/extracts"), help="folder")
-    option("--replies", type=Path, default=Path("data/replies"), help="folder")
-    option("--output", type=Path, default=Path("data/pairs"), help="folder")
-    option("--model", help="take the replies of this teacher (needed if there are several)")
+    add_task_options(parser)
+    option = parser.add_argument
     option("--prompt-sha", help="take the replies to this prompt (default: the most frequent)")
-    option("--max-similarity", type=float, default=limits["similarity"], help="Levenshtein")
-    option("--min-difference", type=float, default=limits["difference"], help="of scores; over it")
-    option("--max-repetition", type=float, default=limits["repetition"], help="of 4-grams")
-    option("--max-tokens", type=positive, default=3072, help="training length, prompt and answer")
+    option("--check", nargs="+", default=[], metavar="NAME=LIMIT", help="over those of task.yaml")
+    option("--keep", nargs="+", default=[], metavar="NAME", help="checks to leave out")
     option("--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="Hub id or folder")
-    option("--keep", nargs="+", default=[], choices=CHECKS, help="checks to leave out")
+    option("--rejected", default="teacher", help="whose: teacher, student, or a trained run's name")
+    option("--student", default="qwen2-1.5b-dpo-sft-qlora", help="config, for --rejected student")
+    option("--verify", action="store_true", help="keep what the teacher prefers in both orders")
     option("--length-match", action="store_true", help="keep a subset free of a length signal")
-    option("--seed", type=int, default=0, help="of --length-match")
+    option("--name", default="", help="write pairs-NAME")
+    teacher_options(parser.add_argument_group("the teacher (all but --model for --verify)"))
+    parser.set_defaults(model=None, temperature=0.0, max_tokens=2048)
     args = parser.parse_args()
-    replies = {
-        split: load_records(args.replies / f"{split}.jsonl", REPLY, "just replies")
-        for split in SPLITS
-    }
-    teacher = choose_teacher(replies["train"], args)
-    built = {split: build_split(split, replies[split], teacher, args, task) for split in SPLITS}
-    counts = pd.DataFrame({split: funnel(*built[split], replies[split]) for split in SPLITS})
-    made = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
-    made["funnel"] = markdown(counts.fillna("0"))
-    print(made["funnel"])
-    if empty := [split for split in SPLITS if not built[split][0]]:
-        raise UserError(f"no {empty[0]} pair is left; see the reasons above")
-    write_pairs(args.output, built, made, task)
-    print(f"\n{made['audit']}\n\nplots in {args.output / 'plots'}")
+    task, folder = task_of(args), data_folder(args, "replies")
+    args.limits = limits_of(task, args.check, args.keep)
+    replies = {s: load_records(folder / f"{s}.jsonl", REPLY, "just replies") for s in SPLITS}
+    args.model, args.prompt_sha = choose_teacher(replies["train"], args)
+    built = {split: [*read_split(split, replies[split], args, task)] for split in SPLITS}
+    kept = {one["id"]: one for one in built["train"] if not one["reason"]}
+    if args.verify:
+        for key in kept.keys() - confirmed([one["pair"] for one in kept.values()], args, task):
+            kept.pop(key)["reason"] = "not confirmed by the teacher"
+    if args.length_match:
+        for key in kept.keys() - length_match(measure([one["pair"] for one in kept.values()])):
+            kept.pop(key)["reason"] = "left out to match lengths"
+    write_pairs(pd.DataFrame(built["train"] + built["test"]), args, task)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,41 @@
-"""The checks a pair must pass, by the names by which `build_pairs --keep` leaves them out.
+"""The checks that a pair must pass, each with the limit that the task (or --check) names.
 
-`settings` are the options of build_pairs, which hold the thresholds.
+An answer's checks are made of the chosen one, and of the rejected one only if the teacher wrote it:
+a student's bad answer is a good one to reject. Of a test pair only the chosen answer counts.
 """
 
 import re
+from argparse import Namespace
 from collections.abc import Iterator
-from itertools import chain
+from math import inf
 
 from langdetect import DetectorFactory, LangDetectException, detect
 from rapidfuzz.distance import Levenshtein
 
+from common.cli import UserError
 from data_prep.count_tokens import load_counter
+from prompts import Task
 
 DetectorFactory.seed = 0  # langdetect draws at random otherwise
 TURN_TOKENS = 48  # more than the chat templates of the small students put around a pair
-FUNCTION_WORDS = frozenset(
-    re.findall(r"\w+", "the of and to in a is that for it as was with by on")
-)
-CHECKS = {
-    "difference": "scores too close",
-    "similarity": "summaries too alike",
-    "length": "over the training length",
-    "longer": "a summary longer than its source",
-    "refusal": "a refusal",
-    "repetition": "a summary that repeats itself",
-    "lead": "only the source's first sentences",
-    "language": "another language than its source",
-}
+FUNCTION_WORDS = set(re.findall(r"\w+", "the of and to in a is that for it as was with by on"))
 REFUSAL = re.compile(
-    r"(?:I(?:'m| am) (?:sorry|unable|not able)|I (?:cannot|can't|won't)"
-    r"|As an? (?:AI|language model))\b",
-    re.IGNORECASE,
+    r"(?i)(I('m| am) (sorry|unable|not able)|I (cannot|can't|won't)|As an? (AI|language model))\b"
 )
+CHECKS = re.findall(r"\w+", "difference similarity length longer refusal repetition lead language")
 
 
-def similarity(pair: dict) -> float:
-    """Levenshtein similarity of chosen and rejected, 0 to 1 (1 - distance / longer length)."""
-    return Levenshtein.normalized_similarity(pair["chosen"], pair["rejected"])
+def limits_of(task: Task, given: list[str], keep: list[str]) -> dict[str, float]:
+    """check -> limit, of the checks to make; `given`: NAME=LIMIT. Raises UserError."""
+    options, path = dict(one.partition("=")[::2] for one in given), task.folder / "task.yaml"
+    for place, names in {path: task.checks, "--check": options, "--keep": keep}.items():
+        if unknown := ", ".join(set(names) - set(CHECKS)):
+            raise UserError(f"{place}: no check {unknown}; the checks are {', '.join(CHECKS)}")
+    limits = task.checks | options
+    try:
+        return {name: float(limits[name]) for name in limits if name not in keep}
+    except (TypeError, ValueError):
+        raise UserError(f"{path}, --check: a limit is a number or true, unlike {limits}") from None
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -57,46 +56,45 @@ def language(text: str) -> str:
         return ""
 
 
-def too_long(pair: dict, settings: dict) -> list[int]:
-    """The tokens of the answers that exceed the training length with prompt and template."""
-    room = settings["max_tokens"] - pair["n_tokens"] - TURN_TOKENS
-    # Bytes bound tokens from above, so most answers need no tokenizer.
-    long = [s for s in (pair["chosen"], pair["rejected"]) if len(s.encode()) > room]
-    counts = [load_counter(settings["tokenizer"]).count(summary) for summary in long]
-    return [count for count in counts if count > room]
+def n_tokens(pair: dict, most: float, tokenizer: str, task: Task) -> int:
+    """Of prompt and longer answer; a bound where that is at most `most`, as bytes are of tokens."""
+    prompt = task.student_messages(pair["prompt"], task.student_template())[0]["content"]
+    texts = prompt, pair["chosen"], pair["rejected"]
+    whole, *answers = (len(text.encode()) for text in texts)
+    if whole + max(answers) + TURN_TOKENS > most:  # so short pairs need no tokenizer
+        whole, *answers = map(load_counter(tokenizer).count, texts)
+    return whole + max(answers) + TURN_TOKENS
 
 
-def pair_faults(pair: dict, settings: dict) -> Iterator[tuple[str, str]]:
-    """(check, detail) a pair fails: does it teach a clear preference, is it short enough?"""
-    if (difference := pair["ratings"][0] - pair["ratings"][1]) <= settings["min_difference"]:
-        yield "difference", f"difference {difference:g}"
-    if (alike := similarity(pair)) > settings["max_similarity"]:
-        yield "similarity", f"similarity {alike:.3f}"
-    if "length" not in settings["keep"] and (long := too_long(pair, settings)):  # may download
-        yield "length", f"{pair['n_tokens'] + TURN_TOKENS + max(long)} tokens"
-
-
-def summary_faults(summary: str, source: str, settings: dict) -> Iterator[tuple[str, str]]:
-    """(check, detail) a summary fails: is it one at all?"""
-    words, source_words = summary.split(), source.split()
-    if len(words) > len(source_words):
-        yield "longer", f"{len(words)} of {len(source_words)} words"
-    if REFUSAL.match(summary):
-        yield "refusal", summary[:60]
-    if (repeated := repetition(summary)) > settings["max_repetition"]:
+def answer_faults(answer: str, text: str, limits: dict) -> Iterator[tuple[str, str]]:
+    """(check, detail) an answer fails: is it one at all?"""
+    words, text_words = answer.split(), text.split()
+    if len(words) > limits.get("longer", inf) * len(text_words):
+        yield "longer", f"{len(words)} of {len(text_words)} words"
+    if limits.get("refusal") and REFUSAL.match(answer):
+        yield "refusal", answer[:60]
+    if (repeated := repetition(answer)) > limits.get("repetition", inf):
         yield "repetition", f"{repeated:.0%} of 4-grams"
-    if words == source_words[: len(words)]:
-        yield "lead", "a summary opens the text word for word"
-    languages = language(summary), language(source[:1000])
+    if limits.get("lead") and words == text_words[: len(words)]:
+        yield "lead", "it opens the text word for word"
+    languages = (language(answer), language(text[:1000])) if limits.get("language") else ()
     if len({*languages} - {""}) > 1:
         yield "language", "{} for {}".format(*languages)
 
 
-def fault(pair: dict, split: str, settings: dict) -> tuple[str, str] | None:
-    """(reason, detail) to drop the pair, or None. Of a test pair only the chosen summary counts."""
-    found = summary_faults(pair["chosen"], pair["prompt"], settings)
+def pair_faults(pair: dict, split: str, args: Namespace, task: Task) -> Iterator[tuple[str, str]]:
+    """(check, detail) a pair fails: does it teach a clear preference between two answers?"""
+    limits, sides = args.limits, ["chosen"]
     if split == "train":
-        of_rejected = summary_faults(pair["rejected"], pair["prompt"], settings)
-        found = chain(pair_faults(pair, settings), found, of_rejected)
-    faults = ((CHECKS[name], why) for name, why in found if name not in settings["keep"])
-    return next(faults, None)
+        ratings = pair["ratings"] or (inf, -inf)
+        if ratings[0] - ratings[1] <= limits.get("difference", -inf):
+            yield "difference", "scores {:g} and {:g}".format(*ratings)
+        alike = Levenshtein.normalized_similarity(pair["chosen"], pair["rejected"])
+        if alike > limits.get("similarity", inf):
+            yield "similarity", f"Levenshtein similarity {alike:.3f}"
+        most = limits.get("length", inf)
+        if (length := n_tokens(pair, most, args.tokenizer, task)) > most:
+            yield "length", f"{length} tokens"
+        sides += ["rejected"] * (pair["rejected_by"] == "teacher")
+    for side in sides:
+        yield from answer_faults(pair[side], pair["prompt"], limits)

@@ -10,12 +10,14 @@ from huggingface_hub import DatasetCard
 
 from data_prep import build_dataset
 from data_prep.audit_pairs import audit, draw_plots, measure
-from prompts import load_task, template_sha
+from prompts import FOLDER, load_task
 
 STAGE = "data_prep.build_dataset"
+UNRATED = dict.fromkeys(("ratings", "criteria", "chosen_position"))
+BY_STUDENT = {**UNRATED, "rejected_by": "title-q:instructed"}
 
 
-def pair(key: str, chosen: str = "Better.") -> dict:
+def pair(key: str, chosen: str = "Better.", **other: object) -> dict:
     return {
         "id": key,
         "source": "arxiv",
@@ -23,50 +25,38 @@ def pair(key: str, chosen: str = "Better.") -> dict:
         "prompt": f"Text {key}\n\nwith é",
         "chosen": chosen,
         "rejected": "Worse one.",
+        "rejected_by": "teacher",
         "chosen_position": 2,
-        "longer": None,
         "ratings": [16, 11],
         "teacher": "openai/gpt-oss-120b",
-        "n_tokens": 9,
-        "criteria": [{}, {}],
-        "prompt_sha": template_sha("summarize/teacher.jinja"),
+        "criteria": [{"fluency": 3}, {"fluency": 2}],
+        "prompt_sha": load_task().sha("teacher"),
+        **other,
     }
 
 
 @pytest.fixture
 def stage(tmp_path):
-    def run(train, test, *options, **kwargs):
+    def run(train, test, *options, task="summarize", made=None, **kwargs):
+        folder = tmp_path / "data" / task / "pairs"
         frame = measure(train)
-        draw_plots(train, frame, load_task(), tmp_path / "pairs/plots")
-        made = {
-            "max_similarity": 0.75,
-            "min_difference": 1,
-            "max_tokens": 3072,
-            "keep": [],
-            "max_repetition": 0.2,
+        draw_plots(frame, folder / "plots")
+        facts = {
+            "limits": load_task(task).checks if task in ("summarize", "title") else {},
+            "rejected": "teacher",
+            "verify": False,
             "length_match": False,
             "audit": audit(frame),
+            "funnel": "| dropped: difference | 4 | 4 |",
+            "dates": ["2026-10-01", "2026-10-02"],
+            "teacher_prompt": "Best summary: (1 or 2)",
         }
         for split, pairs in (("train", train), ("test", test)):
-            write_jsonl(tmp_path / f"pairs/{split}.jsonl", pairs)
-            write_jsonl(
-                tmp_path / f"replies/{split}.jsonl",
-                [{"id": p["id"], "created": "2026-10-01T00:00:00"} for p in pairs],
-            )
-        made["funnel"] = "| dropped: scores too close | 4 | 4 |"
-        write_jsonl(tmp_path / "pairs/made.json", [made])
-        result = run_stage(
-            STAGE,
-            "--pairs",
-            tmp_path / "pairs",
-            "--replies",
-            tmp_path / "replies",
-            "--output",
-            tmp_path / "hub",
-            *options,
-            **kwargs,
-        )
-        return tmp_path / "hub", result
+            write_jsonl(folder / f"{split}.jsonl", pairs)
+        write_jsonl(folder / "made.json", [facts | (made or {})])
+        data = ("--data", tmp_path / "data")
+        result = run_stage(STAGE, "--task", task, *data, *options, **kwargs)
+        return tmp_path / "data" / task / "hub", result
 
     return run
 
@@ -78,7 +68,8 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
     row = rows["train"].sort("id")[0]
     assert row["prompt"] == [{"role": "user", "content": "Text a\n\nwith é"}]
     assert row["chosen"] == [{"role": "assistant", "content": "Better."}]
-    assert row["ratings"] == [16.0, 11.0]
+    assert row["rejected"] == [{"role": "assistant", "content": "Worse one."}]
+    assert row["ratings"] == [16.0, 11.0] and row["rejected_by"] == "teacher"
     assert row["reference"] is None and rows["test"][0]["reference"] == "Better."
     card = (hub / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
@@ -90,21 +81,58 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
         "openai/gpt-oss-120b",
         "consistency (1 to 5), fluency (1 to 3)",
         "4 to 18 points",
-        "| dropped: scores too close | 4 | 4 |",
+        "The rejected one is the worse of the teacher's two.",
+        "| dropped: difference | 4 | 4 |",
+        "Levenshtein similarity over 0.75",
         "Apache-2.0",
         "Best summary: (1 or 2)",
-        "2026-10-01",
+        "2026-10-01 to 2026-10-02",
         "each paper under the licence",
     ):
         assert said in re.sub(" +", " ", card)
     for column in row:
         assert f"`{column}`" in card
-    for plot in ("lengths", "scores_by_length", "criteria"):
+    for plot in ("lengths", "criteria"):
         assert f"plots/{plot}.png" in card and (hub / f"plots/{plot}.png").stat().st_size > 5000
 
 
+def test_the_card_and_the_rows_of_a_task_with_the_students_answers_rejected(stage):
+    test = pair("t", rejected="", **{**UNRATED, "rejected_by": None})
+    made = {"rejected": "student"}
+    hub, _ = stage([pair("a", **BY_STUDENT)], [test], task="title", made=made)
+    rows = load_dataset(str(hub))
+    assert rows["train"][0]["rejected_by"] == "title-q:instructed"
+    assert rows["train"][0]["ratings"] is rows["test"][0]["rejected_by"] is None
+    assert rows["test"][0]["rejected"][0]["content"] == ""
+    card = (hub / "README.md").read_text()
+    assert "wrote one title, which is the chosen one" in card and "writes titles" in card
+    assert "the student's own answer" in card and "2507.06187" in card and "`title-q`" in card
+    assert "title-generation" in yaml.safe_load(card.split("---")[1])["tags"]
+    assert "summar" not in card.split("## The teacher's prompt")[0].split("---")[2]
+    assert "criteria.png" not in card and " points" not in card
+    made = {"rejected": "round-1", "verify": True, "length_match": True}
+    train = [pair("a", **{**BY_STUDENT, "rejected_by": "round-1:tuned"})]
+    hub, _ = stage(train, [pair("t")], made=made)
+    card = (hub / "README.md").read_text()
+    assert "2401.01335" in card and "run `round-1`" in card and "in both orders" in card
+    assert "drawn by the text's `id`" in card and "equally long in distribution" in card
+
+
+def test_the_rows_hold_what_the_student_gets(stage, tmp_path):
+    folder = tmp_path / "prompts/own"
+    folder.mkdir(parents=True)
+    (folder / "task.yaml").write_text((FOLDER / "title/task.yaml").read_text())
+    (folder / "student.jinja").write_text("In short: {{ text }}")
+    options = ("--prompts-dir", tmp_path / "prompts")
+    hub, _ = stage([pair("a")], [pair("t")], *options, task="own")
+    for name, column in (("default", "prompt"), ("sft", "messages")):
+        content = load_dataset(str(hub), name)["train"][0][column][0]["content"]
+        assert content == "In short: Text a\n\nwith é"
+    assert "the text in its instruction" in (hub / "README.md").read_text()
+
+
 def test_no_licence_is_claimed_for_texts_of_ones_own(stage):
-    own = pair("b") | {"source": "minutes"}
+    own = pair("b", source="minutes")
     hub, result = stage([pair("a"), own], [pair("t")])
     card = (hub / "README.md").read_text()
     assert "arxiv, each paper" in card and "minutes, under a licence that is not known" in card
@@ -124,10 +152,11 @@ def test_staging_needs_no_client_of_a_teacher():
     assert found.stdout.strip() == "set()", found
 
 
-def test_sft_holds_the_chosen_summaries(stage):
+def test_sft_holds_the_chosen_answers(stage):
     hub, _ = stage([pair("a"), pair("b")], [pair("t")])
     rows = load_dataset(str(hub), "sft")
     assert {split: len(part) for split, part in rows.items()} == {"train": 2, "test": 1}
+    assert rows["test"].column_names == ["id", "source", "messages"]
     assert rows["test"][0]["messages"] == [
         {"role": "user", "content": "Text t\n\nwith é"},
         {"role": "assistant", "content": "Better."},
@@ -137,7 +166,6 @@ def test_sft_holds_the_chosen_summaries(stage):
 def test_subsets_of_the_published_sizes_are_nested(stage, monkeypatch):
     assert build_dataset.SUBSETS == (8_000, 20_500)
     monkeypatch.setattr(build_dataset, "SUBSETS", (80, 205, 300))
-    monkeypatch.setattr(build_dataset, "ROW_GROUP", 50)
     hub, _ = stage([pair(f"p{i}") for i in range(270)], [pair("t")])
     ids = {
         name: list(load_dataset(str(hub), name, split="train")["id"])
@@ -173,5 +201,4 @@ def test_a_changed_dataset_is_never_served_stale(stage):
 
 
 def test_no_pairs_says_how_to_make_them(tmp_path):
-    result = run_stage(STAGE, "--pairs", tmp_path, "--output", tmp_path / "hub", code=1)
-    assert "just pairs" in one_error_line(result)
+    assert "just pairs" in one_error_line(run_stage(STAGE, cwd=tmp_path, code=1))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from common.cli import UserError, one_line, warn
 from data_prep.teacher.prices import PRICES, load_prices
+from data_prep.teacher.prices import teacher_terms as teacher_terms
 
 if TYPE_CHECKING:
     from together import AsyncTogether

@@ -41,10 +41,10 @@ class ParseError(ValueError):
 class ParsedReply(NamedTuple):
     """Two answers in the order given, with their totals; `best` is 0 or 1."""
 
-    summaries: tuple[str, str]
-    scores: tuple[float, float]
+    answers: tuple[str, str]
+    scores: tuple[float | None, float | None]
     criteria: tuple[dict[str, float], dict[str, float]]
-    best: int
+    best: int | None
 
 
 @cache
@@ -72,7 +72,12 @@ def _patterns(task: Task) -> dict[str, re.Pattern]:
     return {name: re.compile(pattern, _FLAGS) for name, pattern in patterns.items()}
 
 
-def parse_reply(reply: str, task: Task | None = None) -> ParsedReply:
+def parse_answer(reply: str, task: Task) -> str:
+    """The one answer that a reply is. Raises ParseError."""
+    return _clean(_bare(reply), task.label)
+
+
+def parse_reply(reply: str, task: Task | None = None, rated: bool = True) -> ParsedReply:
     """Read a reply. Raises ParseError with the reason where it cannot be read honestly."""
     task, text = task or load_task(), _bare(reply)
     verdicts = [(start, which) for start, which in _verdicts(text, task) if which]
@@ -80,14 +85,23 @@ def parse_reply(reply: str, task: Task | None = None) -> ParsedReply:
     labels = list(_patterns(task)["label"].finditer(text, 0, end))
     if [_ORDINAL[(m["n"] or m["nth"] or m["below"]).lower()] for m in labels] != [1, 2]:
         raise ParseError("no two summaries, each labelled once, in order")
-    if not verdicts:
+    if not verdicts and rated:
         raise ParseError("no best summary is named")
     first, second = labels
     sections = text[first.end() : second.start()], text[second.end() : end]
-    summaries, scores, criteria = zip(*(_read_section(s, task) for s in sections), strict=True)
-    if scores[0] != scores[1] and best != 1 + (scores[1] > scores[0]):
+    try:
+        answers, scores, criteria = zip(*(_read_section(s, task) for s in sections), strict=True)
+    except ParseError:
+        if rated:
+            raise
+        answers = tuple(_clean(s, task.label) for s in sections)
+        return ParsedReply(answers, (None, None), ({}, {}), None)
+    if scores[0] == scores[1]:
+        return ParsedReply(answers, scores, criteria, best - 1 if rated else None)
+    higher = int(scores[1] > scores[0])
+    if rated and best - 1 != higher:
         raise ParseError("the best summary contradicts the scores")
-    return ParsedReply(summaries, scores, criteria, best - 1)
+    return ParsedReply(answers, scores, criteria, higher)
 
 
 def read_better(text: str, task: Task | None = None) -> int | None:
