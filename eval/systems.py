@@ -11,7 +11,7 @@ from common.cli import UserError, positive
 from eval.load_model import Weights, weights_in
 from training.run_config import RunConfig, check_model_folder, load_rows
 
-INSTRUCTED = "summarize/instructed.jinja"
+INSTRUCTED = "instructed"
 SYSTEMS = ("base", "instructed", "tuned", "lead")
 ENDPOINTS = {"endpoint:": INSTRUCTED, "endpoint-bare:": None}  # -> what its model is given
 
@@ -73,9 +73,9 @@ def system_of(config: RunConfig, name: str) -> System:
     return System(replace(weights, overrides=config.overrides or weights.overrides))
 
 
-def summaries_path(config: RunConfig, name: str) -> Path:
-    """outputs/<config>/eval/summaries/<system>.jsonl, the system's name made a file name."""
-    return config.eval_dir / "summaries" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.jsonl"
+def answers_path(config: RunConfig, name: str) -> Path:
+    """outputs/<config>/eval/answers/<system>.jsonl, the system's name made a file name."""
+    return config.eval_dir / "answers" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.jsonl"
 
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
@@ -86,6 +86,7 @@ def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
             "source": r.get("source") or "unknown",
             "text": r["prompt"][-1]["content"],
             "reference": r["chosen"][-1]["content"],
+            "second": r["rejected"][-1]["content"] if r.get("rejected") else None,
         }
         for r in load_rows(config, "test")
     ][:n]

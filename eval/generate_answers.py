@@ -13,7 +13,6 @@ as `vllm serve outputs/RUN/merged`). Greedy decoding.
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -26,24 +25,28 @@ from eval.load_model import load_model, precision
 from eval.systems import (
     System,
     add_run_options,
+    answers_path,
     lead_sentences,
     load_test_rows,
-    summaries_path,
     systems_of,
     words_of_references,
 )
-from prompts import student_messages, template_sha
+from prompts import Task, load_task
 from training.run_config import RunConfig, load_run_config
 
-KEY, ASKED = ("id", "settings"), "summaries/asked.json"
+KEY, ASKED = ("id", "settings"), "answers/asked.json"
 
 
-def build_prompt(tokenizer, text: str, template: str | None, max_tokens: int) -> tuple[str, int]:
+def build_prompt(
+    tokenizer, text: str, template: str | None, max_tokens: int, task: Task | None = None
+) -> tuple[str, int]:
     """(prompt, number of tokens cut off the text's end so that the prompt fits)."""
 
     def prompt_of(part: str) -> str:
         return tokenizer.apply_chat_template(
-            student_messages(part, template), tokenize=False, add_generation_prompt=True
+            (task or load_task()).student_messages(part, template),
+            tokenize=False,
+            add_generation_prompt=True,
         )
 
     n_tokens = len(tokenizer(prompt_of(text), add_special_tokens=False).input_ids)
@@ -112,7 +115,7 @@ def settings_of(system: System, rows: list[dict], args: argparse.Namespace) -> d
     """All that tells a system's summaries from those that it makes otherwise."""
     if system.model is None:
         return {"model": None, "words": words_of_references(rows)}
-    template = system.template and template_sha(system.template)
+    template = system.template and load_task().sha(system.template)
     prompting = {"template": template, "max_new_tokens": args.max_new_tokens}
     if isinstance(system.model, str):
         return {"model": system.model, "decoding": "temperature 0", **prompting}
@@ -165,7 +168,7 @@ def ask_endpoint(
 
     requests = []
     for row in rows:
-        messages = student_messages(row["text"], system.template)
+        messages = load_task().student_messages(row["text"], system.template)
         requests.append({"id": row["id"], "settings": settings, "messages": messages})
     options = {"model": system.model, "max_tokens": settings["max_new_tokens"], "temperature": 0.0}
     options |= {"max_rate": None, "retry_refused": True}
@@ -195,12 +198,10 @@ def complete(
     return list(records.values())
 
 
-def summarize(
-    name: str, system: System, rows: list[dict], path: Path, overrides: dict | None, args
+def answer_rows(
+    name: str, system: System, rows: list[dict], path: Path, task: Task, args
 ) -> list[dict]:
     """The summaries of `rows` by a system, in their order; what `path` lacks is made and kept."""
-    if overrides:
-        system = replace(system, model=replace(system.model, overrides=overrides))
     return complete(name, system, rows, path, settings_of(system, rows, args), args)
 
 
@@ -210,17 +211,17 @@ def read_asked(config: RunConfig) -> dict[str, dict]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def summarize_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
+def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
     """Complete the summaries of all systems that `args` names."""
     systems = systems_of(config, args.systems)
     asked = {name: settings_of(system, rows, args) for name, system in systems.items()}
     # All of them before the first summary: what is half made is never scored beside another's.
     write_text(config.eval_dir / ASKED, json.dumps(read_asked(config) | asked, indent=1) + "\n")
     for name, system in systems.items():
-        complete(name, system, rows, summaries_path(config, name), asked[name], args)
+        complete(name, system, rows, answers_path(config, name), asked[name], args)
 
 
-def load_summaries(
+def load_answers(
     config: RunConfig, rows: list[dict], systems: list[str], asked: dict | None = None
 ) -> dict[str, dict[str, dict]]:
     """system -> id -> record, as they were asked for last, or with the settings in `asked`.
@@ -229,15 +230,15 @@ def load_summaries(
     """
     asked, summaries = asked or read_asked(config), {}
     for system in systems:
-        path = summaries_path(config, system)
+        path = answers_path(config, system)
         if system not in asked:
-            raise UserError(f"{path} was not asked for yet; make it with `just summaries`")
+            raise UserError(f"{path} was not asked for yet; make it with `just answers`")
         wanted = [{"id": row["id"], "settings": asked[system]} for row in rows]
         summaries[system] = table.load(path, wanted, KEY)
         if lacking := len(rows) - len(summaries[system]):
             raise UserError(
                 f"{path} lacks {lacking} of {len(rows)} test texts with the settings asked for "
-                "last; complete them with the same `just summaries`, ask for the earlier settings "
+                "last; complete them with the same `just answers`, ask for the earlier settings "
                 "again, or pass the same --n"
             )
     return summaries
@@ -266,7 +267,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_run_config(args.config)
     systems_of(config, args.systems)
-    summarize_all(config, load_test_rows(config, args.n), args)
+    answer_all(config, load_test_rows(config, args.n), args)
 
 
 if __name__ == "__main__":
