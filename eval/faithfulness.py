@@ -1,14 +1,16 @@
-"""Faithfulness of summaries by an entailment model.
+"""Faithfulness of answers by an entailment model.
 
 SummaC-ZS (Laban et al. 2022): a sentence's support is the entailment probability from its
-best-supporting passage; a summary's faithfulness is the mean over its sentences.
+best-supporting passage; an answer's faithfulness is the mean over its sentences.
 `benchmarks/faithfulness.py` holds it against human ratings.
 """
 
 from functools import cache
 
+import numpy as np
+
 from common.cli import UserError
-from eval.measures import WINDOW, split_sentences, words_of
+from eval.measures import WINDOW, Columns, split_sentences, words_of
 from training.run_config import check_model_folder
 
 PASSAGE_WORDS = 80
@@ -22,23 +24,15 @@ def is_entailment_model(model: str) -> bool:
 
 
 @cache
-def passages_of(document: str) -> list[tuple[str, set[str]]]:
-    """Passages of whole sentences, at most `PASSAGE_WORDS` long if no sentence is longer, with
-    the words of each. Kept, as a document is read again for every system."""
+def passages_of(document: str) -> list[str]:
+    """Passages of whole sentences, at most `PASSAGE_WORDS` long if no sentence is longer."""
     passages: list[str] = []
     for sentence in split_sentences(document):
         if passages and len(f"{passages[-1]} {sentence}".split()) <= PASSAGE_WORDS:
             passages[-1] += f" {sentence}"
         else:
             passages.append(sentence)
-    return [(passage, set(words_of(passage))) for passage in passages]
-
-
-def nearest(sentence: str, document: str) -> list[str]:
-    """The `PASSAGES` passages of a document that hold most of the sentence's words."""
-    words = set(words_of(sentence))
-    ranked = sorted(passages_of(document), key=lambda passage: -len(words & passage[1]))
-    return [text for text, _ in ranked[:PASSAGES]]
+    return passages
 
 
 class Entailment:
@@ -58,19 +52,23 @@ class Entailment:
 
     def probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:
         """Probability that each (premise, hypothesis) is an entailment."""
-        if not pairs:  # which the pipeline does not take
-            return []
         inputs = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
-        return [
-            next(label["score"] for label in labels if label["label"].lower() == "entailment")
-            for labels in self.classifier(inputs)
-        ]
+        labels = self.classifier(inputs) if inputs else []  # it takes no empty list
+        scores = [{one["label"].lower(): one["score"] for one in found} for found in labels]
+        return [found["entailment"] for found in scores]
 
-    def support(self, document: str, summary: str) -> list[tuple[str, float]]:
-        """[(sentence, support 0 to 1)] of a summary; empty for an empty one."""
-        sentences = split_sentences(summary)
-        pairs = [(passage, s) for s in sentences for passage in nearest(s, document)]
+    def support(self, document: str, answer: str) -> list[float]:
+        """Of each sentence of an answer, 0 to 1; empty for an empty one."""
+        sentences, pairs = split_sentences(answer), []
+        for sentence in sentences:
+            words = set(words_of(sentence))
+            passages = sorted(passages_of(document), key=lambda p: -len(words & {*words_of(p)}))
+            pairs += [(passage, sentence) for passage in passages[:PASSAGES]]
         best = dict.fromkeys(sentences, 0.0)
         for (_, sentence), score in zip(pairs, self.probabilities(pairs), strict=True):
             best[sentence] = max(best[sentence], score)
-        return [(sentence, best[sentence]) for sentence in sentences]
+        return [best[sentence] for sentence in sentences]
+
+    def __call__(self, answers: list[str], rows: list[dict]) -> Columns:
+        found = [self.support(r["text"], answer) for r, answer in zip(rows, answers, strict=True)]
+        return {"faithfulness": [float(np.mean(support or [0.0])) for support in found]}

@@ -1,4 +1,8 @@
-"""Measures of a summary: BERTScore, ROUGE, extractiveness, repetition."""
+"""Measures of answers: BERTScore, ROUGE, extractiveness, length, repetition.
+
+Each takes the answers and their rows {text, reference} and gives a column of values for each of its
+figures, 0 for an empty answer.
+"""
 
 import re
 from collections import defaultdict
@@ -17,6 +21,7 @@ from data_prep.filter_pairs import repetition
 WINDOW = 512  # tokens an encoder reads
 BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
+Columns = dict[str, list[float]]
 
 
 @cache
@@ -38,65 +43,69 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def rouge(candidates: list[str], references: list[str]) -> dict[str, list[float]]:
-    """ROUGE-1, 2, L and Lsum F1 (Lin 2004) of each pair, stemmed; 0 for an empty candidate."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer, found = RougeScorer(list(ROUGE.values()), use_stemmer=True), []
-    for candidate, reference in zip(candidates, references, strict=True):
-        lines = ["\n".join(split_sentences(text)) for text in (reference, candidate)]
-        found.append(scorer.score(*lines))
-    return {ours: [score[theirs].fmeasure for score in found] for ours, theirs in ROUGE.items()}
-
-
 def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def fragments(document: list[str], summary: list[str]) -> list[int]:
-    """Lengths of the longest word runs that the summary shares with the document, left to right.
+def basics(answers: list[str], rows: list[dict]) -> Columns:
+    """words; repetition: share of repeated 4-grams."""
+    return {
+        "words": [float(len(answer.split())) for answer in answers],
+        "repetition": [repetition(answer) for answer in answers],
+    }
+
+
+def rouge(answers: list[str], rows: list[dict]) -> Columns:
+    """ROUGE-1, 2, L and Lsum F1 (Lin 2004), stemmed."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer, found = RougeScorer(list(ROUGE.values()), use_stemmer=True), []
+    for answer, row in zip(answers, rows, strict=True):
+        lines = ["\n".join(split_sentences(text)) for text in (row["reference"], answer)]
+        found.append(scorer.score(*lines))
+    return {ours: [score[theirs].fmeasure for score in found] for ours, theirs in ROUGE.items()}
+
+
+def fragments(document: list[str], answer: list[str]) -> list[int]:
+    """Lengths of the longest word runs that the answer shares with the document, left to right.
 
     The greedy matching of Grusky et al. 2018 (Newsroom), figure 3.
     """
     places = defaultdict(list)
     for place, word in enumerate(document):
         places[word].append(place)
-    lengths, i = [], 0
-    while i < len(summary):
+    lengths, start = [], 0
+    while start < len(answer):
         longest = 0
-        for place in places[summary[i]]:
-            n = 0
-            while (
-                place + n < len(document)
-                and i + n < len(summary)
-                and document[place + n] == summary[i + n]
-            ):
-                n += 1
-            longest = max(longest, n)
-        if longest:
-            lengths.append(longest)
-        i += max(longest, 1)
+        for place in places[answer[start]]:
+            shared = 0
+            for ours, theirs in zip(answer[start:], document[place:], strict=False):
+                if ours != theirs:
+                    break
+                shared += 1
+            longest = max(longest, shared)
+        lengths += [longest] if longest else []
+        start += max(longest, 1)
     return lengths
 
 
-def extractiveness(summary: str, document: str) -> dict[str, float]:
-    """Length and extractiveness of a summary; all 0 for an empty one.
-
-    words; compression: document words over summary words; coverage: share of summary words inside
+def extractiveness(answers: list[str], rows: list[dict]) -> Columns:
+    """compression: document words over answer words; coverage: share of answer words inside
     shared runs, density: mean length of the run a word is in (Grusky et al. 2018); novel_bigrams:
-    share of summary bigrams absent from the document; repetition: share of repeated 4-grams.
-    """
-    ours, theirs = words_of(summary), words_of(document)
-    runs, bigrams = fragments(theirs, ours), set(pairwise(ours))
-    n = len(ours) or 1
-    return {
-        "words": float(len(summary.split())),
-        "compression": len(theirs) / n if ours else 0.0,
-        "coverage": sum(runs) / n,
-        "density": sum(run**2 for run in runs) / n,
-        "novel_bigrams": len(bigrams - set(pairwise(theirs))) / (len(bigrams) or 1),
-        "repetition": repetition(summary),
-    }
+    share of answer bigrams absent from the document."""
+    found = []
+    for answer, row in zip(answers, rows, strict=True):
+        ours, theirs = words_of(answer), words_of(row["text"])
+        runs, bigrams, n = fragments(theirs, ours), set(pairwise(ours)), len(ours) or 1
+        found.append(
+            {
+                "compression": len(theirs) / n if ours else 0.0,
+                "coverage": sum(runs) / n,
+                "density": sum(run**2 for run in runs) / n,
+                "novel_bigrams": len(bigrams - set(pairwise(theirs))) / (len(bigrams) or 1),
+            }
+        )
+    return pd.DataFrame(found).to_dict("list")
 
 
 def encoder_key(encoder: str) -> str:
@@ -108,8 +117,7 @@ def encoder_key(encoder: str) -> str:
 def rescale_baseline(encoder: str, layer: int) -> list[float] | None:
     """P, R and F1 of unrelated texts for an encoder's layer, or None where none was computed.
 
-    bert-score's own file, or a row that `just bench rescale_encoder` added to results/. A raw
-    score x is rescaled to (x - b) / (1 - b), bert-score's `rescale_with_baseline`.
+    bert-score's own file, or a row that `just bench rescale_encoder` added to results/.
     """
     official = files("bert_score") / f"rescale_baseline/en/{encoder}.tsv"
     if official.is_file():
@@ -139,21 +147,21 @@ class BertScore:
             raise UserError(f"cannot load the encoder {encoder}: {one_line(error, 200)}") from None
         self.scorer._tokenizer.model_max_length = WINDOW
         self.scorer._model.float()
+        self.hash = self.scorer.hash
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)
 
-    def __call__(self, candidates: list[str], references: list[str]) -> np.ndarray:
-        """Precision, recall and F1 of each pair, raw: shape (3, n); 0 for an empty candidate."""
-        empty = [not candidate.strip() for candidate in candidates]
-        given = ["-" if none else text for text, none in zip(candidates, empty, strict=True)]
-        size = self.scorer.batch_size
-        scores = np.stack(self.scorer.score(given, list(references), batch_size=size))
-        scores[:, empty] = 0  # which the package does not take
-        return scores
-
-    def rescale(self, scores: np.ndarray) -> np.ndarray:
-        """Raw scores (3, n) on the scale where unrelated texts are 0."""
-        baseline = np.array(self.baseline)[:, None]
-        return (scores - baseline) / (1 - baseline)
+    def __call__(self, answers: list[str], rows: list[dict]) -> Columns:
+        """Precision, recall and F1, raw and rescaled: unrelated texts 0, as in bert-score."""
+        given = [answer if answer.strip() else "-" for answer in answers]  # it takes no empty ones
+        size, references = self.scorer.batch_size, [row["reference"] for row in rows]
+        raw = np.stack(self.scorer.score(given, references, batch_size=size)).astype(float)
+        empty = [not answer.strip() for answer in answers]
+        raw[:, empty] = 0
+        columns = {f"bertscore_{part}": raw[i].tolist() for i, part in enumerate(["p", "r", "f1"])}
+        for i, name in enumerate(list(columns) if self.baseline else []):
+            rescaled = (raw[i] - self.baseline[i]) / (1 - self.baseline[i])
+            columns[f"{name}_rescaled"] = rescaled.tolist()
+        return columns
 
     def n_cut(self, texts: list[str]) -> int:
         """How many texts are longer than the encoder reads (512 tokens)."""
