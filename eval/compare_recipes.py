@@ -20,13 +20,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, share_of, write_records, write_text
 from common.report import drawing, format_interval, markdown, paired_bootstrap
-from eval.build_report import append_ledger
+from eval.build_report import LEDGER, append_ledger
 from eval.generate_answers import add_generation_options, answer_rows
 from eval.load_model import Weights, load_tokenizer, weights_of_run
 from eval.score_answers import add_scoring_options, commit, load_measures, score_texts
@@ -47,19 +48,22 @@ RECIPES = {
 DEFAULT = "dpo-sft@student"
 STEP = re.compile(r"([\w-]+)@?(teacher|student|previous|):?(.*)")
 SHOWN = {"bertscore_f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
-CAVEATS = (
-    "Intervals: paired bootstrap over texts and seeds, 10,000 resamples. They take texts of one "
-    "article, and so few seeds, for independent; the best recipe was picked on these same texts: "
-    "both make them look narrower than they are."
+OTHERS = {"length_ratio": 2, "density": 1, "repetition": 3, "training_seconds": 0}  # decimals
+NOTE = (
+    "`{command}`, {date}, commit {commit}, n = {n} held-out texts, {texts} training texts, the "
+    "same for all{lacking}, answers of at most {longest} tokens, {encoder}. Intervals: paired "
+    "bootstrap over texts and seeds, 10,000 resamples. They take texts of one article, and so few "
+    "seeds, for independent; the best recipe was picked on these same texts: both make them look "
+    "narrower than they are."
 )
 
 
 def steps_of(recipe: str) -> list[tuple[str, str, str]]:
     """[(method, source of the rejected answers, KEY=VALUE)] of a recipe. Raises UserError."""
-    matches = [STEP.fullmatch(part) for part in recipe.split("+")]
-    if not all(matches) or {match[1] for match in matches} - load_methods().keys():
+    steps = [STEP.fullmatch(part) for part in recipe.split("+")]
+    if not all(steps) or {step[1] for step in steps} - load_methods().keys():
         raise UserError(f"no recipe {recipe}; give it as METHOD@REJECTED, e.g. {' '.join(RECIPES)}")
-    return [match.groups() for match in matches]
+    return [step.groups() for step in steps]
 
 
 def stage(module: str, *options: object) -> None:
@@ -73,62 +77,60 @@ class Comparison:
     """What the trainings share: config, task, data, and the texts that all of them see."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.task = args, task_of(args)
-        parts = [args.task] * (args.task != "summarize") + [Path(args.config).stem, *args.set]
-        parts += [f"first-{args.examples}"] * bool(args.examples)
-        self.name = re.sub(r"[^\w.=-]", "_", "-".join(parts))
-        self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir]
-        self.options += ["--data", args.data]
+        self.args, self.task, self.lacking = args, task_of(args), []
+        name = "-".join([args.task, Path(args.config).stem, *args.set])
+        self.name = re.sub(r"[^\w.=-]", "_", name)
+        self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
         run_name = f"compare/{self.name}"
         base = resolve_config(args.config, None, args.set, None, run_name, self.task, args.data)
-        self.config = base.output_dir / "config.yaml"
+        self.config = base.output_dir / "config.yaml"  # other stages find it as if it were a run
         write_text(self.config, yaml.safe_dump(base.settings, sort_keys=False))
         made = {"task": args.task, "prompts_dir": str(args.prompts_dir)}
         mark_made(base.output_dir / "inputs", made)
         self.base = load_run_config(self.config)
-        self.ids, self.hubs, self.lacking = set(), {}, []
 
     def answer_training_texts(self, run_name: object, system: str) -> None:
         longest = self.args.max_new_tokens or self.task.max_new_tokens
         options = ("--split", "train", "--systems", system, "--max-new-tokens", longest)
         stage("eval.generate_answers", run_name, *options)
 
-    def build_pairs(self, name: str, rejected: object) -> set[str]:
-        """Make the pairs; the ids of their texts."""
+    def build_pairs(self, name: str, rejected: object) -> list[dict]:
         options = ["--rejected", rejected, "--name", name, "--tokenizer", self.base.base_model]
         options += ["--student", self.config] if rejected == "student" else []
         stage("data_prep.build_pairs", *options, *self.options)
-        pairs = load_records(data_folder(self.args, f"pairs-{name}") / "train.jsonl", ("id",))
-        return {pair["id"] for pair in pairs}
+        return load_records(data_folder(self.args, f"pairs-{name}") / "train.jsonl", ("id",))
 
-    def build_dataset(self, name: str) -> Path:
+    def build_dataset(self, name: str, pairs: list[dict]) -> Path:
         """Stage the pairs of the texts that all recipes see, no others; the dataset's folder."""
-        path = data_folder(self.args, f"pairs-{name}") / "train.jsonl"
-        write_records(path, [pair for pair in load_records(path) if pair["id"] in self.ids])
+        kept = [pair for pair in pairs if pair["id"] in self.ids]
+        write_records(data_folder(self.args, f"pairs-{name}") / "train.jsonl", kept)
         stage("data_prep.build_dataset", "--name", name, *self.options)
         return data_folder(self.args, f"hub-{name}")
 
     def build_sources(self) -> None:
-        """Make the datasets that are the same for all seeds, of the texts that are in all of them.
+        """The datasets that are the same for all seeds, of the texts that all of them have.
 
         The teacher's goes first: its test rows may hold a second answer.
         """
         asked = {source for recipe in self.args.recipes for _, source, _ in steps_of(recipe)}
         sources = [source for source in ("teacher", "student") if source in asked] or ["student"]
-        names = {source: f"compare-{self.name}-{source}" for source in sources}
         if "student" in sources:
             self.answer_training_texts(self.config, "instructed")
-        common = set.intersection(*(self.build_pairs(names[one], one) for one in sources))
+        found = {one: self.build_pairs(f"compare-{self.name}-{one}", one) for one in sources}
+        common = set.intersection(*({pair["id"] for pair in pairs} for pairs in found.values()))
         self.ids = set(sorted(common, key=lambda i: share_of(i, 0))[: self.args.examples])
-        self.hubs = {source: self.build_dataset(names[source]) for source in sources}
+        self.hubs = {
+            source: self.build_dataset(f"compare-{self.name}-{source}", pairs)
+            for source, pairs in found.items()
+        }
 
     def build_round(self, run_name: str) -> Path:
         """The dataset whose rejected answers are a run's own."""
-        name = run_name.replace("/", "-")
         stage("eval.merge_adapter", run_name)
         self.answer_training_texts(run_name, "tuned")
-        self.lacking.append(len(self.ids - self.build_pairs(name, run_name)))
-        return self.build_dataset(name)
+        pairs = self.build_pairs(run_name.replace("/", "-"), run_name)
+        self.lacking.append(len(self.ids - {pair["id"] for pair in pairs}))
+        return self.build_dataset(run_name.replace("/", "-"), pairs)
 
     def train(self, recipe: str, seed: int) -> tuple[str, float]:
         """(the recipe's last run, the seconds that its trainings took; NaN if not known)."""
@@ -138,8 +140,7 @@ class Comparison:
             hub = self.hubs.get(source) or next(iter(self.hubs.values()))
             if source == "previous":
                 hub = self.build_round(previous)
-            parts = [name, method, source, re.sub(r"[^\w.=]", "_", keys)]
-            name = "-".join(filter(None, parts))
+            name = "-".join(filter(None, [name, method, source, re.sub(r"[^\w.=]", "_", keys)]))
             run_name = f"compare/{name}-{seed}"
             assigned = [f"seed={seed}", f"datasets.0.path={hub}", *filter(None, keys.split(":"))]
             assigned += [f"lora_model_dir={OUTPUTS / previous}"] if previous else []
@@ -149,108 +150,95 @@ class Comparison:
             log, previous = (OUTPUTS / run_name / "train.log").read_text(), run_name
             took = re.findall(r"'train_runtime': '?([\d.]+)", log)
             resumed = "Using auto-resume" in log  # then the last part is not the whole
-            seconds += float(took[-1]) if took and not resumed else float("nan")
+            seconds += float(took[-1]) if took and not resumed else math.nan
         return previous, seconds
 
     def answers(self, rows: list[dict]) -> Iterator[tuple[str, int, list[str], float]]:
-        """(title, seed, texts, seconds of training) of every system, one after the other."""
+        """(title, seed, answers, seconds of training) of every system, one after the other."""
 
-        def texts_of(name: str, system: System) -> list[str]:
+        def answer(name: str, system: System) -> list[str]:
             path = OUTPUTS / "compare/answers" / f"{name}.jsonl"
             records = answer_rows(name, system, rows, path, self.task, self.args)
             return [record["text"] for record in records]
 
         bare, instructed = self.task.student_template(), self.task.student_template(True)
-        base = Weights(self.base.base_model, self.base.base_revision, overrides=self.base.overrides)
-        systems = {"lead": System(None), "base": System(base, bare)}
-        systems["instructed"] = System(base, instructed)
-        for name, system in systems.items():
-            yield self.task.title(name), 0, texts_of(f"{self.name}-{name}", system), math.nan
+        base, of_base = self.base, self.base.overrides
+        weights = Weights(base.base_model, base.base_revision, overrides=of_base)
+        systems = {"lead": System(None), "base": System(weights, bare)}
+        for name, system in (systems | {"instructed": System(weights, instructed)}).items():
+            yield self.task.title(name), 0, answer(f"{self.name}-{name}", system), math.nan
         if all(row.get("second") for row in rows):
             yield self.task.title("second"), 0, [row["second"] for row in rows], math.nan
         for seed in self.args.seeds:
             for recipe in self.args.recipes:
                 run_name, seconds = self.train(recipe, seed)
-                weights = weights_of_run(load_run_config(run_name))
-                texts = texts_of(Path(run_name).name, System(weights, bare))
-                yield RECIPES.get(recipe, recipe), seed, texts, seconds
+                system = System(weights_of_run(load_run_config(run_name)), bare)
+                answers = answer(Path(run_name).name, system)
+                yield RECIPES.get(recipe, recipe), seed, answers, seconds
 
 
 def gain(scores: pd.DataFrame, measure: str, ours: str, other: str = "") -> tuple:
     """Mean and interval of a system's measure, or of how much it is over another's."""
-    mine, theirs = (
-        scores.loc[name, measure].unstack("text").to_numpy() if name else 0
-        for name in (ours, other)
+    mine = scores.loc[ours, measure].unstack("text").to_numpy()
+    return paired_bootstrap(
+        mine, scores.loc[other, measure].unstack("text").to_numpy() if other else 0
     )
-    return paired_bootstrap(mine, theirs)
 
 
 def score_table(scores: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """Systems by measures, formatted."""
-    frame, means = pd.DataFrame(index=order), scores.groupby("system").mean().loc[order]
-    for measure, title in SHOWN.items():
-        found = [gain(scores, measure, name) for name in order]
-        frame[f"{title} [95%]"] = [
-            f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in found
-        ]
-    by_seed = scores["bertscore_f1"].groupby(["system", "seed"]).mean().map("{:.3f}".format)
-    frame["F1 by seed"] = [
-        ", ".join(by_seed[name]) if len(by_seed[name]) > 1 else "" for name in order
-    ]
-    for measure, decimals in {
-        "length_ratio": 2,
-        "density": 1,
-        "repetition": 3,
-        "seconds": 0,
-    }.items():
-        column = means[measure].map(f"{{:.{decimals}f}}".format)
-        frame[measure.replace("_", " ")] = column.replace("nan", "")
-    return frame.rename(columns={"seconds": "training, s"}).rename_axis("system")
+    means, lines = scores.groupby(["system", "seed"]).mean(), {}
+    for name in order:
+        lines[name] = line = {}
+        for measure, title in SHOWN.items():
+            mean, low, high = gain(scores, measure, name)
+            line[f"{title} [95%]"] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        seeds = means.loc[name]
+        f1 = [f"{mean:.3f}" for mean in seeds["bertscore_f1"]]
+        line["F1 by seed"] = ", ".join(f1 if len(f1) > 1 else [])
+        for measure, decimals in OTHERS.items():
+            shown = f"{seeds[measure].mean():.{decimals}f}"
+            line[measure.replace("_", " ")] = "" if shown == "nan" else shown
+    return pd.DataFrame(lines).T.rename_axis("system")
 
 
 def plot(scores: pd.DataFrame, order: list[str], path: Path) -> None:
     """Mean F1 of every system with its interval, and a dot for every seed; the best on top."""
     with drawing(path, (7, 0.45 * len(order) + 1.2)) as axes:
-        for y, name in enumerate(reversed(order)):
+        for name in reversed(order):
             mean, low, high = gain(scores, "bertscore_f1", name)
             reach = [[mean - low], [high - mean]]
-            axes[0, 0].errorbar(mean, y, xerr=reach, fmt="s", color="C0", capsize=3)
+            axes[0, 0].errorbar(mean, name, xerr=reach, fmt="s", color="C0", capsize=3)
             seeds = scores.loc[name, "bertscore_f1"].groupby("seed").mean()
-            axes[0, 0].plot(seeds, [y + 0.2] * len(seeds), ".", color="C1")
-        axes[0, 0].set_yticks(range(len(order)), order[::-1])
+            axes[0, 0].plot(seeds, [name] * len(seeds), ".", color="C1")
         axes[0, 0].set_xlabel("BERTScore F1; bars: 95% interval over texts and seeds; dots: seeds")
 
 
 def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
-    """Write the tables with their note, the plot, and the lines of the ledger."""
-    args, by_system = compared.args, scores["bertscore_f1"].groupby("system").mean()
-    order = by_system.sort_values(ascending=False).index.tolist()
-    titles = {RECIPES.get(recipe, recipe): recipe for recipe in args.recipes}
+    """Write the tables with their note, the plot, and the lines of the ledger.
+
+    The differences are those of the best preference recipe, and of the default one, over all.
+    """
+    args, titles = compared.args, {RECIPES.get(r, r): r for r in compared.args.recipes}
+    means = scores["bertscore_f1"].groupby("system").mean()
+    order = means.sort_values(ascending=False).index.tolist()
     best = [name for name in order if "@" in titles.get(name, "")][:1]
-    default = [name for name, recipe in titles.items() if recipe == DEFAULT and name not in best]
-    gains = {
-        f"{ours} minus {other}": {
-            title: format_interval(*gain(scores, measure, ours, other))
-            for measure, title in SHOWN.items()
-        }
-        for ours in best + default
-        for other in order
-        if other not in (ours, *best)
-    }
-    lacking = f" ({compared.lacking} of them lacking in rounds)" if any(compared.lacking) else ""
-    note = (
-        f"`{about['command']}`, {about['date']}, commit {about['commit']}, n = {about['n']} "
-        f"held-out texts, {len(compared.ids)} training texts, the same for all{lacking}, answers "
-        f"of at most {args.max_new_tokens} tokens, {about['encoder']}. {CAVEATS}"
-    )
+    default = [name for name in titles if titles[name] == DEFAULT and name not in best]
+    gains = {}
+    for ours in best + default:
+        for other in [name for name in order if name not in (ours, *best)]:
+            found = {title: gain(scores, m, ours, other) for m, title in SHOWN.items()}
+            gains[f"{ours} minus {other}"] = {t: format_interval(*g) for t, g in found.items()}
+    lacking = f" (rounds lacked {compared.lacking} of them)" if any(compared.lacking) else ""
+    texts, longest = len(compared.ids), args.max_new_tokens
     path = Path("results") / f"{args.output}.md"
     plot(scores, order, path.with_suffix(".png"))
-    differences = pd.DataFrame(gains).T.rename_axis("difference [95% interval]")
-    parts = [markdown(score_table(scores, order)), markdown(differences), note]
-    text = "\n\n".join([*parts, f"![]({path.stem}.png)"])
-    write_text(path, f"{text}\n")
-    lines = [(name, measure, *gain(scores, measure, name)) for name in order for measure in SHOWN]
-    append_ledger(lines, about)
+    frames = score_table(scores, order), pd.DataFrame(gains).T.rename_axis("difference [95%]")
+    note = NOTE.format(**about, lacking=lacking, texts=texts, longest=longest)
+    text = "\n\n".join([*map(markdown, frames), note, f"![]({path.stem}.png)"]) + "\n"
+    write_text(path, text)
+    lines = [(name, m, *gain(scores, m, name)) for name in order for m in SHOWN]
+    append_ledger(lines, about, LEDGER)
     print(f"\n{text}")
 
 
@@ -272,25 +260,25 @@ def main() -> None:
     task = task_of(args)
     possible = [recipe for recipe in RECIPES if task.answers == 2 or "@teacher" not in recipe]
     args.recipes = args.recipes or possible
-    args.output = args.output or "-".join(["recipes"] + [task.name] * (task.name != "summarize"))
+    args.output = args.output or f"recipes-{task.name}".removesuffix("-summarize")
     compared = Comparison(args)
     compared.build_sources()
-    hub = next(iter(compared.hubs.values()))
-    settings = compared.base.settings | {"datasets": [{"path": str(hub)}]}
-    rows = load_test_rows(replace(compared.base, settings=settings), args.n)
+    hub, base = next(iter(compared.hubs.values())), compared.base
+    of_test = replace(base, settings=base.settings | {"datasets": [{"path": str(hub)}]})
+    rows, frames = load_test_rows(of_test, args.n), {}
     if not args.max_new_tokens:  # the longest reference and the end of the turn
-        tokenizer = load_tokenizer(Weights(compared.base.base_model, compared.base.base_revision))
+        tokenizer = load_tokenizer(Weights(base.base_model, base.base_revision))
         args.max_new_tokens = 1 + max(len(tokenizer(row["reference"]).input_ids) for row in rows)
     wanted = replace(task, measures=["bertscore", "rouge", "extractiveness"])
-    measures, frames = load_measures(wanted, args), {}
-    for title, seed, texts, seconds in compared.answers(rows):
-        values = score_texts(texts, rows, measures)
-        ratio = values["words"] / [len(row["reference"].split()) for row in rows]
-        frames[title, seed] = values.assign(length_ratio=ratio, seconds=seconds)
+    measures, lengths = load_measures(wanted, args), [len(row["reference"].split()) for row in rows]
+    for title, seed, answers, seconds in compared.answers(rows):
+        values = score_texts(answers, rows, measures)
+        values["length_ratio"] = np.divide(values["words"], lengths)
+        frames[title, seed] = values.assign(training_seconds=seconds)
         print(f"{title}, {seed}: {values[[*SHOWN]].mean().round(3).to_dict()}", flush=True)
     about = {"date": datetime.now(UTC).date(), "commit": commit(), "config": compared.name}
     about["command"] = shlex.join(["just", "compare", *sys.argv[1:]])
-    about |= {"encoder": measures["bertscore"].hash, "n": len(rows)}
+    about |= {"encoder": measures["bertscore"].scorer.hash, "n": len(rows)}
     report(compared, pd.concat(frames, names=["system", "seed", "text"]), about)
 
 

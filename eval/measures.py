@@ -1,14 +1,11 @@
-"""Measures of answers: BERTScore, ROUGE, extractiveness, length, repetition.
+"""Measures of answers: BERTScore, ROUGE, extractiveness, length and repetition.
 
-Each takes the answers and their rows {text, reference} and gives a column of values for each of its
-figures, 0 for an empty answer.
+Each takes answers and their rows {text, reference}, and gives a column of values a figure.
 """
 
 import re
-from collections import defaultdict
 from functools import cache
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +46,8 @@ def words_of(text: str) -> list[str]:
 
 def basics(answers: list[str], rows: list[dict]) -> Columns:
     """words; repetition: share of repeated 4-grams."""
-    return {
-        "words": [float(len(answer.split())) for answer in answers],
-        "repetition": [repetition(answer) for answer in answers],
-    }
+    words = [float(len(answer.split())) for answer in answers]
+    return {"words": words, "repetition": list(map(repetition, answers))}
 
 
 def rouge(answers: list[str], rows: list[dict]) -> Columns:
@@ -71,41 +66,26 @@ def fragments(document: list[str], answer: list[str]) -> list[int]:
 
     The greedy matching of Grusky et al. 2018 (Newsroom), figure 3.
     """
-    places = defaultdict(list)
-    for place, word in enumerate(document):
-        places[word].append(place)
-    lengths, start = [], 0
+    text, lengths, start = f" {' '.join(document)} ", [], 0
     while start < len(answer):
-        longest = 0
-        for place in places[answer[start]]:
-            shared = 0
-            for ours, theirs in zip(answer[start:], document[place:], strict=False):
-                if ours != theirs:
-                    break
-                shared += 1
-            longest = max(longest, shared)
-        lengths += [longest] if longest else []
-        start += max(longest, 1)
+        end = start
+        while end < len(answer) and f" {' '.join(answer[start : end + 1])} " in text:
+            end += 1
+        lengths += [end - start] if end > start else []
+        start = max(end, start + 1)
     return lengths
 
 
 def extractiveness(answers: list[str], rows: list[dict]) -> Columns:
-    """compression: document words over answer words; coverage: share of answer words inside
-    shared runs, density: mean length of the run a word is in (Grusky et al. 2018); novel_bigrams:
-    share of answer bigrams absent from the document."""
-    found = []
-    for answer, row in zip(answers, rows, strict=True):
-        ours, theirs = words_of(answer), words_of(row["text"])
-        runs, bigrams, n = fragments(theirs, ours), set(pairwise(ours)), len(ours) or 1
-        found.append(
-            {
-                "compression": len(theirs) / n if ours else 0.0,
-                "coverage": sum(runs) / n,
-                "density": sum(run**2 for run in runs) / n,
-                "novel_bigrams": len(bigrams - set(pairwise(theirs))) / (len(bigrams) or 1),
-            }
-        )
-    return pd.DataFrame(found).to_dict("list")
+    """coverage: share of an answer's words inside runs that the document holds; density: mean
+    length of the run a word is in (Grusky et al. 2018)."""
+    words = [words_of(answer) for answer in answers]
+    runs = [fragments(words_of(row["text"]), ours) for row, ours in zip(rows, words, strict=True)]
+    lengths = [max(1, len(ours)) for ours in words]
+    return {
+        "coverage": [sum(found) / n for found, n in zip(runs, lengths, strict=True)],
+        "density": [sum(r**2 for r in found) / n for found, n in zip(runs, lengths, strict=True)],
+    }
 
 
 def encoder_key(encoder: str) -> str:
@@ -128,18 +108,14 @@ def rescale_baseline(encoder: str, layer: int) -> list[float] | None:
 
 
 class BertScore:
-    """The official BERTScorer (Zhang et al. 2020), made to work with transformers 5.
-
-    Encoders that declare no limit are given one of 512 tokens and computed in float32.
-    """
+    """The official BERTScorer (Zhang et al. 2020), made to work with transformers 5: encoders that
+    declare no limit are given one of 512 tokens and computed in float32."""
 
     def __init__(self, encoder: str, layers: int | None, batch_size: int):
         from bert_score import BERTScorer
 
         try:
-            self.scorer = BERTScorer(
-                model_type=encoder, num_layers=layers, batch_size=batch_size, lang="en"
-            )
+            self.scorer = BERTScorer(encoder, num_layers=layers, batch_size=batch_size, lang="en")
         except KeyError:
             hint = "pass --encoder-layers"
             raise UserError(f"bert-score knows no layer for {encoder}; {hint}") from None
@@ -147,21 +123,20 @@ class BertScore:
             raise UserError(f"cannot load the encoder {encoder}: {one_line(error, 200)}") from None
         self.scorer._tokenizer.model_max_length = WINDOW
         self.scorer._model.float()
-        self.hash = self.scorer.hash
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)
 
     def __call__(self, answers: list[str], rows: list[dict]) -> Columns:
-        """Precision, recall and F1, raw and rescaled: unrelated texts 0, as in bert-score."""
+        """Precision, recall and F1, raw and rescaled as in bert-score: unrelated texts 0."""
         given = [answer if answer.strip() else "-" for answer in answers]  # it takes no empty ones
-        size, references = self.scorer.batch_size, [row["reference"] for row in rows]
-        raw = np.stack(self.scorer.score(given, references, batch_size=size)).astype(float)
-        empty = [not answer.strip() for answer in answers]
-        raw[:, empty] = 0
-        columns = {f"bertscore_{part}": raw[i].tolist() for i, part in enumerate(["p", "r", "f1"])}
-        for i, name in enumerate(list(columns) if self.baseline else []):
-            rescaled = (raw[i] - self.baseline[i]) / (1 - self.baseline[i])
-            columns[f"{name}_rescaled"] = rescaled.tolist()
-        return columns
+        references = [row["reference"] for row in rows]
+        raw = np.stack(self.scorer.score(given, references, batch_size=self.scorer.batch_size))
+        raw = raw.astype(float) * [bool(answer.strip()) for answer in answers]
+        names, columns = ("bertscore_p", "bertscore_r", "bertscore_f1"), raw
+        if self.baseline:
+            baseline = np.array(self.baseline)[:, None]
+            columns = [*raw, *(raw - baseline) / (1 - baseline)]
+            names += tuple(f"{name}_rescaled" for name in names)
+        return {name: column.tolist() for name, column in zip(names, columns, strict=True)}
 
     def n_cut(self, texts: list[str]) -> int:
         """How many texts are longer than the encoder reads (512 tokens)."""
