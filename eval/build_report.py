@@ -78,20 +78,15 @@ def example(scores: dict, rows: list[dict], answers: dict[str, dict], task: Task
 
 
 def draw_plot(scores: dict, task: Task, path: Path) -> None:
-    """The differences with their intervals, and every answer's score against its length."""
+    """The differences with their intervals."""
     measure = chief(scores)
-    with drawing(path, (12, 4), columns=2) as axes:
-        left, right = axes[0]
+    with drawing(path, (6, 1 + 0.45 * len(scores["differences"]))) as axes:
         for other, gains in scores["differences"].items():
             mean, low, high = gains[measure]
             reach = [[max(0, mean - low)], [max(0, high - mean)]]
-            left.errorbar(mean, f"minus {task.title(other)}", xerr=reach, fmt="o", capsize=4)
-        left.axvline(0, color="grey", linewidth=0.8)
-        left.set_xlabel(f"gain of {scores['target']} in {measure}, 95%, n = {scores['n']}")
-        for system, values in scores["per_text"].items():
-            right.scatter(values["words"], values[measure], s=12, label=task.title(system))
-        right.set(xlabel="words of the answer", ylabel=measure)
-        right.legend(fontsize=8)
+            axes[0, 0].errorbar(mean, f"minus {task.title(other)}", xerr=reach, fmt="o", capsize=4)
+        axes[0, 0].axvline(0, color="grey", linewidth=0.8)
+        axes[0, 0].set_xlabel(f"gain of {scores['target']} in {measure}, 95%, n = {scores['n']}")
 
 
 def write_report(

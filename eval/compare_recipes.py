@@ -2,8 +2,8 @@
 
 A recipe is one training or several with a + between, METHOD@REJECTED:KEY=VALUE: a method of
 methods.yaml, and whose answers it rejects: the teacher's, the student's (instructed) or those of
-the previous training. Reads DATA/TASK/replies; makes pairs and datasets named compare-*, trains
-into outputs/compare/, writes results/OUTPUT.md and .png and lines of the ledger. All of it resumes.
+the previous training. Trains into outputs/compare/, writes results/OUTPUT.md and .png and lines of
+the ledger; goes on where it stopped.
 
     python -m eval.compare_recipes smollm2-135m-dpo-sft-lora --seeds 42 43 44
 """
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,12 @@ from common.files import load_records, mark_made, share_of, write_records, write
 from common.report import drawing, format_interval, markdown, paired_bootstrap
 from eval.build_report import LEDGER, append_ledger
 from eval.generate_answers import add_generation_options, answer_rows
-from eval.load_model import Weights, load_tokenizer, weights_of_run
+from eval.load_model import Weights, load_tokenizer
 from eval.score_answers import add_scoring_options, commit, load_measures, score_texts
-from eval.systems import System, load_test_rows
+from eval.systems import load_test_rows, system_of
 from prompts import add_task_options, data_folder, task_of
 from training.resolve_config import load_methods, resolve_config
-from training.run_config import OUTPUTS, load_run_config
+from training.run_config import OUTPUTS, RunConfig, load_run_config
 
 RECIPES = {
     "sft": "SFT",
@@ -78,26 +79,25 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.task, self.lacking = args, task_of(args), []
-        name = "-".join([args.task, Path(args.config).stem, *args.set])
-        self.name = re.sub(r"[^\w.=-]", "_", name)
+        name = re.sub(r"[^\w.=-]", "_", "-".join([Path(args.config).stem, *args.set]))
+        folder = "compare" if args.task == "summarize" else f"{args.task}-compare"
+        self.student, self.name = f"compare/{name}", f"{folder}/{name}"
         self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
-        run_name = f"compare/{self.name}"
-        base = resolve_config(args.config, None, args.set, None, run_name, self.task, args.data)
+        base = resolve_config(args.config, None, args.set, None, self.name, self.task, args.data)
         self.config = base.output_dir / "config.yaml"  # other stages find it as if it were a run
         write_text(self.config, yaml.safe_dump(base.settings, sort_keys=False))
         made = {"task": args.task, "prompts_dir": str(args.prompts_dir)}
         mark_made(base.output_dir / "inputs", made)
-        self.base = load_run_config(self.config)
 
-    def answer_training_texts(self, run_name: object, system: str) -> None:
+    def answer_training_texts(self, run_name: str, system: str) -> None:
         longest = self.args.max_new_tokens or self.task.max_new_tokens
         options = ("--split", "train", "--systems", system, "--max-new-tokens", longest)
         stage("eval.generate_answers", run_name, *options)
 
-    def build_pairs(self, name: str, rejected: object) -> list[dict]:
-        options = ["--rejected", rejected, "--name", name, "--tokenizer", self.base.base_model]
-        options += ["--student", self.config] if rejected == "student" else []
-        stage("data_prep.build_pairs", *options, *self.options)
+    def build_pairs(self, name: str, *options: str) -> list[dict]:
+        tokenizer = load_run_config(self.config).base_model
+        options += ("--name", name, "--tokenizer", tokenizer, *self.options)
+        stage("data_prep.build_pairs", *options)
         return load_records(data_folder(self.args, f"pairs-{name}") / "train.jsonl", ("id",))
 
     def build_dataset(self, name: str, pairs: list[dict]) -> Path:
@@ -107,74 +107,71 @@ class Comparison:
         stage("data_prep.build_dataset", "--name", name, *self.options)
         return data_folder(self.args, f"hub-{name}")
 
-    def build_sources(self) -> None:
-        """The datasets that are the same for all seeds, of the texts that all of them have.
-
-        The teacher's goes first: its test rows may hold a second answer.
-        """
+    def build_sources(self) -> RunConfig:
+        """Make the datasets that are the same for all seeds, of the texts that all of them have;
+        the config, with the first of them: the teacher's, if any."""
         asked = {source for recipe in self.args.recipes for _, source, _ in steps_of(recipe)}
         sources = [source for source in ("teacher", "student") if source in asked] or ["student"]
         if "student" in sources:
-            self.answer_training_texts(self.config, "instructed")
-        found = {one: self.build_pairs(f"compare-{self.name}-{one}", one) for one in sources}
+            self.answer_training_texts(self.name, "instructed")
+        names = {source: f"{self.name}-{source}".replace("/", "-") for source in sources}
+        options = ("--student", self.student)
+        found = {one: self.build_pairs(names[one], "--rejected", one, *options) for one in sources}
         common = set.intersection(*({pair["id"] for pair in pairs} for pairs in found.values()))
         self.ids = set(sorted(common, key=lambda i: share_of(i, 0))[: self.args.examples])
-        self.hubs = {
-            source: self.build_dataset(f"compare-{self.name}-{source}", pairs)
-            for source, pairs in found.items()
-        }
+        self.hubs = {one: self.build_dataset(names[one], found[one]) for one in sources}
+        base = load_run_config(self.config)
+        first = {"datasets": [{"path": str(self.hubs[sources[0]])}]}
+        return replace(base, settings=base.settings | first)
 
     def build_round(self, run_name: str) -> Path:
         """The dataset whose rejected answers are a run's own."""
+        name = run_name.replace("/", "-")
         stage("eval.merge_adapter", run_name)
         self.answer_training_texts(run_name, "tuned")
-        pairs = self.build_pairs(run_name.replace("/", "-"), run_name)
+        pairs = self.build_pairs(name, "--rejected", run_name)
         self.lacking.append(len(self.ids - {pair["id"] for pair in pairs}))
-        return self.build_dataset(run_name.replace("/", "-"), pairs)
+        return self.build_dataset(name, pairs)
 
-    def train(self, recipe: str, seed: int) -> tuple[str, float]:
+    def train(self, recipe: str, seed: int, options: list) -> tuple[str, float]:
         """(the recipe's last run, the seconds that its trainings took; NaN if not known)."""
-        name, previous, seconds = self.name, None, 0.0
-        cpu = ["--cpu", "--num_cpu_threads_per_process", os.cpu_count()]
+        name, run_name, seconds = self.name, "", 0.0
         for method, source, keys in steps_of(recipe):
             hub = self.hubs.get(source) or next(iter(self.hubs.values()))
+            assigned = [f"seed={seed}", *filter(None, keys.split(":"))]
+            assigned += [f"lora_model_dir={OUTPUTS / run_name}"] if run_name else []
             if source == "previous":
-                hub = self.build_round(previous)
+                hub = self.build_round(run_name)
             name = "-".join(filter(None, [name, method, source, re.sub(r"[^\w.=]", "_", keys)]))
-            run_name = f"compare/{name}-{seed}"
-            assigned = [f"seed={seed}", f"datasets.0.path={hub}", *filter(None, keys.split(":"))]
-            assigned += [f"lora_model_dir={OUTPUTS / previous}"] if previous else []
-            options = ["--method", method, "--name", run_name, "--set", *assigned, *self.options]
-            options += [] if self.base.settings.get("bf16") else cpu
-            stage("training.train_adapter", self.config, *options)
-            log, previous = (OUTPUTS / run_name / "train.log").read_text(), run_name
+            run_name = f"{name}-{seed}"
+            command = [self.config, "--method", method, "--name", run_name, *self.options]
+            command += ["--set", f"datasets.0.path={hub}", *assigned, *options]
+            stage("training.train_adapter", *command)
+            log = (OUTPUTS / run_name / "train.log").read_text()
             took = re.findall(r"'train_runtime': '?([\d.]+)", log)
             resumed = "Using auto-resume" in log  # then the last part is not the whole
             seconds += float(took[-1]) if took and not resumed else math.nan
-        return previous, seconds
+        return run_name, seconds
 
-    def answers(self, rows: list[dict]) -> Iterator[tuple[str, int, list[str], float]]:
+    def answers(self, base: RunConfig, rows: list[dict]) -> Iterator[tuple]:
         """(title, seed, answers, seconds of training) of every system, one after the other."""
 
-        def answer(name: str, system: System) -> list[str]:
-            path = OUTPUTS / "compare/answers" / f"{name}.jsonl"
-            records = answer_rows(name, system, rows, path, self.task, self.args)
+        def answer(name: str, system: str) -> list[str]:
+            path = OUTPUTS / f"{self.name}-answers" / f"{Path(name).name}.jsonl"
+            found = system_of(base, system)
+            records = answer_rows(name, found, rows, path, self.task, self.args)
             return [record["text"] for record in records]
 
-        bare, instructed = self.task.student_template(), self.task.student_template(True)
-        base, of_base = self.base, self.base.overrides
-        weights = Weights(base.base_model, base.base_revision, overrides=of_base)
-        systems = {"lead": System(None), "base": System(weights, bare)}
-        for name, system in (systems | {"instructed": System(weights, instructed)}).items():
-            yield self.task.title(name), 0, answer(f"{self.name}-{name}", system), math.nan
+        for system in ("lead", "base", "instructed"):
+            yield self.task.title(system), 0, answer(system, system), math.nan
         if all(row.get("second") for row in rows):
             yield self.task.title("second"), 0, [row["second"] for row in rows], math.nan
-        for seed in self.args.seeds:
-            for recipe in self.args.recipes:
-                run_name, seconds = self.train(recipe, seed)
-                system = System(weights_of_run(load_run_config(run_name)), bare)
-                answers = answer(Path(run_name).name, system)
-                yield RECIPES.get(recipe, recipe), seed, answers, seconds
+        cpu = ["--cpu", "--num_cpu_threads_per_process", os.cpu_count()]
+        options = [] if base.settings.get("bf16") else cpu
+        for seed, recipe in product(self.args.seeds, self.args.recipes):
+            run_name, seconds = self.train(recipe, seed, options)
+            answers = answer(run_name, str(OUTPUTS / run_name))
+            yield RECIPES.get(recipe, recipe), seed, answers, seconds
 
 
 def gain(scores: pd.DataFrame, measure: str, ours: str, other: str = "") -> tuple:
@@ -261,17 +258,15 @@ def main() -> None:
     possible = [recipe for recipe in RECIPES if task.answers == 2 or "@teacher" not in recipe]
     args.recipes = args.recipes or possible
     args.output = args.output or f"recipes-{task.name}".removesuffix("-summarize")
-    compared = Comparison(args)
-    compared.build_sources()
-    hub, base = next(iter(compared.hubs.values())), compared.base
-    of_test = replace(base, settings=base.settings | {"datasets": [{"path": str(hub)}]})
-    rows, frames = load_test_rows(of_test, args.n), {}
+    compared, frames = Comparison(args), {}
+    base = compared.build_sources()
+    rows = load_test_rows(base, args.n)
     if not args.max_new_tokens:  # the longest reference and the end of the turn
         tokenizer = load_tokenizer(Weights(base.base_model, base.base_revision))
         args.max_new_tokens = 1 + max(len(tokenizer(row["reference"]).input_ids) for row in rows)
     wanted = replace(task, measures=["bertscore", "rouge", "extractiveness"])
     measures, lengths = load_measures(wanted, args), [len(row["reference"].split()) for row in rows]
-    for title, seed, answers, seconds in compared.answers(rows):
+    for title, seed, answers, seconds in compared.answers(base, rows):
         values = score_texts(answers, rows, measures)
         values["length_ratio"] = np.divide(values["words"], lengths)
         frames[title, seed] = values.assign(training_seconds=seconds)

@@ -1,8 +1,8 @@
 """Have the teacher judge the target's answers against every other system's, in both orders.
 
-Reads scores.json and the answers of outputs/RUN/eval, appends the verdicts to judge/SYSTEM.jsonl
-there (budget and resume as for the teacher's replies; changed answers are judged anew), writes
-judge.json and builds the report anew.
+Reads scores.json and the answers of outputs/RUN/eval, appends the verdicts to judge.jsonl there
+(budget and resume as for the teacher's replies; changed answers are judged anew), writes judge.json
+and builds the report anew.
 
     TOGETHER_API_KEY=... python -m eval.judge_answers RUN --budget-usd 2
 """
@@ -26,8 +26,8 @@ KEY = ("id", "model", "settings")
 
 
 def win_rates(found: pd.DataFrame) -> dict:
-    """Of the target's points, a line a text, a column an order: its win rate with an interval, the
-    share of decided verdicts that the first shown won, the texts where the order decides."""
+    """Of the target's points by text and order; `first_wins`: of the decided verdicts, those for
+    the answer shown first; `disagreements`: the texts whose verdict depends on the order."""
     first_shown = pd.concat([found["first"], 1 - found["second"]])
     decided = first_shown[first_shown != 0.5]
     return {
@@ -41,35 +41,25 @@ def win_rates(found: pd.DataFrame) -> dict:
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("config", help="the run: its name, or the path of its YAML")
-    parser.add_argument("--against", nargs="+", help="only these systems (default: all)")
     teacher_options(parser)
     parser.set_defaults(temperature=0.0, max_tokens=2048)
     args = parser.parse_args()
     config = load_run_config(args.config)
     scores, rows, answers = load_evaluation(config)
-    target, against = scores["target"], args.against or list(scores["differences"])
-    if unknown := set(against) - set(scores["differences"]):
-        raise UserError(f"no scores of {', '.join(unknown)}; there are {', '.join(answers)}")
-    systems, left = {}, 0
-    for other in against:
-        path = config.eval_dir / "judge" / f"{other}.jsonl"
-        pair = (
-            {key: one["text"] for key, one in answers[name].items()} for name in (target, other)
-        )
-        requests = pair_requests(rows, *pair, config.task)
+    texts = {s: {i: one["text"] for i, one in found.items()} for s, found in answers.items()}
+    path, target, systems, left = config.eval_dir / "judge.jsonl", scores["target"], {}, 0
+    for other in scores["differences"]:
+        requests = pair_requests(rows, texts[target], texts[other], config.task)
         left += ask_all(requests, path, args, f"verdicts on {other}", key=KEY)
         replies = load(path, [{**request, "model": args.model} for request in requests], KEY)
-        alike = [row["id"] for row in rows if row["id"] not in {r["text_id"] for r in requests}]
-        draws = pd.DataFrame(0.5, index=alike, columns=["first", "second"])
-        judged = pd.concat([draws, points(requests, replies, config.task)])
-        whole = judged.dropna()
-        if lacking := len(judged) - len(whole):
+        judged = points(requests, replies, config.task)
+        alike = [row["id"] for row in rows if row["id"] not in judged.index]  # draws, not asked
+        whole = pd.concat([judged.dropna(), pd.DataFrame(0.5, alike, judged.columns)])
+        if lacking := len(rows) - len(whole):
             warn(f"{other}: {lacking} pairs lack a verdict and are left out")
         if len(whole):
             systems[other] = win_rates(whole)
-            mean, low, high = systems[other]["win_rate"]
-            print(f"{target} against {other}: wins {mean:.3f} [{low:.3f}, {high:.3f}]", end=", ")
-            print({name: v for name, v in systems[other].items() if name != "win_rate"})
+            print(f"{target} against {other}: {systems[other]}")
     verdicts = {"model": args.model, "target": target, "systems": systems}
     verdicts["generation"] = scores["settings"]["generation"]  # what was judged
     write_text(config.eval_dir / "judge.json", json.dumps(verdicts, indent=1))

@@ -18,6 +18,7 @@ from data_prep.filter_pairs import repetition
 WINDOW = 512  # tokens an encoder reads
 BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
+PARTS = ("bertscore_p", "bertscore_r", "bertscore_f1")
 Columns = dict[str, list[float]]
 
 
@@ -126,19 +127,18 @@ class BertScore:
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)
 
     def __call__(self, answers: list[str], rows: list[dict]) -> Columns:
-        """Precision, recall and F1, raw and rescaled as in bert-score: unrelated texts 0."""
+        """Precision, recall and F1, raw and rescaled as in bert-score: unrelated texts 0.
+
+        over_512_tokens: 1 for an answer that is longer than the encoder reads.
+        """
         given = [answer if answer.strip() else "-" for answer in answers]  # it takes no empty ones
         references = [row["reference"] for row in rows]
         raw = np.stack(self.scorer.score(given, references, batch_size=self.scorer.batch_size))
         raw = raw.astype(float) * [bool(answer.strip()) for answer in answers]
-        names, columns = ("bertscore_p", "bertscore_r", "bertscore_f1"), raw
+        columns = dict(zip(PARTS, raw.tolist(), strict=True))
         if self.baseline:
             baseline = np.array(self.baseline)[:, None]
-            columns = [*raw, *(raw - baseline) / (1 - baseline)]
-            names += tuple(f"{name}_rescaled" for name in names)
-        return {name: column.tolist() for name, column in zip(names, columns, strict=True)}
-
-    def n_cut(self, texts: list[str]) -> int:
-        """How many texts are longer than the encoder reads (512 tokens)."""
-        tokens = self.scorer._tokenizer(texts, verbose=False).input_ids
-        return sum(len(ids) > WINDOW for ids in tokens)
+            rescaled = ((raw - baseline) / (1 - baseline)).tolist()
+            columns |= {f"{part}_rescaled": rescaled[i] for i, part in enumerate(PARTS)}
+        tokens = self.scorer._tokenizer(answers, verbose=False).input_ids
+        return columns | {"over_512_tokens": [float(len(ids) > WINDOW) for ids in tokens]}

@@ -1,8 +1,7 @@
 """Score the systems' answers against the teacher's references, side by side on the same texts.
 
-Reads outputs/RUN/eval/answers/*.jsonl and the references of the run's dataset, writes
-outputs/RUN/eval/scores.json, which `build_report` shows and records. The task names the measures;
-differences have a paired bootstrap 95% interval. `just scores RUN` runs it.
+Reads outputs/RUN/eval/answers/*.jsonl and the run's dataset, writes outputs/RUN/eval/scores.json,
+with the measures that the task names. `just scores RUN` (eval/evaluate.py) runs it.
 """
 
 import argparse
@@ -39,6 +38,7 @@ TITLES = {
 MORE = "bertscore_p_rescaled bertscore_r_rescaled rouge_1 rouge_2 rouge_lsum coverage density"
 MORE += " repetition empty stopped_at_limit documents_cut over_512_tokens"
 MORE_TITLES = {measure: measure.replace("_", " ") for measure in MORE.split()}
+MEASURES = ("bertscore", "rouge", "extractiveness", "faithfulness")
 COMPARED = ("bertscore_f1", "rouge_l", "faithfulness")
 
 
@@ -86,21 +86,19 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
 
 def load_measures(task: Task, args: argparse.Namespace) -> dict[str, Callable]:
     """The measures that a task names. Raises UserError for one that does not exist."""
-    nli = args.nli or args.encoder
-    known = {
-        "bertscore": lambda: BertScore(args.encoder, args.encoder_layers, args.encoder_batch),
-        "rouge": lambda: rouge,
-        "extractiveness": lambda: extractiveness,
-        "faithfulness": lambda: Entailment(nli, args.encoder_batch),
-    }
-    wanted = dict.fromkeys(task.measures)
-    if unknown := wanted.keys() - known.keys():
+    wanted, nli = task.measures, args.nli or args.encoder
+    if unknown := {*wanted} - {*MEASURES}:
         place = f"{task.folder / 'task.yaml'}: measures: no {', '.join(sorted(unknown))}"
-        raise UserError(f"{place}; there are {', '.join(known)}")
-    if "faithfulness" in wanted and not (args.nli or is_entailment_model(nli)):
+        raise UserError(f"{place}; there are {', '.join(MEASURES)}")
+    found = {"basics": basics, "rouge": rouge, "extractiveness": extractiveness}
+    found = {name: found[name] for name in found if name in ("basics", *wanted)}
+    if "bertscore" in wanted:
+        found["bertscore"] = BertScore(args.encoder, args.encoder_layers, args.encoder_batch)
+    if "faithfulness" in wanted and (args.nli or is_entailment_model(nli)):
+        found["faithfulness"] = Entailment(nli, args.encoder_batch)
+    elif "faithfulness" in wanted:
         print(f"no faithfulness: {nli} is no entailment model; --nli names one")
-        del wanted["faithfulness"]
-    return {name: known[name]() for name in wanted} | {"basics": basics}
+    return found
 
 
 def score_texts(texts: list[str], rows: list[dict], measures: dict[str, Callable]) -> pd.DataFrame:
@@ -115,14 +113,12 @@ def score_texts(texts: list[str], rows: list[dict], measures: dict[str, Callable
     return values
 
 
-def count(records: list[dict], scorer: BertScore | None) -> dict[str, int]:
+def count(records: list[dict]) -> dict[str, int]:
     """What was cut, and what is empty, among a system's answers."""
-    texts = [record["text"] for record in records]
     return {
-        "empty": sum(not text.strip() for text in texts),
+        "empty": sum(not record["text"].strip() for record in records),
         "stopped_at_limit": sum(record["finish_reason"] == "length" for record in records),
         "documents_cut": sum(record.get("n_cut_tokens", 0) > 0 for record in records),
-        **({"over_512_tokens": scorer.n_cut(texts)} if scorer else {}),
     }
 
 
@@ -138,27 +134,11 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
     for system, by_id in tqdm(answers.items(), desc="scoring", unit="system"):
         records = [by_id[row["id"]] for row in rows]
         values[system] = score_texts([record["text"] for record in records], rows, measures)
-        systems[system] = values[system].mean().to_dict() | count(records, scorer)
-    settings = {
-        "config": config.name,
-        "task": config.task.name,
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "documents": hash_of(rows),
-        "encoder": scorer and args.encoder,
-        "hash": scorer and scorer.scorer.hash,
-        "rescale_baseline": scorer and scorer.baseline,
-        "faithfulness": entailment and entailment.settings,
-        "resamples": RESAMPLES,
-        "seed": 0,
-        **{package: version(package) for package in ("rouge-score", "torch", "transformers")},
-        "generation": {s: records[rows[0]["id"]]["settings"] for s, records in answers.items()},
-    }
+        systems[system] = values[system].mean().to_dict() | count(records)
     result = {
         "n": len(rows),
         "target": target,
         "systems": systems,
-        "references_over_512_tokens": scorer and scorer.n_cut([row["reference"] for row in rows]),
         "differences": {
             other: {m: paired_bootstrap(values[target][m], found[m]) for m in found}
             for other, found in values.items()
@@ -166,7 +146,19 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
         },
         "ids": [row["id"] for row in rows],
         "per_text": {system: found.to_dict("list") for system, found in values.items()},
-        "settings": settings,
+    }
+    result["settings"] = {
+        "config": config.name,
+        "task": config.task.name,
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "documents": hash_of(rows),
+        "hash": scorer and scorer.scorer.hash,
+        "rescale_baseline": scorer and scorer.baseline,
+        "faithfulness": entailment and entailment.settings,
+        "resamples": RESAMPLES,
+        **{package: version(package) for package in ("rouge-score", "torch", "transformers")},
+        "generation": {s: records[rows[0]["id"]]["settings"] for s, records in answers.items()},
     }
     write_text(config.eval_dir / "scores.json", json.dumps(result, indent=1))
     print(f"scores of {len(answers)} systems on {len(rows)} texts in {config.eval_dir}")
