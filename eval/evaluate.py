@@ -1,36 +1,40 @@
 """Evaluate a run: merge its adapter, answer the test documents, score, report, record.
 
-All stages in one process; answers that are there are not made again. With --scores-only it scores
-and reports them, and records only with --record.
+Answers that are there are not made again. With --scores-only it scores and reports those, and
+records only with --record.
 
     python -m eval.evaluate smollm2-135m-dpo-sft-lora --n 32
 """
 
 import shlex
 import sys
+from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.cli import run, script_parser
-from eval.build_report import add_report_options, report
+from eval.build_report import LEDGER, report
 from eval.generate_answers import add_generation_options, answer_all
 from eval.merge_adapter import merge_run
 from eval.score_answers import add_scoring_options, score_all
 from eval.systems import add_run_options, load_test_rows, systems_of
-from training.run_config import load_run_config
+from training.run_config import check_model_folder, load_run_config
 
 
 def main() -> None:
     parser = script_parser(__doc__)
+    option = parser.add_argument
     add_run_options(parser)
     add_generation_options(parser)
     add_scoring_options(parser)
-    add_report_options(parser)
-    parser.add_argument("--scores-only", action="store_true", help="score the answers there are")
+    option("--scores-only", action="store_true", help="score the answers that are there")
+    option("--record", metavar="NOTE", help="add the scores to the ledger, with this note")
+    option("--ledger", type=Path, default=LEDGER, help="file of all runs")
     args = parser.parse_args()
     disable_progress_bar()
     set_verbosity_error()
     config = load_run_config(args.config)
+    check_model_folder(args.encoder)
     if not args.scores_only:
         merge_run(config)
         args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
