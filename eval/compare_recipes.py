@@ -47,7 +47,7 @@ RECIPES = {
     "sft+sft-then-dpo@previous+sft-then-dpo@previous": "SFT, then two rounds of DPO",
 }
 DEFAULT = "dpo-sft@student"
-STEP = re.compile(r"([\w-]+)@?(teacher|student|previous|):?(.*)")
+STEP = re.compile(r"([\w-]+)(?:@(teacher|student|previous))?(?::(.*))?")
 SHOWN = {"bertscore_f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
 OTHERS = {"length_ratio": 2, "density": 1, "repetition": 3, "training_seconds": 0}  # decimals
 NOTE = (
@@ -64,7 +64,7 @@ def steps_of(recipe: str) -> list[tuple[str, str, str]]:
     steps = [STEP.fullmatch(part) for part in recipe.split("+")]
     if not all(steps) or {step[1] for step in steps} - load_methods().keys():
         raise UserError(f"no recipe {recipe}; give it as METHOD@REJECTED, e.g. {' '.join(RECIPES)}")
-    return [step.groups() for step in steps]
+    return [step.groups("") for step in steps]
 
 
 def stage(module: str, *options: object) -> None:
