@@ -23,18 +23,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from common.cli import UserError, positive, run, script_parser
-from common.files import load_records, mark_made, share_of, write_records, write_text
+from common.files import load_records, share_of, write_records, write_text
 from common.report import drawing, format_interval, markdown, paired_bootstrap
 from eval.build_report import LEDGER, append_ledger
 from eval.generate_answers import add_generation_options, answer_rows
 from eval.load_model import Weights, load_tokenizer
 from eval.score_answers import add_scoring_options, commit, load_measures, score_texts
 from eval.systems import load_test_rows, system_of
-from prompts import add_task_options, data_folder, task_of
-from training.resolve_config import load_methods, resolve_config
+from prompts import Task, add_task_options, data_folder, task_of
+from training.resolve_config import load_methods
 from training.run_config import OUTPUTS, RunConfig, load_run_config
 
 RECIPES = {
@@ -77,26 +76,24 @@ def stage(module: str, *options: object) -> None:
 class Comparison:
     """What the trainings share: config, task, data, and the texts that all of them see."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.args, self.task, self.lacking = args, task_of(args), []
-        name = re.sub(r"[^\w.=-]", "_", "-".join([Path(args.config).stem, *args.set]))
+    def __init__(self, args: argparse.Namespace, task: Task):
+        self.args, self.task, self.lacking = args, task, []
         folder = "compare" if args.task == "summarize" else f"{args.task}-compare"
-        self.student, self.name = f"compare/{name}", f"{folder}/{name}"
+        name = re.sub(r"[^\w.=-]", "_", "-".join([Path(args.config).stem, *args.set]))
+        self.name = f"{folder}/{name}"
         self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
-        base = resolve_config(args.config, None, args.set, None, self.name, self.task, args.data)
-        self.config = base.output_dir / "config.yaml"  # other stages find it as if it were a run
-        write_text(self.config, yaml.safe_dump(base.settings, sort_keys=False))
-        made = {"task": args.task, "prompts_dir": str(args.prompts_dir)}
-        mark_made(base.output_dir / "inputs", made)
+        base = load_run_config(args.config, trained=False)
+        self.tokenizer = ["--tokenizer", base.base_model]
+        sources = self.build_sources()
+        self.base = replace(base, settings=base.settings | {"datasets": [{"path": str(sources)}]})
 
     def answer_training_texts(self, run_name: str, system: str) -> None:
         longest = self.args.max_new_tokens or self.task.max_new_tokens
-        options = ("--split", "train", "--systems", system, "--max-new-tokens", longest)
-        stage("eval.generate_answers", run_name, *options)
+        options = ["--split", "train", "--systems", system, "--max-new-tokens", longest]
+        stage("eval.generate_answers", run_name, *options, *self.options)
 
-    def build_pairs(self, name: str, *options: str) -> list[dict]:
-        tokenizer = load_run_config(self.config).base_model
-        options += ("--name", name, "--tokenizer", tokenizer, *self.options)
+    def build_pairs(self, name: str, *rejected: str) -> list[dict]:
+        options = ["--name", name, "--rejected", *rejected, *self.tokenizer, *self.options]
         stage("data_prep.build_pairs", *options)
         return load_records(data_folder(self.args, f"pairs-{name}") / "train.jsonl", ("id",))
 
@@ -107,79 +104,74 @@ class Comparison:
         stage("data_prep.build_dataset", "--name", name, *self.options)
         return data_folder(self.args, f"hub-{name}")
 
-    def build_sources(self) -> RunConfig:
+    def build_sources(self) -> Path:
         """Make the datasets that are the same for all seeds, of the texts that all of them have;
-        the config, with the first of them: the teacher's, if any."""
+        the folder of the first: the teacher's, if any."""
         asked = {source for recipe in self.args.recipes for _, source, _ in steps_of(recipe)}
         sources = [source for source in ("teacher", "student") if source in asked] or ["student"]
         if "student" in sources:
-            self.answer_training_texts(self.name, "instructed")
+            self.answer_training_texts(self.args.config, "instructed")
         names = {source: f"{self.name}-{source}".replace("/", "-") for source in sources}
-        options = ("--student", self.student)
-        found = {one: self.build_pairs(names[one], "--rejected", one, *options) for one in sources}
-        common = set.intersection(*({pair["id"] for pair in pairs} for pairs in found.values()))
+        student = ("--student", self.args.config)
+        pairs = {source: self.build_pairs(names[source], source, *student) for source in sources}
+        common = set.intersection(*({pair["id"] for pair in found} for found in pairs.values()))
         self.ids = set(sorted(common, key=lambda i: share_of(i, 0))[: self.args.examples])
-        self.hubs = {one: self.build_dataset(names[one], found[one]) for one in sources}
-        base = load_run_config(self.config)
-        first = {"datasets": [{"path": str(self.hubs[sources[0]])}]}
-        return replace(base, settings=base.settings | first)
+        self.hubs = {source: self.build_dataset(names[source], pairs[source]) for source in pairs}
+        return self.hubs[sources[0]]
 
     def build_round(self, run_name: str) -> Path:
         """The dataset whose rejected answers are a run's own."""
         name = run_name.replace("/", "-")
-        stage("eval.merge_adapter", run_name)
         self.answer_training_texts(run_name, "tuned")
-        pairs = self.build_pairs(name, "--rejected", run_name)
+        pairs = self.build_pairs(name, run_name)
         self.lacking.append(len(self.ids - {pair["id"] for pair in pairs}))
         return self.build_dataset(name, pairs)
 
-    def train(self, recipe: str, seed: int, options: list) -> tuple[str, float]:
+    def train(self, recipe: str, seed: int) -> tuple[str, float]:
         """(the recipe's last run, the seconds that its trainings took; NaN if not known)."""
         name, run_name, seconds = self.name, "", 0.0
-        for method, source, keys in steps_of(recipe):
-            hub = self.hubs.get(source) or next(iter(self.hubs.values()))
-            assigned = [f"seed={seed}", *filter(None, keys.split(":"))]
-            assigned += [f"lora_model_dir={OUTPUTS / run_name}"] if run_name else []
+        cpu = ["--cpu", "--num_cpu_threads_per_process", os.cpu_count()]
+        options = [*self.options, *([] if self.base.settings.get("bf16") else cpu), "--set"]
+        for method, source, own in steps_of(recipe):
             if source == "previous":
                 hub = self.build_round(run_name)
-            name = "-".join(filter(None, [name, method, source, re.sub(r"[^\w.=]", "_", keys)]))
-            run_name = f"{name}-{seed}"
-            command = [self.config, "--method", method, "--name", run_name, *self.options]
-            command += ["--set", f"datasets.0.path={hub}", *assigned, *options]
-            stage("training.train_adapter", *command)
+            else:
+                hub = self.hubs.get(source, self.base.dataset)
+            keys = [*self.args.set, f"seed={seed}", f"datasets.0.path={hub}"]
+            keys += [*filter(None, own.split(":")), f"lora_model_dir={OUTPUTS / run_name}"]
+            name = "-".join(filter(None, [name, method, source, re.sub(r"[^\w.=]", "_", own)]))
+            first, run_name = not run_name, f"{name}-{seed}"
+            command = [self.args.config, "--method", method, "--name", run_name, *options]
+            stage("training.train_adapter", *command, *(keys[:-1] if first else keys))
             log = (OUTPUTS / run_name / "train.log").read_text()
             took = re.findall(r"'train_runtime': '?([\d.]+)", log)
             resumed = "Using auto-resume" in log  # then the last part is not the whole
             seconds += float(took[-1]) if took and not resumed else math.nan
         return run_name, seconds
 
-    def answers(self, base: RunConfig, rows: list[dict]) -> Iterator[tuple]:
+    def answers(self, rows: list[dict]) -> Iterator[tuple[str, int, list[str], float]]:
         """(title, seed, answers, seconds of training) of every system, one after the other."""
 
         def answer(name: str, system: str) -> list[str]:
             path = OUTPUTS / f"{self.name}-answers" / f"{Path(name).name}.jsonl"
-            found = system_of(base, system)
+            found = system_of(self.base, system, self.task)
             records = answer_rows(name, found, rows, path, self.task, self.args)
             return [record["text"] for record in records]
 
         for system in ("lead", "base", "instructed"):
             yield self.task.title(system), 0, answer(system, system), math.nan
-        if all(row.get("second") for row in rows):
+        if all(row["second"] for row in rows):
             yield self.task.title("second"), 0, [row["second"] for row in rows], math.nan
-        cpu = ["--cpu", "--num_cpu_threads_per_process", os.cpu_count()]
-        options = [] if base.settings.get("bf16") else cpu
         for seed, recipe in product(self.args.seeds, self.args.recipes):
-            run_name, seconds = self.train(recipe, seed, options)
+            run_name, seconds = self.train(recipe, seed)
             answers = answer(run_name, str(OUTPUTS / run_name))
             yield RECIPES.get(recipe, recipe), seed, answers, seconds
 
 
 def gain(scores: pd.DataFrame, measure: str, ours: str, other: str = "") -> tuple:
     """Mean and interval of a system's measure, or of how much it is over another's."""
-    mine = scores.loc[ours, measure].unstack("text").to_numpy()
-    return paired_bootstrap(
-        mine, scores.loc[other, measure].unstack("text").to_numpy() if other else 0
-    )
+    values = [scores.loc[s, measure].unstack("text").to_numpy() for s in (ours, other) if s]
+    return paired_bootstrap(*values, *([] if other else [0]))
 
 
 def score_table(scores: pd.DataFrame, order: list[str]) -> pd.DataFrame:
@@ -190,12 +182,11 @@ def score_table(scores: pd.DataFrame, order: list[str]) -> pd.DataFrame:
         for measure, title in SHOWN.items():
             mean, low, high = gain(scores, measure, name)
             line[f"{title} [95%]"] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-        seeds = means.loc[name]
-        f1 = [f"{mean:.3f}" for mean in seeds["bertscore_f1"]]
+        f1 = [f"{mean:.3f}" for mean in means.loc[name, "bertscore_f1"]]
         line["F1 by seed"] = ", ".join(f1 if len(f1) > 1 else [])
         for measure, decimals in OTHERS.items():
-            shown = f"{seeds[measure].mean():.{decimals}f}"
-            line[measure.replace("_", " ")] = "" if shown == "nan" else shown
+            shown = f"{means.loc[name, measure].mean():.{decimals}f}"
+            line[measure.replace("_", " ")] = shown.replace("nan", "")
     return pd.DataFrame(lines).T.rename_axis("system")
 
 
@@ -258,15 +249,15 @@ def main() -> None:
     possible = [recipe for recipe in RECIPES if task.answers == 2 or "@teacher" not in recipe]
     args.recipes = args.recipes or possible
     args.output = args.output or f"recipes-{task.name}".removesuffix("-summarize")
-    compared, frames = Comparison(args), {}
-    base = compared.build_sources()
-    rows = load_test_rows(base, args.n)
+    compared = Comparison(args, task)
+    base, frames = compared.base, {}
+    rows = load_test_rows(base, args.n, task)
     if not args.max_new_tokens:  # the longest reference and the end of the turn
         tokenizer = load_tokenizer(Weights(base.base_model, base.base_revision))
         args.max_new_tokens = 1 + max(len(tokenizer(row["reference"]).input_ids) for row in rows)
     wanted = replace(task, measures=["bertscore", "rouge", "extractiveness"])
     measures, lengths = load_measures(wanted, args), [len(row["reference"].split()) for row in rows]
-    for title, seed, answers, seconds in compared.answers(base, rows):
+    for title, seed, answers, seconds in compared.answers(rows):
         values = score_texts(answers, rows, measures)
         values["length_ratio"] = np.divide(values["words"], lengths)
         frames[title, seed] = values.assign(training_seconds=seconds)
