@@ -2,8 +2,8 @@
 
 A recipe is one training or several with a + between, METHOD@REJECTED:KEY=VALUE: a method of
 methods.yaml, and whose answers it rejects: the teacher's, the student's (instructed) or those of
-the previous training. Trains into outputs/compare/, writes results/OUTPUT.md and .png and lines of
-the ledger; goes on where it stopped.
+the previous training. Trains into outputs/compare/, writes results/OUTPUT.md, .png and the ledger;
+goes on where it stopped.
 
     python -m eval.compare_recipes smollm2-135m-dpo-sft-lora --seeds 42 43 44
 """
@@ -15,25 +15,21 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from common.cli import UserError, positive, run, script_parser
-from common.files import load_records, share_of, write_records, write_text
+from common.files import load_records, mark_made, share_of, write_records, write_text
 from common.report import drawing, format_interval, markdown, paired_bootstrap
-from eval.build_report import LEDGER, append_ledger
-from eval.generate_answers import add_generation_options, answer_rows
+from eval.build_report import LEDGER, append_ledger, render
+from eval.generate_answers import add_generation_options, answer_all
 from eval.load_model import Weights, load_tokenizer
-from eval.score_answers import add_scoring_options, commit, load_measures, score_texts
-from eval.systems import load_test_rows, system_of
+from eval.score_answers import add_scoring_options, load_scores, score_all
+from eval.systems import load_test_rows
 from prompts import Task, add_task_options, data_folder, task_of
-from training.resolve_config import load_methods
 from training.run_config import OUTPUTS, RunConfig, load_run_config
 
 RECIPES = {
@@ -49,19 +45,12 @@ DEFAULT = "dpo-sft@student"
 STEP = re.compile(r"([\w-]+)(?:@(teacher|student|previous))?(?::(.*))?")
 SHOWN = {"bertscore_f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
 OTHERS = {"length_ratio": 2, "density": 1, "repetition": 3, "training_seconds": 0}  # decimals
-NOTE = (
-    "`{command}`, {date}, commit {commit}, n = {n} held-out texts, {texts} training texts, the "
-    "same for all{lacking}, answers of at most {longest} tokens, {encoder}. Intervals: paired "
-    "bootstrap over texts and seeds, 10,000 resamples. They take texts of one article, and so few "
-    "seeds, for independent; the best recipe was picked on these same texts: both make them look "
-    "narrower than they are."
-)
 
 
 def steps_of(recipe: str) -> list[tuple[str, str, str]]:
     """[(method, source of the rejected answers, KEY=VALUE)] of a recipe. Raises UserError."""
     steps = [STEP.fullmatch(part) for part in recipe.split("+")]
-    if not all(steps) or {step[1] for step in steps} - load_methods().keys():
+    if not all(steps):
         raise UserError(f"no recipe {recipe}; give it as METHOD@REJECTED, e.g. {' '.join(RECIPES)}")
     return [step.groups("") for step in steps]
 
@@ -84,8 +73,11 @@ class Comparison:
         self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
         base = load_run_config(args.config, trained=False)
         self.tokenizer = ["--tokenizer", base.base_model]
-        sources = self.build_sources()
-        self.base = replace(base, settings=base.settings | {"datasets": [{"path": str(sources)}]})
+        data, output = self.build_sources(), OUTPUTS / self.name
+        made = {"task": args.task, "prompts_dir": str(args.prompts_dir)}
+        mark_made(output / "inputs", made)  # as of a run, whose base these settings are
+        own = {"datasets": [{"path": str(data)}], "output_dir": str(output)}
+        self.base = replace(base, settings=base.settings | own)
 
     def answer_training_texts(self, run_name: str, system: str) -> None:
         longest = self.args.max_new_tokens or self.task.max_new_tokens
@@ -131,41 +123,50 @@ class Comparison:
         """(the recipe's last run, the seconds that its trainings took; NaN if not known)."""
         name, run_name, seconds = self.name, "", 0.0
         cpu = ["--cpu", "--num_cpu_threads_per_process", os.cpu_count()]
-        options = [*self.options, *([] if self.base.settings.get("bf16") else cpu), "--set"]
+        options = self.options + ([] if self.base.settings.get("bf16") else cpu)
         for method, source, own in steps_of(recipe):
+            hub = self.hubs.get(source, self.base.dataset)
             if source == "previous":
                 hub = self.build_round(run_name)
-            else:
-                hub = self.hubs.get(source, self.base.dataset)
             keys = [*self.args.set, f"seed={seed}", f"datasets.0.path={hub}"]
-            keys += [*filter(None, own.split(":")), f"lora_model_dir={OUTPUTS / run_name}"]
+            keys += [f"lora_model_dir={OUTPUTS / run_name}"] if run_name else []
             name = "-".join(filter(None, [name, method, source, re.sub(r"[^\w.=]", "_", own)]))
-            first, run_name = not run_name, f"{name}-{seed}"
+            run_name = f"{name}-{seed}"
             command = [self.args.config, "--method", method, "--name", run_name, *options]
-            stage("training.train_adapter", *command, *(keys[:-1] if first else keys))
+            command += ["--set", *keys, *filter(None, own.split(":"))]
+            stage("training.train_adapter", *command)
             log = (OUTPUTS / run_name / "train.log").read_text()
             took = re.findall(r"'train_runtime': '?([\d.]+)", log)
             resumed = "Using auto-resume" in log  # then the last part is not the whole
             seconds += float(took[-1]) if took and not resumed else math.nan
         return run_name, seconds
 
-    def answers(self, rows: list[dict]) -> Iterator[tuple[str, int, list[str], float]]:
-        """(title, seed, answers, seconds of training) of every system, one after the other."""
 
-        def answer(name: str, system: str) -> list[str]:
-            path = OUTPUTS / f"{self.name}-answers" / f"{Path(name).name}.jsonl"
-            found = system_of(self.base, system, self.task)
-            records = answer_rows(name, found, rows, path, self.task, self.args)
-            return [record["text"] for record in records]
+def score(compared: Comparison, rows: list[dict]) -> tuple[pd.DataFrame, dict]:
+    """(scores by system, seed and text, the settings that they were made with)."""
+    args, frames = compared.args, {}
+    lengths = [len(row["reference"].split()) for row in rows]
 
-        for system in ("lead", "base", "instructed"):
-            yield self.task.title(system), 0, answer(system, system), math.nan
-        if all(row["second"] for row in rows):
-            yield self.task.title("second"), 0, [row["second"] for row in rows], math.nan
-        for seed, recipe in product(self.args.seeds, self.args.recipes):
-            run_name, seconds = self.train(recipe, seed)
-            answers = answer(run_name, str(OUTPUTS / run_name))
-            yield RECIPES.get(recipe, recipe), seed, answers, seconds
+    def add(config: RunConfig, systems: list[str], seed: int, seconds: float, title: str) -> dict:
+        args.systems = systems
+        answer_all(config, rows, args)
+        score_all(config, rows, args)
+        scores = load_scores(config)
+        for system in systems:
+            values = pd.DataFrame(scores["per_text"][system], index=scores["ids"])
+            values["length_ratio"] = values["words"] / lengths
+            name = title or compared.task.title(system)
+            frames[name, seed] = values.assign(training_seconds=seconds)
+        return scores["settings"]
+
+    second = ["second"] if all(row["second"] for row in rows) else []
+    base = ["lead", "base", "instructed", *second]
+    settings = add(compared.base, base, 0, math.nan, "")
+    for seed, recipe in product(args.seeds, args.recipes):
+        run_name, seconds = compared.train(recipe, seed)
+        title = RECIPES.get(recipe, recipe)
+        add(load_run_config(run_name), ["tuned"], seed, seconds, title)
+    return pd.concat(frames, names=["system", "seed", "text"]), settings
 
 
 def gain(scores: pd.DataFrame, measure: str, ours: str, other: str = "") -> tuple:
@@ -207,7 +208,7 @@ def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
 
     The differences are those of the best preference recipe, and of the default one, over all.
     """
-    args, titles = compared.args, {RECIPES.get(r, r): r for r in compared.args.recipes}
+    titles = {RECIPES.get(recipe, recipe): recipe for recipe in compared.args.recipes}
     means = scores["bertscore_f1"].groupby("system").mean()
     order = means.sort_values(ascending=False).index.tolist()
     best = [name for name in order if "@" in titles.get(name, "")][:1]
@@ -217,14 +218,19 @@ def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
         for other in [name for name in order if name not in (ours, *best)]:
             found = {title: gain(scores, m, ours, other) for m, title in SHOWN.items()}
             gains[f"{ours} minus {other}"] = {t: format_interval(*g) for t, g in found.items()}
-    lacking = f" (rounds lacked {compared.lacking} of them)" if any(compared.lacking) else ""
-    texts, longest = len(compared.ids), args.max_new_tokens
-    path = Path("results") / f"{args.output}.md"
+    path = Path("results") / f"{compared.args.output}.md"
     plot(scores, order, path.with_suffix(".png"))
-    frames = score_table(scores, order), pd.DataFrame(gains).T.rename_axis("difference [95%]")
-    note = NOTE.format(**about, lacking=lacking, texts=texts, longest=longest)
-    text = "\n\n".join([*map(markdown, frames), note, f"![]({path.stem}.png)"]) + "\n"
-    write_text(path, text)
+    text = render(
+        "recipes.md.jinja",
+        table=markdown(score_table(scores, order)),
+        differences=markdown(pd.DataFrame(gains).T.rename_axis("difference [95% interval]")),
+        about=about,
+        n_texts=len(compared.ids),
+        lacking=compared.lacking,
+        longest=compared.args.max_new_tokens,
+        name=path.stem,
+    )
+    write_text(path, text + "\n")
     lines = [(name, m, *gain(scores, m, name)) for name in order for m in SHOWN]
     append_ledger(lines, about, LEDGER)
     print(f"\n{text}")
@@ -250,22 +256,14 @@ def main() -> None:
     args.recipes = args.recipes or possible
     args.output = args.output or f"recipes-{task.name}".removesuffix("-summarize")
     compared = Comparison(args, task)
-    base, frames = compared.base, {}
-    rows = load_test_rows(base, args.n, task)
+    base, rows = compared.base, load_test_rows(compared.base, args.n)
     if not args.max_new_tokens:  # the longest reference and the end of the turn
         tokenizer = load_tokenizer(Weights(base.base_model, base.base_revision))
         args.max_new_tokens = 1 + max(len(tokenizer(row["reference"]).input_ids) for row in rows)
-    wanted = replace(task, measures=["bertscore", "rouge", "extractiveness"])
-    measures, lengths = load_measures(wanted, args), [len(row["reference"].split()) for row in rows]
-    for title, seed, answers, seconds in compared.answers(rows):
-        values = score_texts(answers, rows, measures)
-        values["length_ratio"] = np.divide(values["words"], lengths)
-        frames[title, seed] = values.assign(training_seconds=seconds)
-        print(f"{title}, {seed}: {values[[*SHOWN]].mean().round(3).to_dict()}", flush=True)
-    about = {"date": datetime.now(UTC).date(), "commit": commit(), "config": compared.name}
+    scores, settings = score(compared, rows)
+    about = {key: settings[key] for key in ("date", "commit", "config")}
     about["command"] = shlex.join(["just", "compare", *sys.argv[1:]])
-    about |= {"encoder": measures["bertscore"].scorer.hash, "n": len(rows)}
-    report(compared, pd.concat(frames, names=["system", "seed", "text"]), about)
+    report(compared, scores, about | {"encoder": settings["hash"], "n": len(rows)})
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from eval.build_report import LEDGER, report
 from eval.generate_answers import add_generation_options, answer_all
 from eval.merge_adapter import merge_run
 from eval.score_answers import add_scoring_options, score_all
-from eval.systems import add_run_options, load_test_rows, systems_of
-from training.run_config import check_model_folder, load_run_config
+from eval.systems import add_run_options, load_test_rows, run_of
+from training.run_config import check_model_folder
 
 
 def main() -> None:
@@ -33,12 +33,11 @@ def main() -> None:
     args = parser.parse_args()
     disable_progress_bar()
     set_verbosity_error()
-    config = load_run_config(args.config)
+    config = run_of(args)
     check_model_folder(args.encoder)
     if not args.scores_only:
         merge_run(config)
         args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
-    systems_of(config, args.systems)
     rows = load_test_rows(config, args.n)
     if not args.scores_only:
         answer_all(config, rows, args)

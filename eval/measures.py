@@ -4,29 +4,24 @@ Each takes answers and their rows {text, reference}, and gives a column of value
 """
 
 import re
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pysbd import Segmenter
+from rouge_score.rouge_scorer import RougeScorer
 
-from common.cli import UserError, one_line
+from common.cli import UserError
 from common.files import file_sha
 from data_prep.filter_pairs import repetition
 
 WINDOW = 512  # tokens an encoder reads
 BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
+SEGMENTER = Segmenter(language="en", clean=False)
 PARTS = ("bertscore_p", "bertscore_r", "bertscore_f1")
 Columns = dict[str, list[float]]
-
-
-@cache
-def _segmenter():
-    from pysbd import Segmenter
-
-    return Segmenter(language="en", clean=False)
 
 
 def split_sentences(text: str) -> list[str]:
@@ -34,7 +29,7 @@ def split_sentences(text: str) -> list[str]:
     sentences = []
     for paragraph in filter(str.strip, re.split(r"\n\s*\n", text)):
         whole = " ".join(paragraph.split())
-        found = [sentence.strip() for sentence in _segmenter().segment(whole)]
+        found = [sentence.strip() for sentence in SEGMENTER.segment(whole)]
         # pysbd loses a character of some odd punctuation; such a paragraph stays in one piece.
         complete = "".join(found).replace(" ", "") == whole.replace(" ", "")
         sentences += filter(None, found if complete else [whole])
@@ -53,8 +48,6 @@ def basics(answers: list[str], rows: list[dict]) -> Columns:
 
 def rouge(answers: list[str], rows: list[dict]) -> Columns:
     """ROUGE-1, 2, L and Lsum F1 (Lin 2004), stemmed."""
-    from rouge_score.rouge_scorer import RougeScorer
-
     scorer, found = RougeScorer(list(ROUGE.values()), use_stemmer=True), []
     for answer, row in zip(answers, rows, strict=True):
         lines = ["\n".join(split_sentences(text)) for text in (row["reference"], answer)]
@@ -118,10 +111,7 @@ class BertScore:
         try:
             self.scorer = BERTScorer(encoder, num_layers=layers, batch_size=batch_size, lang="en")
         except KeyError:
-            hint = "pass --encoder-layers"
-            raise UserError(f"bert-score knows no layer for {encoder}; {hint}") from None
-        except OSError as error:
-            raise UserError(f"cannot load the encoder {encoder}: {one_line(error, 200)}") from None
+            raise UserError(f"bert-score knows no layer of {encoder}: --encoder-layers") from None
         self.scorer._tokenizer.model_max_length = WINDOW
         self.scorer._model.float()
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)

@@ -56,18 +56,13 @@ def load_evaluation(config: RunConfig) -> tuple[dict, list[dict], dict[str, dict
     """(scores, test rows, system -> id -> answer) of a run, exactly those that were scored."""
     scores = load_scores(config)
     rows, settings = load_test_rows(config, scores["n"]), scores["settings"]
-    if settings["documents"] != hash_of(rows):
+    if settings["documents"] != digest(*rows):
         raise UserError(
             f"the test documents of {config.dataset} are not those that were scored; run "
             f"`just answers {config.name}` and `just scores {config.name}`"
         )
     systems = list(scores["systems"])
     return scores, rows, load_answers(config, rows, systems, asked=settings["generation"])
-
-
-def hash_of(rows: list[dict]) -> str:
-    """What tells these documents and references from others."""
-    return digest(*(part for row in rows for part in (row["id"], row["text"], row["reference"])))
 
 
 def commit() -> str:
@@ -102,24 +97,14 @@ def load_measures(task: Task, args: argparse.Namespace) -> dict[str, Callable]:
 
 
 def score_texts(texts: list[str], rows: list[dict], measures: dict[str, Callable]) -> pd.DataFrame:
-    """A line a text, by its id, a column a figure. Raises UserError for what is not a number."""
+    """A line a text, a column a figure. Raises UserError for what is not a number."""
     columns = {}
     for measure in measures.values():
         columns |= measure(texts, rows)
-    values = pd.DataFrame(columns, index=[row["id"] for row in rows])
-    faulty = (~np.isfinite(values)).stack()
-    for place, name in faulty.index[faulty]:
-        raise UserError(f"{name} of text {place} is not a number; is the encoder sound?")
+    values = pd.DataFrame(columns)
+    if faulty := values.columns[~np.isfinite(values).all()].tolist():
+        raise UserError(f"{', '.join(faulty)}: some are not numbers; is the encoder sound?")
     return values
-
-
-def count(records: list[dict]) -> dict[str, int]:
-    """What was cut, and what is empty, among a system's answers."""
-    return {
-        "empty": sum(not record["text"].strip() for record in records),
-        "stopped_at_limit": sum(record["finish_reason"] == "length" for record in records),
-        "documents_cut": sum(record.get("n_cut_tokens", 0) > 0 for record in records),
-    }
 
 
 def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
@@ -134,7 +119,11 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
     for system, by_id in tqdm(answers.items(), desc="scoring", unit="system"):
         records = [by_id[row["id"]] for row in rows]
         values[system] = score_texts([record["text"] for record in records], rows, measures)
-        systems[system] = values[system].mean().to_dict() | count(records)
+        systems[system] = values[system].mean().to_dict() | {
+            "empty": sum(not record["text"].strip() for record in records),
+            "stopped_at_limit": sum(record["finish_reason"] == "length" for record in records),
+            "documents_cut": sum(record.get("n_cut_tokens", 0) > 0 for record in records),
+        }
     result = {
         "n": len(rows),
         "target": target,
@@ -152,7 +141,7 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
         "task": config.task.name,
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "documents": hash_of(rows),
+        "documents": digest(*rows),
         "hash": scorer and scorer.scorer.hash,
         "rescale_baseline": scorer and scorer.baseline,
         "faithfulness": entailment and entailment.settings,

@@ -16,6 +16,7 @@ from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from common.cli import UserError
+from common.files import mark_made
 from eval import compare_recipes
 from eval.compare_recipes import RECIPES, steps_of
 from training.resolve_config import load_methods, resolve_config
@@ -41,11 +42,11 @@ class Scorer:
 class Stages:
     """What a comparison asks of other stages; `data`, `outputs` are made as they would make them.
 
-    Every training gives the model in `model`.
+    Every training gives the adapter in `adapter`.
     """
 
-    def __init__(self, folder, model):
-        self.folder, self.model, self.asked, self.second = folder, model, [], "Ice, again."
+    def __init__(self, folder, adapter):
+        self.folder, self.adapter, self.asked, self.second = folder, adapter, [], "Ice, again."
 
     def __call__(self, command):
         module, *options = command[2:]
@@ -58,8 +59,6 @@ class Stages:
 
     def generate_answers(self, options):
         pass
-
-    merge_adapter = generate_answers
 
     def build_pairs(self, options):
         rejected = value(options, "--rejected")
@@ -79,7 +78,8 @@ class Stages:
     def train_adapter(self, options):
         run = self.folder / "outputs" / value(options, "--name")
         if not run.exists():
-            shutil.copytree(self.model, run)
+            shutil.copytree(self.adapter, run)
+            mark_made(run / "inputs", {"task": value(options, "--task")})
         settings = resolved(options).settings
         (run / "config.yaml").write_text(yaml.safe_dump(settings))
         (run / "train.log").write_text("{'train_runtime': '7.25', 'epoch': 1}\n")
@@ -101,17 +101,30 @@ def resolved(options):
     )
 
 
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_qwen2):
+    """An untrained adapter of the tiny student."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter") / "run"
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    get_peft_model(model, LoraConfig(r=4, init_lora_weights=False)).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def compare(tmp_path, tiny_qwen2, monkeypatch):
+def compare(tmp_path, tiny_qwen2, adapter, monkeypatch):
     """Run a comparison of a tiny student in an empty folder; `.stages` notes what it asks for."""
     shutil.copytree("axolotl_configs", tmp_path / "axolotl_configs")
     path = tmp_path / "axolotl_configs/smollm2-135m-dpo-sft-lora.yaml"
     settings = yaml.safe_load(path.read_text()) | {"base_model": str(tiny_qwen2)}
     (tmp_path / "axolotl_configs/tiny-lora.yaml").write_text(yaml.safe_dump(settings))
-    stages = Stages(tmp_path, tiny_qwen2)
+    stages = Stages(tmp_path, adapter)
     monkeypatch.setattr(compare_recipes.subprocess, "run", stages)
-    monkeypatch.setattr(compare_recipes, "commit", lambda: "abc1234")
+    monkeypatch.setattr("eval.score_answers.commit", lambda: "abc1234")
     monkeypatch.setattr("eval.score_answers.BertScore", Scorer)
+    monkeypatch.setattr("eval.score_answers.is_entailment_model", lambda encoder: False)
 
     def run(*options, code=0):
         arguments = ("tiny-lora", "--seeds", 42, "--max-new-tokens", 8, *options)
@@ -141,7 +154,7 @@ def test_every_recipe_sees_the_same_texts_and_differs_in_its_method_alone(compar
         assert ids == (["t1", "t2", "t3"] if "previous" in name else [f"t{i}" for i in range(1, 6)])
     assert {pair["by"] for pair in pairs} == {"compare/tiny-lora-sft-sft-then-dpo-previous-42"}
     said = (compare.folder / "results/recipes.md").read_text()
-    assert "5 training texts, the same for all (rounds lacked [2, 2, 2] of them)" in said
+    assert "5 training texts, the same for all (rounds lacked 2, 2, 2 of them)" in said
 
 
 def resolved_in(folder, options):
@@ -153,11 +166,11 @@ def resolved_in(folder, options):
 def test_a_round_goes_on_from_the_run_whose_answers_it_rejects(compare):
     compare("--recipes", *ROUNDS[2:], "--seeds", 7)
     first, second = "compare/tiny-lora-sft", "compare/tiny-lora-sft-sft-then-dpo-previous"
-    assert compare.stages.of("eval.merge_adapter") == [f"{first}-7", f"{second}-7"]
     answers = compare.stages.of("eval.generate_answers")
-    common = "--split train --systems {} --max-new-tokens 8"
-    assert answers[0] == f"compare/tiny-lora {common.format('instructed')}"
-    assert answers[1:] == [f"{run}-7 {common.format('tuned')}" for run in (first, second)]
+    common = "--split train --systems {} --max-new-tokens 8 --task summarize"
+    assert answers[0].startswith(f"tiny-lora {common.format('instructed')}")
+    for run, command in zip((first, second), answers[1:], strict=True):
+        assert command.startswith(f"{run}-7 {common.format('tuned')}")
     sft, one, two = compare.stages.of("training.train_adapter")
     assert "lora_model_dir" not in sft and "hub-compare-tiny-lora-student" in sft
     assert f"lora_model_dir=outputs/{first}-7" in one and "--method sft-then-dpo" in one
@@ -207,11 +220,9 @@ def test_a_row_of_second_answers_stands_where_there_are_any(compare):
 
 def test_another_task_has_runs_data_and_a_table_of_its_own(compare):
     compare("--task", "title", "--recipes", "sft")
-    assert "--student compare/tiny-lora" in compare.stages.of("data_prep.build_pairs")[0]
-    made = json.loads(
-        (compare.folder / "outputs/title-compare/tiny-lora/inputs/made.json").read_text()
-    )
-    assert made["task"] == "title"
+    assert "--rejected student --student tiny-lora" in compare.stages.of("data_prep.build_pairs")[0]
+    path = compare.folder / "outputs/title-compare/tiny-lora/eval/scores.json"
+    assert json.loads(path.read_text())["settings"]["task"] == "title"
     assert (compare.folder / "outputs/title-compare/tiny-lora-sft-42").exists()
     assert "base, instructed to title" in (compare.folder / "results/recipes-title.md").read_text()
 
@@ -224,14 +235,14 @@ def test_a_teacher_of_one_answer_has_no_pairs_of_its_own(compare):
 def test_after_a_retraining_the_old_answers_are_not_scored(compare):
     """And what is answered is not answered again (B2)."""
     run = compare.folder / "outputs/compare/tiny-lora-sft-42"
-    path = compare.folder / "outputs/compare/tiny-lora-answers/tiny-lora-sft-42.jsonl"
+    path = run / "eval/answers/tuned.jsonl"
     for _ in range(2):
         compare("--recipes", "sft")
     assert len(read_jsonl(path)) == 4
-    weights = load_file(run / "model.safetensors")
+    weights = load_file(run / "adapter_model.safetensors")
     torch.manual_seed(1)
     weights = {name: torch.randn_like(tensor) * 0.3 for name, tensor in weights.items()}
-    save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, run / "adapter_model.safetensors")
     compare("--recipes", "sft")
     records = read_jsonl(path)
     assert len(records) == 8 and len({r["settings"]["fingerprint"] for r in records}) == 2
@@ -244,7 +255,7 @@ def test_answers_are_as_long_as_the_longest_reference(compare, tiny_qwen2):
         "eval.compare_recipes", "tiny-lora", "--recipes", "sft", "--seeds", 42, cwd=compare.folder
     )
     longest = len(AutoTokenizer.from_pretrained(tiny_qwen2)("Ice.").input_ids)
-    path = compare.folder / "outputs/compare/tiny-lora-answers/base.jsonl"
+    path = compare.folder / "outputs/compare/tiny-lora/eval/answers/base.jsonl"
     assert read_jsonl(path)[0]["settings"]["max_new_tokens"] == longest + 1
 
 
@@ -252,7 +263,7 @@ def test_a_stage_that_fails_stops_the_comparison(compare, monkeypatch):
     failed = SimpleNamespace(returncode=1)
     monkeypatch.setattr(compare_recipes.subprocess, "run", lambda command: failed)
     line = one_error_line(compare("--recipes", "sft", code=1))
-    assert "python -m eval.generate_answers compare/tiny-lora" in line and "failed" in line
+    assert "python -m eval.generate_answers tiny-lora" in line and "failed" in line
 
 
 def test_a_recipe_is_read_or_named():
@@ -262,6 +273,6 @@ def test_a_recipe_is_read_or_named():
         ("ipo", "previous", "rl_beta=0.3"),
     ]
     assert all(steps_of(recipe) for recipe in RECIPES)
-    for faulty in ("sfft", "dpo@nobody", "dpo@"):
+    for faulty in ("dpo@nobody", "dpo@", "sft+"):
         with pytest.raises(UserError, match="METHOD@REJECTED"):
             steps_of(faulty)
