@@ -45,27 +45,21 @@ def difference_table(scores: dict, task: Task, titles: dict[str, str]) -> pd.Dat
     return pd.DataFrame(lines).T.rename_axis("difference [95% interval]")
 
 
-def chief_tables(scores: dict, task: Task) -> list[pd.DataFrame]:
-    compared = {measure: TITLES[measure] for measure in COMPARED}
-    return [score_table(scores, task, TITLES), difference_table(scores, task, compared)]
-
-
 def table(scores: dict, task: Task) -> str:
     """The chief scores and differences as Markdown."""
-    n = scores["n"]
-    warning = [f"n is {n}: under 30, read the intervals with care."] if n < 30 else []
-    return "\n\n".join([*map(markdown, chief_tables(scores, task)), *warning])
+    compared = {measure: TITLES[measure] for measure in COMPARED}
+    frames = score_table(scores, task, TITLES), difference_table(scores, task, compared)
+    few = "\n\nn is under 30: read the intervals with care." if scores["n"] < 30 else ""
+    return "\n\n".join(map(markdown, frames)) + few
 
 
-def draw_plot(scores: dict, task: Task, measure: str, path: Path) -> None:
-    """The differences with their intervals."""
-    with drawing(path, (6, 1 + 0.45 * len(scores["differences"]))) as axes:
-        for other, gains in scores["differences"].items():
-            mean, low, high = gains[measure]
+def draw_intervals(intervals: dict[str, tuple], label: str, path: Path) -> None:
+    """(mean, low, high) of each name, the first on top."""
+    with drawing(path, (7, 1 + 0.45 * len(intervals))) as axes:
+        for name, (mean, low, high) in reversed(intervals.items()):
             reach = [[max(0, mean - low)], [max(0, high - mean)]]
-            axes[0, 0].errorbar(mean, f"minus {task.title(other)}", xerr=reach, fmt="o", capsize=4)
-        axes[0, 0].axvline(0, color="grey", linewidth=0.8)
-        axes[0, 0].set_xlabel(f"gain of {scores['target']} in {measure}, 95%, n = {scores['n']}")
+            axes[0, 0].errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
+        axes[0, 0].set_xlabel(f"{label}; bars: 95% interval")
 
 
 def write_report(
@@ -74,33 +68,31 @@ def write_report(
     """Write scores.md, scores.png and report.html into `folder`."""
     more, everything = score_table(scores, task, MORE_TITLES), TITLES | MORE_TITLES
     more = [more, difference_table(scores, task, everything).T.rename_axis("measure")]
-    measured = scores["systems"][scores["target"]]
-    chief = next(measure for measure in (*COMPARED, "words") if measure in measured)
-    values = pd.DataFrame({s: found[chief] for s, found in scores["per_text"].items()})
-    gains = values[scores["target"]] - values.iloc[:, min(1, len(values.columns) - 1)]
-    shared = {"scores": scores, "task": task, "answers": answers}
-    text = render(
-        "scores.md.jinja",
-        **shared,
-        table=table(scores, task),
-        row=rows[gains.argsort().iloc[len(gains) // 2]],  # the median gain over the second system
-        more=list(map(markdown, more)),
-        settings=json.dumps(scores["settings"], indent=1),
-    )
-    write_text(folder / "scores.md", text + "\n")
+    measured, target = scores["per_text"], scores["target"]
+    chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
+    values = pd.DataFrame({system: found[chief] for system, found in measured.items()})
+    gains = values[target] - values.iloc[:, min(1, len(values.columns) - 1)]
     plot, judged = folder / "scores.png", folder / "judge.json"
-    draw_plot(scores, task, chief, plot)
+    intervals = {f"minus {task.title(s)}": g[chief] for s, g in scores["differences"].items()}
+    draw_intervals(intervals, f"gain of {task.title(target)} in {chief}", plot)
     verdicts = json.loads(judged.read_text()) if judged.exists() else {}
-    page = render(
-        "report.html.jinja",
-        **shared,
-        rows=rows,
-        tables=[frame.reset_index() for frame in (*chief_tables(scores, task), *more)],
-        plot=base64.b64encode(plot.read_bytes()).decode(),
-        values=values.to_dict("list"),
-        current=verdicts.get("generation") == scores["settings"]["generation"],
-        verdicts=verdicts,
-    )
+    shown = {
+        "scores": scores,
+        "rows": rows,
+        "answers": answers,
+        "task": task,
+        "table": table(scores, task),
+        "more": [markdown(frame) for frame in more],
+        "row": rows[gains.argsort().iloc[len(gains) // 2]],  # of median gain over the second system
+        "values": values.to_dict("list"),
+        "plot": base64.b64encode(plot.read_bytes()).decode(),
+        "verdicts": verdicts,
+        "current": verdicts.get("generation") == scores["settings"]["generation"],
+    }
+    write_text(folder / "scores.md", render("scores.md.jinja", **shown) + "\n")
+    frames = score_table(scores, task, TITLES), difference_table(scores, task, TITLES), *more
+    tables = [frame.to_html(border=0) for frame in frames]
+    page = render("report.html.jinja", **shown, tables=tables)
     write_text(folder / "report.html", page)
 
 

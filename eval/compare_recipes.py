@@ -23,8 +23,8 @@ import pandas as pd
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, share_of, write_records, write_text
-from common.report import drawing, format_interval, markdown, paired_bootstrap
-from eval.build_report import LEDGER, append_ledger, render
+from common.report import format_interval, markdown, paired_bootstrap
+from eval.build_report import LEDGER, append_ledger, draw_intervals, render
 from eval.generate_answers import add_generation_options, answer_all
 from eval.load_model import Weights, load_tokenizer
 from eval.score_answers import add_scoring_options, load_scores, score_all
@@ -191,18 +191,6 @@ def score_table(scores: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     return pd.DataFrame(lines).T.rename_axis("system")
 
 
-def plot(scores: pd.DataFrame, order: list[str], path: Path) -> None:
-    """Mean F1 of every system with its interval, and a dot for every seed; the best on top."""
-    with drawing(path, (7, 0.45 * len(order) + 1.2)) as axes:
-        for name in reversed(order):
-            mean, low, high = gain(scores, "bertscore_f1", name)
-            reach = [[mean - low], [high - mean]]
-            axes[0, 0].errorbar(mean, name, xerr=reach, fmt="s", color="C0", capsize=3)
-            seeds = scores.loc[name, "bertscore_f1"].groupby("seed").mean()
-            axes[0, 0].plot(seeds, [name] * len(seeds), ".", color="C1")
-        axes[0, 0].set_xlabel("BERTScore F1; bars: 95% interval over texts and seeds; dots: seeds")
-
-
 def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
     """Write the tables with their note, the plot, and the lines of the ledger.
 
@@ -219,7 +207,8 @@ def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
             found = {title: gain(scores, m, ours, other) for m, title in SHOWN.items()}
             gains[f"{ours} minus {other}"] = {t: format_interval(*g) for t, g in found.items()}
     path = Path("results") / f"{compared.args.output}.md"
-    plot(scores, order, path.with_suffix(".png"))
+    f1 = {name: gain(scores, "bertscore_f1", name) for name in order}
+    draw_intervals(f1, "BERTScore F1, over texts and seeds", path.with_suffix(".png"))
     text = render(
         "recipes.md.jinja",
         table=markdown(score_table(scores, order)),

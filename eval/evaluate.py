@@ -1,7 +1,6 @@
 """Evaluate a run: merge its adapter, answer the test documents, score, report, record.
 
-Answers that are there are not made again. With --scores-only it scores and reports those, and
-records only with --record.
+Answers that are there are kept. `--scores-only` reports on those, and records only with --record.
 
     python -m eval.evaluate smollm2-135m-dpo-sft-lora --n 32
 """
