@@ -177,18 +177,16 @@ def gain(scores: pd.DataFrame, measure: str, ours: str, other: str = "") -> tupl
 
 def score_table(scores: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """Systems by measures, formatted."""
-    means, lines = scores.groupby(["system", "seed"]).mean(), {}
-    for name in order:
-        lines[name] = line = {}
-        for measure, title in SHOWN.items():
-            mean, low, high = gain(scores, measure, name)
-            line[f"{title} [95%]"] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-        f1 = [f"{mean:.3f}" for mean in means.loc[name, "bertscore_f1"]]
-        line["F1 by seed"] = ", ".join(f1 if len(f1) > 1 else [])
-        for measure, decimals in OTHERS.items():
-            shown = f"{means.loc[name, measure].mean():.{decimals}f}"
-            line[measure.replace("_", " ")] = shown.replace("nan", "")
-    return pd.DataFrame(lines).T.rename_axis("system")
+    means, frame = scores.groupby(["system", "seed"]).mean(), pd.DataFrame(index=order)
+    for measure, title in SHOWN.items():
+        found = [gain(scores, measure, name) for name in order]
+        frame[f"{title} [95%]"] = ["{:.3f} [{:.3f}, {:.3f}]".format(*one) for one in found]
+    seeds = [means.loc[name, "bertscore_f1"].map("{:.3f}".format) for name in order]
+    frame["F1 by seed"] = [", ".join(f1) if len(f1) > 1 else "" for f1 in seeds]
+    for measure, decimals in OTHERS.items():
+        column = means[measure].groupby("system").mean().map(f"{{:.{decimals}f}}".format)
+        frame[measure.replace("_", " ")] = column.replace("nan", "")
+    return frame.rename_axis("system")
 
 
 def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
@@ -201,24 +199,22 @@ def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
     order = means.sort_values(ascending=False).index.tolist()
     best = [name for name in order if "@" in titles.get(name, "")][:1]
     default = [name for name in titles if titles[name] == DEFAULT and name not in best]
-    gains = {}
-    for ours in best + default:
-        for other in [name for name in order if name not in (ours, *best)]:
-            found = {title: gain(scores, m, ours, other) for m, title in SHOWN.items()}
-            gains[f"{ours} minus {other}"] = {t: format_interval(*g) for t, g in found.items()}
+    gains = {
+        f"{ours} minus {other}": {
+            title: format_interval(*gain(scores, measure, ours, other))
+            for measure, title in SHOWN.items()
+        }
+        for ours in best + default
+        for other in order
+        if other not in (ours, *best)
+    }
+    differences = pd.DataFrame(gains).T.rename_axis("difference [95% interval]")
+    tables = {"table": score_table(scores, order), "differences": differences}
     path = Path("results") / f"{compared.args.output}.md"
     f1 = {name: gain(scores, "bertscore_f1", name) for name in order}
     draw_intervals(f1, "BERTScore F1, over texts and seeds", path.with_suffix(".png"))
-    text = render(
-        "recipes.md.jinja",
-        table=markdown(score_table(scores, order)),
-        differences=markdown(pd.DataFrame(gains).T.rename_axis("difference [95% interval]")),
-        about=about,
-        n_texts=len(compared.ids),
-        lacking=compared.lacking,
-        longest=compared.args.max_new_tokens,
-        name=path.stem,
-    )
+    shown = {name: markdown(frame) for name, frame in tables.items()}
+    text = render("recipes.md.jinja", compared=compared, about=about, name=path.stem, **shown)
     write_text(path, text + "\n")
     lines = [(name, m, *gain(scores, m, name)) for name in order for m in SHOWN]
     append_ledger(lines, about, LEDGER)

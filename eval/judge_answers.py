@@ -1,8 +1,7 @@
 """Have the teacher judge the target's answers against every other system's, in both orders.
 
-Reads scores.json and the answers of outputs/RUN/eval, appends the verdicts to judge.jsonl there
-(budget and resume as for the teacher's replies; changed answers are judged anew), writes judge.json
-and builds the report anew.
+Reads scores.json and the answers of outputs/RUN/eval, appends verdicts to judge.jsonl there (budget
+and resume as for replies; changed answers are judged anew), writes judge.json and the report.
 
     TOGETHER_API_KEY=... python -m eval.judge_answers RUN --budget-usd 2
 """
