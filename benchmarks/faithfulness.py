@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records
-from eval.faithfulness import Entailment
+from eval.measures import Entailment
 
 
 def main() -> None:

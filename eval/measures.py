@@ -1,9 +1,10 @@
-"""Measures of answers: BERTScore, ROUGE, extractiveness, length and repetition.
+"""Measures of answers: BERTScore, ROUGE, extractiveness, faithfulness, length and repetition.
 
 Each takes answers and their rows {text, reference}, and gives a column of values a figure.
 """
 
 import re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from pysbd import Segmenter
 from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoConfig, pipeline
 
 from common.cli import UserError
 from common.files import file_sha
@@ -21,6 +23,7 @@ BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
 SEGMENTER = Segmenter(language="en", clean=False)
 PARTS = ("bertscore_p", "bertscore_r", "bertscore_f1")
+PASSAGE_WORDS, PASSAGES = 80, 8  # for faithfulness: length and most of a document's passages
 Columns = dict[str, list[float]]
 
 
@@ -132,3 +135,55 @@ class BertScore:
             columns |= {f"{part}_rescaled": rescaled[i] for i, part in enumerate(PARTS)}
         tokens = self.scorer._tokenizer(answers, verbose=False).input_ids
         return columns | {"over_512_tokens": [float(len(ids) > WINDOW) for ids in tokens]}
+
+
+def is_entailment_model(model: str) -> bool:
+    return "entailment" in map(str.lower, AutoConfig.from_pretrained(model).label2id)
+
+
+@cache
+def passages_of(document: str) -> list[str]:
+    """Passages of whole sentences, at most `PASSAGE_WORDS` long if no sentence is longer."""
+    passages: list[str] = []
+    for sentence in split_sentences(document):
+        if passages and len(f"{passages[-1]} {sentence}".split()) <= PASSAGE_WORDS:
+            passages[-1] += f" {sentence}"
+        else:
+            passages.append(sentence)
+    return passages
+
+
+class Entailment:
+    """Faithfulness by an NLI classifier, SummaC-ZS (Laban et al. 2022): a sentence's support is the
+    entailment probability from its best passage; an answer's score the mean over its sentences."""
+
+    def __init__(self, model: str, batch_size: int):
+        if not is_entailment_model(model):
+            raise UserError(f"{model} is no entailment model: it has no label of that name")
+        options = {"batch_size": batch_size, "truncation": True, "max_length": WINDOW}
+        self.classifier = pipeline(
+            "text-classification", model, dtype="float32", top_k=None, **options
+        )
+        self.settings = {"nli": model, "passage_words": PASSAGE_WORDS, "passages": PASSAGES}
+
+    def probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:
+        """Probability that each (premise, hypothesis) is an entailment."""
+        inputs = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
+        found = self.classifier(inputs) if inputs else []  # it takes no empty list
+        scores = [{label["label"].lower(): label["score"] for label in labels} for labels in found]
+        return [score["entailment"] for score in scores]
+
+    def faithfulness(self, answer: str, document: str) -> float:
+        """Mean support of an answer's sentences; 0 for an empty one."""
+        best, pairs = dict.fromkeys(split_sentences(answer), 0.0), []
+        for sentence in best:
+            words = set(words_of(sentence))
+            passages = sorted(passages_of(document), key=lambda p: -len(words & {*words_of(p)}))
+            pairs += [(passage, sentence) for passage in passages[:PASSAGES]]
+        for (_, sentence), score in zip(pairs, self.probabilities(pairs), strict=True):
+            best[sentence] = max(best[sentence], score)
+        return float(np.mean(list(best.values()) or [0.0]))
+
+    def __call__(self, answers: list[str], rows: list[dict]) -> Columns:
+        pairs = zip(answers, rows, strict=True)
+        return {"faithfulness": [self.faithfulness(answer, row["text"]) for answer, row in pairs]}

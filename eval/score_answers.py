@@ -18,9 +18,8 @@ from tqdm import tqdm
 from common.cli import UserError, positive
 from common.files import digest, write_text
 from common.report import RESAMPLES, paired_bootstrap
-from eval.faithfulness import Entailment, is_entailment_model
 from eval.generate_answers import load_answers
-from eval.measures import BertScore, basics, extractiveness, rouge
+from eval.measures import BertScore, Entailment, basics, extractiveness, is_entailment_model, rouge
 from eval.systems import load_test_rows
 from prompts import Task
 from training.run_config import RunConfig

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from common.cli import UserError
 from demo.prepare_parts import package_folder
-from eval import faithfulness
-from eval.faithfulness import Entailment, is_entailment_model
+from eval import measures
 from eval.measures import (
     PARTS,
     BertScore,
+    Entailment,
     basics,
     extractiveness,
     fragments,
+    is_entailment_model,
     rescale_baseline,
     rouge,
     split_sentences,
@@ -165,7 +166,7 @@ def test_a_sentence_is_supported_by_its_best_passage():
 def test_a_document_is_split_once_for_all_systems(monkeypatch):
     split = []
     monkeypatch.setattr(
-        faithfulness, "split_sentences", lambda text: split.append(text) or split_sentences(text)
+        measures, "split_sentences", lambda text: split.append(text) or split_sentences(text)
     )
     document = "Ice floats on water, as it is lighter. Fish live under it."
     for answer in ("Ice floats.", "Fish live. Ice floats."):
