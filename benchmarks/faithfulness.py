@@ -1,6 +1,6 @@
 """Hold the measure of faithfulness against human ratings of consistency.
 
-Reads a JSON Lines file in SummEval's shape (Fabbri et al. 2021), one summary a line:
+Reads a JSON Lines file in SummEval's shape (Fabbri et al. 2021), one answer a line:
 
     {"text": the document, "decoded": the summary, "expert_annotations": [{"consistency": 1 to 5}]}
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records
-from eval.faithfulness import Entailment
+from eval.measures import Entailment
 
 
 def main() -> None:
@@ -29,9 +29,8 @@ def main() -> None:
     records = load_records(args.ratings, ("text", "decoded", "expert_annotations"))
     entailment = Entailment(args.nli, args.batch_size)
     ours, humans = [], []
-    for record in tqdm(records, desc="summaries", unit="text"):
-        support = entailment.support(record["text"], record["decoded"])
-        ours.append(np.mean([score for _, score in support]) if support else 0.0)
+    for record in tqdm(records, desc="answers", unit="text"):
+        ours += entailment([record["decoded"]], [record])["faithfulness"]
         humans.append(np.mean([note["consistency"] for note in record["expert_annotations"]]))
     if len(set(humans)) < 2 or len(set(ours)) < 2:
         raise UserError(f"{args.ratings}: all ratings or all scores are equal, nothing to compare")

@@ -9,11 +9,12 @@ paired at random. Reads articles ({"text"} a line), adds a row to results/rescal
 import random
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from common.cli import positive, run, script_parser
 from common.files import load_records, replacing
-from eval.measures import BASELINES, BertScore, encoder_key, split_sentences
+from eval.measures import BASELINES, PARTS, BertScore, encoder_key, split_sentences
 
 
 def unrelated_pairs(texts: list[str], n: int, seed: int = 0) -> list[tuple[str, str]]:
@@ -32,9 +33,9 @@ def main() -> None:
     args = parser.parse_args()
     texts = [record["text"] for record in load_records(args.articles, ("text",))]
     scorer = BertScore(args.encoder, args.layer, batch_size=64)
-    means = (
-        scorer(*zip(*unrelated_pairs(texts, args.n), strict=True)).mean(axis=1).round(6).tolist()
-    )
+    answers, references = zip(*unrelated_pairs(texts, args.n), strict=True)
+    found = scorer(list(answers), [{"reference": reference} for reference in references])
+    means = [round(float(np.mean(found[part])), 6) for part in PARTS]
     row = {"encoder": Path(args.encoder).name, "weights": encoder_key(args.encoder)}
     row |= {"layer": args.layer, **dict(zip("PRF", means, strict=True)), "pairs": args.n}
     rows = [pd.read_csv(BASELINES)] if BASELINES.is_file() else []

@@ -1,214 +1,122 @@
-"""Show the scores of a run: tables, plots and one self-contained page; record them in the ledger.
+"""Show the scores of a run: tables, an example, a plot, one self-contained page; record them.
 
-Reads outputs/RUN/eval/scores.json, the summaries and, where it is of them, judge.json; writes
-scores.md, plots/*.png and report.html beside it (no network, every text escaped) and prints the
-chief tables. With --record the scores are added to results/ledger.csv, a line a figure.
-
-    python -m eval.build_report smollm2-135m-dpo-sft-lora --record "just demo"
+Reads outputs/RUN/eval/scores.json, the answers and, where it is of them, judge.json; writes
+scores.md, scores.png and report.html beside it (no network, every text escaped). With a note the
+scores are added to results/ledger.csv. `just scores RUN` (eval/evaluate.py) runs it.
 """
 
-import argparse
 import base64
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.cli import run, script_parser
 from common.files import replacing, write_text
 from common.report import drawing, format_interval, markdown
-from eval.score_summaries import COMPARED, COUNTS, MORE_TITLES, TITLES, load_evaluation
-from prompts import load_task
-from training.run_config import RunConfig, load_run_config
+from eval.score_answers import COMPARED, MORE_TITLES, TITLES, load_evaluation
+from prompts import Task
+from training.run_config import RunConfig
 
-CHIEF = {measure: TITLES[measure] for measure in COMPARED}
-DECIMALS = {"words": 1, "compression": 1, **dict.fromkeys(COUNTS, 0)}
-PLOTS = {
-    "differences.png": "Differences with their intervals",
-    "score_by_length.png": "Score by document length, characters",
-    "length_against_score.png": "Score by summary length, words",
-}
+LEDGER = Path("results/ledger.csv")
 
 
-def title(system: str) -> str:
-    return load_task().titles.get(system, system)
+def render(name: str, /, **variables: object) -> str:
+    """A template of this folder; in HTML every text is escaped."""
+    loader, html = FileSystemLoader(Path(__file__).parent), ".html." in name
+    environment = Environment(loader=loader, autoescape=html, undefined=StrictUndefined)
+    return environment.get_template(name).render(**variables)
 
 
-def score_table(scores: dict, titles: dict[str, str]) -> pd.DataFrame:
+def score_table(scores: dict, task: Task, titles: dict[str, str]) -> pd.DataFrame:
     """Systems by measures, formatted."""
-
-    def formatted(column: pd.Series) -> pd.Series:
-        return column.map(f"{{:.{DECIMALS.get(column.name, 3)}f}}".format)
-
-    frame = pd.DataFrame(scores["systems"]).T
-    frame = frame[[measure for measure in titles if measure in frame]].apply(formatted)
-    return frame.rename(index=title, columns=titles).assign(n=scores["n"]).rename_axis("system")
+    frame = pd.DataFrame(scores["systems"]).reindex(titles).dropna(how="all").T
+    frame = frame.map(lambda value: f"{value:.3f}" if value % 1 else f"{value:.0f}")
+    frame = frame.rename(index=task.title, columns=titles).assign(n=scores["n"])
+    return frame.rename_axis("system")
 
 
-def difference_table(scores: dict, titles: dict[str, str]) -> pd.DataFrame:
+def difference_table(scores: dict, task: Task, titles: dict[str, str]) -> pd.DataFrame:
     """The target's gains over the other systems with their intervals."""
-    target = title(scores.get("target", "tuned")).removesuffix(" adapter")
-    frame = pd.DataFrame(scores["differences"]).map(lambda gain: format_interval(*gain)).T
-    frame = frame[[measure for measure in titles if measure in frame]].rename(columns=titles)
-    names = [f"{target} minus {title(other)}" for other in frame.index]
-    return frame.set_axis(names).rename_axis("difference [95% interval]")
+    target, lines = task.title(scores["target"]), {}
+    for other, gains in scores["differences"].items():
+        shown = {titles[m]: format_interval(*gains[m]) for m in titles if m in gains}
+        lines[f"{target} minus {task.title(other)}"] = shown
+    return pd.DataFrame(lines).T.rename_axis("difference [95% interval]")
 
 
-def group_table(scores: dict, kind: str) -> pd.DataFrame:
-    """F1 of the target by source or length, and its gains over the other systems."""
-    rows = {}
-    for label, group in scores["groups"][kind].items():
-        rows[label] = {"n": group["n"], f"F1 of {scores['target']}": f"{group['mean']:.3f}"}
-        for other, gain in group["differences"].items():
-            rows[label][f"minus {other}"] = format_interval(*gain)
-    return pd.DataFrame(rows).T.rename_axis(kind)
-
-
-def tables(scores: dict) -> dict[str, pd.DataFrame]:
-    """All tables of scores.md and report.html by their heading."""
-    return {
-        "Scores": score_table(scores, TITLES),
-        "Differences": difference_table(scores, CHIEF),
-        "More measures": score_table(scores, MORE_TITLES | COUNTS),
-        "All differences": difference_table(scores, TITLES | MORE_TITLES).T.rename_axis("measure"),
-        "By length": group_table(scores, "characters"),
-        "By source": group_table(scores, "source"),
-    }
-
-
-def table(scores: dict) -> str:
+def table(scores: dict, task: Task) -> str:
     """The chief scores and differences as Markdown."""
-    frames = score_table(scores, TITLES), difference_table(scores, CHIEF)
-    return "\n\n".join([*map(markdown, frames), small_n(scores)]).strip()
+    compared = {measure: TITLES[measure] for measure in COMPARED}
+    frames = score_table(scores, task, TITLES), difference_table(scores, task, compared)
+    few = "\n\nn is under 30: read the intervals with care." if scores["n"] < 30 else ""
+    return "\n\n".join(map(markdown, frames)) + few
 
 
-def small_n(scores: dict) -> str:
-    n = scores["n"]
-    return f"n is {n}: under 30, read the intervals with care." if n < 30 else ""
-
-
-def example(scores: dict, rows: list[dict], summaries: dict[str, dict[str, dict]]) -> str:
-    """The text whose gain over the second system is the median one, with every summary under it."""
-    f1 = [np.array(values["bertscore_f1"]) for values in scores["per_text"].values()]
-    gains = np.array(scores["per_text"][scores["target"]]["bertscore_f1"]) - f1[min(1, len(f1) - 1)]
-    row = rows[int(np.argsort(gains)[len(gains) // 2])]
-    parts = [f"The text of median gain ({row['id']}):", row["text"]]
-    parts += ["-- reference (teacher)", row["reference"]]
-    for system, records in summaries.items():
-        parts += [f"-- {title(system)}", records[row["id"]]["text"]]
-    return "\n\n".join(parts)
-
-
-def draw_plots(scores: dict, rows: list[dict], folder: Path) -> None:
-    """Write the files of PLOTS."""
-    gains = scores["differences"]
-    with drawing(folder / "differences.png", (6, 1 + 0.45 * len(gains))) as axes:
-        for place, other in enumerate(gains):
-            mean, low, high = gains[other]["bertscore_f1"]
+def draw_intervals(intervals: dict[str, tuple], label: str, path: Path) -> None:
+    """(mean, low, high) of each name, the first on top."""
+    with drawing(path, (7, 1 + 0.45 * len(intervals))) as axes:
+        for name, (mean, low, high) in reversed(intervals.items()):
             reach = [[max(0, mean - low)], [max(0, high - mean)]]
-            axes[0, 0].errorbar(mean, place, xerr=reach, fmt="o", capsize=4)
-        axes[0, 0].set_yticks(range(len(gains)), [f"minus {title(other)}" for other in gains])
-        axes[0, 0].invert_yaxis()
-        axes[0, 0].axvline(0, color="grey", linewidth=0.8)
-        measured = f"gain in BERTScore F1 of {scores['target']}, 95% interval, n = {scores['n']}"
-        axes[0, 0].set_xlabel(measured)
-    lengths = [len(row["text"]) for row in rows]
-    for name in ("score_by_length.png", "length_against_score.png"):
-        with drawing(folder / name, (6, 4)) as axes:
-            for system, values in scores["per_text"].items():
-                across = lengths if name == "score_by_length.png" else values["words"]
-                axes[0, 0].scatter(
-                    across, values["bertscore_f1"], s=12, alpha=0.6, label=title(system)
-                )
-            axes[0, 0].set(xlabel=PLOTS[name].removeprefix("Score by "), ylabel="BERTScore F1")
-            axes[0, 0].legend(fontsize=8)
+            axes[0, 0].errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
+        axes[0, 0].set_xlabel(f"{label}; bars: 95% interval")
 
 
-def load_verdicts(folder: Path, scores: dict) -> dict | None:
-    """The judge's verdicts, if they are of the summaries that were scored."""
-    path = folder / "judge.json"
-    verdicts = json.loads(path.read_text()) if path.exists() else {}
-    return verdicts if verdicts.get("generation") == scores["settings"]["generation"] else None
-
-
-def write_report(folder: Path, scores: dict, rows: list[dict], summaries: dict) -> None:
-    """Write scores.md, the plots and report.html into `folder`."""
-    draw_plots(scores, rows, folder / "plots")
-    shown = tables(scores)
-    parts = [f"# {scores['settings']['config']}", small_n(scores)]
-    parts += [f"## {heading}\n\n{markdown(frame)}" for heading, frame in shown.items()]
-    parts += [f"```json\n{json.dumps(scores['settings'], indent=1)}\n```"]
-    write_text(folder / "scores.md", "\n\n".join([*parts, example(scores, rows, summaries)]) + "\n")
-    images = {
-        caption: base64.b64encode((folder / "plots" / name).read_bytes()).decode()
-        for name, caption in PLOTS.items()
+def write_report(
+    folder: Path, scores: dict, rows: list[dict], answers: dict[str, dict], task: Task
+) -> None:
+    """Write scores.md, scores.png and report.html into `folder`."""
+    more, everything = score_table(scores, task, MORE_TITLES), TITLES | MORE_TITLES
+    more = [more, difference_table(scores, task, everything).T.rename_axis("measure")]
+    measured, target = scores["per_text"], scores["target"]
+    chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
+    values = pd.DataFrame({system: found[chief] for system, found in measured.items()})
+    gains = values[target] - values.iloc[:, min(1, len(values.columns) - 1)]
+    plot, judged = folder / "scores.png", folder / "judge.json"
+    intervals = {f"minus {task.title(s)}": g[chief] for s, g in scores["differences"].items()}
+    draw_intervals(intervals, f"gain of {task.title(target)} in {chief}", plot)
+    verdicts = json.loads(judged.read_text()) if judged.exists() else {}
+    shown = {
+        "scores": scores,
+        "rows": rows,
+        "answers": answers,
+        "task": task,
+        "table": table(scores, task),
+        "more": [markdown(frame) for frame in more],
+        "row": rows[gains.argsort().iloc[len(gains) // 2]],  # of median gain over the second system
+        "values": values.to_dict("list"),
+        "plot": base64.b64encode(plot.read_bytes()).decode(),
+        "verdicts": verdicts,
+        "current": verdicts.get("generation") == scores["settings"]["generation"],
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    page = environment.get_template("report.html.jinja").render(
-        scores=scores,
-        rows=rows,
-        summaries=summaries,
-        tables={heading: frame.reset_index() for heading, frame in shown.items()},
-        small_n=small_n(scores),
-        images=images,
-        f1={system: values["bertscore_f1"] for system, values in scores["per_text"].items()},
-        title=title,
-        verdicts=load_verdicts(folder, scores),
-    )
+    write_text(folder / "scores.md", render("scores.md.jinja", **shown) + "\n")
+    frames = score_table(scores, task, TITLES), difference_table(scores, task, TITLES), *more
+    tables = [frame.to_html(border=0) for frame in frames]
+    page = render("report.html.jinja", **shown, tables=tables)
     write_text(folder / "report.html", page)
 
 
-def ledger_lines(scores: dict, note: str) -> pd.DataFrame:
-    """What the ledger says of a run: a line for each mean, then one for each difference."""
-    settings, target = scores["settings"], scores["target"]
-    lines = []
-    for system, values in scores["systems"].items():
-        means = {m: values[m] for m in (*COMPARED, "words") if m in values}
-        lines += [(system, measure, mean, None, None) for measure, mean in means.items()]
-    for other, gains in scores["differences"].items():
-        lines += [(f"{target} - {other}", m, *gains[m]) for m in COMPARED if m in gains]
+def append_ledger(lines: list[tuple], about: dict, ledger: Path) -> None:
+    """Add lines (system, metric, value, low, high); `about`: the columns that they share."""
     frame = pd.DataFrame(lines, columns=["system", "metric", "value", "low", "high"]).round(3)
-    of_run = {key: settings.get(key) for key in ("date", "commit", "config")}
-    of_run |= {"command": note, "encoder": settings["hash"], "n": scores["n"]}
-    return frame.assign(**of_run)[[*of_run, *frame]]
-
-
-def record(scores: dict, note: str, ledger: Path) -> None:
-    """Add a run's scores to the ledger."""
+    frame = frame.assign(**about)[[*about, *frame]]
     old = [pd.read_csv(ledger, dtype=str)] if ledger.exists() else []
     with replacing(ledger) as temporary:
-        pd.concat([*old, ledger_lines(scores, note)]).to_csv(temporary, index=False)
+        pd.concat([*old, frame]).to_csv(temporary, index=False)
     print(f"recorded in {ledger}")
-
-
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
-    option("--record", metavar="NOTE", help="add the scores to the ledger, with this note")
-    option("--ledger", type=Path, default=Path("results/ledger.csv"), help="file of all runs")
 
 
 def report(config: RunConfig, note: str | None, ledger: Path) -> None:
     """Write a scored run's files, print the chief tables and an example, record the scores."""
-    scores, rows, summaries = load_evaluation(config)
-    write_report(config.eval_dir, scores, rows, summaries)
-    print(f"\n{table(scores)}\n\n{example(scores, rows, summaries)}\n")
-    settings = f"BERTScore by {scores['settings']['hash']}; ROUGE stemmed"
-    print(f"{settings}; more in {config.eval_dir / 'report.html'}")
+    scores, rows, answers = load_evaluation(config)
+    write_report(config.eval_dir, scores, rows, answers, config.task)
+    print((config.eval_dir / "scores.md").read_text().split("## More")[0])
+    print(f"more in {config.eval_dir / 'report.html'}")
+    lines, settings = [], scores["settings"]
+    for system, values in scores["systems"].items():
+        lines += [(system, m, values[m], None, None) for m in (*COMPARED, "words") if m in values]
+    for other, gains in scores["differences"].items():
+        lines += [(f"{scores['target']} - {other}", m, *gains[m]) for m in COMPARED if m in gains]
+    about = {key: settings[key] for key in ("date", "commit", "config")} | {"command": note}
     if note is not None:
-        record(scores, note, ledger)
-
-
-def main() -> None:
-    parser = script_parser(__doc__)
-    parser.add_argument("config", help="the run: its name, or the path of its YAML")
-    add_report_options(parser)
-    args = parser.parse_args()
-    report(load_run_config(args.config), args.record, args.ledger)
-
-
-if __name__ == "__main__":
-    run(main)
+        append_ledger(lines, about | {"encoder": settings["hash"], "n": scores["n"]}, ledger)

@@ -1,10 +1,9 @@
-"""Train every recipe on the same examples with several seeds, score all on the same held-out texts.
+"""Train every recipe on the same texts with several seeds, score all on the same held-out texts.
 
-All recipes are methods laid over one config, so data, passes over them, lengths, precision of the
-adapter and everything else but the method are the same; a pair that does not fit stops the run. SFT
-then DPO takes half of the examples by SFT and the other half by DPO, so that it sees as many as the
-others. Trains into outputs/compare/, writes results/recipes.md and results/recipes.png. What is
-trained or answered is not done again, and answers are kept by the weights that gave them.
+A recipe is one training or several with a + between, METHOD@REJECTED:KEY=VALUE: a method of
+methods.yaml, and whose answers it rejects: the teacher's, the student's (instructed) or those of
+the previous training. Trains into outputs/compare/, writes results/OUTPUT.md, .png and the ledger;
+goes on where it stopped.
 
     python -m eval.compare_recipes smollm2-135m-dpo-sft-lora --seeds 42 43 44
 """
@@ -12,218 +11,244 @@ trained or answered is not done again, and answers are kept by the weights that 
 import argparse
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
-import time
-from datetime import UTC, datetime
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from common.cli import UserError, positive, run, script_parser
-from common.files import write_text
-from common.report import drawing, format_interval, markdown, paired_bootstrap
-from data_prep.filter_pairs import repetition
-from eval.generate_summaries import add_generation_options, summarize
-from eval.measures import BertScore, rouge
-from eval.score_summaries import commit
-from eval.systems import load_test_rows, system_of
-from prompts import load_task
-from training.run_config import RunConfig, load_run_config
+from common.files import load_records, mark_made, share_of, write_records, write_text
+from common.report import format_interval, markdown, paired_bootstrap
+from eval.build_report import LEDGER, append_ledger, draw_intervals, render
+from eval.generate_answers import add_generation_options, answer_all
+from eval.load_model import Weights, load_tokenizer
+from eval.score_answers import add_scoring_options, load_scores, score_all
+from eval.systems import load_test_rows
+from prompts import Task, add_task_options, data_folder, task_of
+from training.run_config import OUTPUTS, RunConfig, load_run_config
 
-OUTPUT = Path("outputs/compare")
-# In the table -> the methods trained one after the other, each with its part of the examples.
 RECIPES = {
-    "SFT": {"sft": "train"},
-    "DPO": {"dpo": "train"},
-    "DPO+SFT": {"dpo-sft": "train"},
-    "SFT then DPO": {"sft": "train[:50%]", "sft-then-dpo": "train[50%:]"},
-    "ORPO": {"orpo": "train"},
-    "SimPO": {"simpo": "train"},
+    "sft": "SFT",
+    "dpo@teacher": "DPO on the teacher's pairs",
+    "dpo@student": "DPO against the student",
+    "dpo-sft@student": "DPO+SFT against the student",
+    "orpo@student": "ORPO against the student",
+    "sft+sft-then-dpo@previous": "SFT, then DPO against itself",
+    "sft+sft-then-dpo@previous+sft-then-dpo@previous": "SFT, then two rounds of DPO",
 }
-DEFAULT = "DPO+SFT"
-MEASURES = {"f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
-CAVEATS = (
-    "Intervals: paired bootstrap over texts and seeds, 10,000 resamples. They take texts of one "
-    "article, and so few seeds, for independent; the best recipe was picked on these same texts: "
-    "both make them look narrower than they are."
-)
+DEFAULT = "dpo-sft@student"
+STEP = re.compile(r"([\w-]+)(?:@(teacher|student|previous))?(?::(.*))?")
+SHOWN = {"bertscore_f1": "BERTScore F1", "rouge_l": "ROUGE-L"}
+OTHERS = {"length_ratio": 2, "density": 1, "repetition": 3, "training_seconds": 0}  # decimals
 
 
-def train(base: RunConfig, method: str, part: str, seed: int, after: RunConfig | None) -> RunConfig:
-    """Train `base` with a method on a part of its examples, going on from the run `after`.
+def steps_of(recipe: str) -> list[tuple[str, str, str]]:
+    """[(method, source of the rejected answers, KEY=VALUE)] of a recipe. Raises UserError."""
+    steps = [STEP.fullmatch(part) for part in recipe.split("+")]
+    if not all(steps):
+        raise UserError(f"no recipe {recipe}; give it as METHOD@REJECTED, e.g. {' '.join(RECIPES)}")
+    return [step.groups("") for step in steps]
 
-    The seconds that a run took are kept in its folder, unless it was resumed.
+
+def stage(module: str, *options: object) -> None:
+    """Run the command line of another stage. Raises UserError if it fails."""
+    command = ["-m", module, *map(str, options)]
+    if subprocess.run([sys.executable, *command]).returncode:
+        raise UserError(f"python {shlex.join(command)} failed; what was finished is kept")
+
+
+class Comparison:
+    """What the trainings share: config, task, data, and the texts that all of them see."""
+
+    def __init__(self, args: argparse.Namespace, task: Task):
+        self.args, self.task, self.lacking = args, task, []
+        folder = "compare" if args.task == "summarize" else f"{args.task}-compare"
+        name = re.sub(r"[^\w.=-]", "_", "-".join([Path(args.config).stem, *args.set]))
+        self.name = f"{folder}/{name}"
+        self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
+        base = load_run_config(args.config, trained=False)
+        self.tokenizer = ["--tokenizer", base.base_model]
+        data, output = self.build_sources(), OUTPUTS / self.name
+        made = {"task": args.task, "prompts_dir": str(args.prompts_dir)}
+        mark_made(output / "inputs", made)  # as of a run, whose base these settings are
+        own = {"datasets": [{"path": str(data)}], "output_dir": str(output)}
+        self.base = replace(base, settings=base.settings | own)
+
+    def answer_training_texts(self, run_name: str, system: str) -> None:
+        longest = self.args.max_new_tokens or self.task.max_new_tokens
+        options = ["--split", "train", "--systems", system, "--max-new-tokens", longest]
+        stage("eval.generate_answers", run_name, *options, *self.options)
+
+    def build_pairs(self, name: str, *rejected: str) -> list[dict]:
+        options = ["--name", name, "--rejected", *rejected, *self.tokenizer, *self.options]
+        stage("data_prep.build_pairs", *options)
+        return load_records(data_folder(self.args, f"pairs-{name}") / "train.jsonl", ("id",))
+
+    def build_dataset(self, name: str, pairs: list[dict]) -> Path:
+        """Stage the pairs of the texts that all recipes see, no others; the dataset's folder."""
+        kept = [pair for pair in pairs if pair["id"] in self.ids]
+        write_records(data_folder(self.args, f"pairs-{name}") / "train.jsonl", kept)
+        stage("data_prep.build_dataset", "--name", name, *self.options)
+        return data_folder(self.args, f"hub-{name}")
+
+    def build_sources(self) -> Path:
+        """Make the datasets that are the same for all seeds, of the texts that all of them have;
+        the folder of the first: the teacher's, if any."""
+        asked = {source for recipe in self.args.recipes for _, source, _ in steps_of(recipe)}
+        sources = [source for source in ("teacher", "student") if source in asked] or ["student"]
+        if "student" in sources:
+            self.answer_training_texts(self.args.config, "instructed")
+        names = {source: f"{self.name}-{source}".replace("/", "-") for source in sources}
+        student = ("--student", self.args.config)
+        pairs = {source: self.build_pairs(names[source], source, *student) for source in sources}
+        common = set.intersection(*({pair["id"] for pair in found} for found in pairs.values()))
+        self.ids = set(sorted(common, key=lambda i: share_of(i, 0))[: self.args.examples])
+        self.hubs = {source: self.build_dataset(names[source], pairs[source]) for source in pairs}
+        return self.hubs[sources[0]]
+
+    def build_round(self, run_name: str) -> Path:
+        """The dataset whose rejected answers are a run's own."""
+        name = run_name.replace("/", "-")
+        self.answer_training_texts(run_name, "tuned")
+        pairs = self.build_pairs(name, run_name)
+        self.lacking.append(len(self.ids - {pair["id"] for pair in pairs}))
+        return self.build_dataset(name, pairs)
+
+    def train(self, recipe: str, seed: int) -> tuple[str, float]:
+        """(the recipe's last run, the seconds that its trainings took; NaN if not known)."""
+        name, run_name, seconds = self.name, "", 0.0
+        cpu = ["--cpu", "--num_cpu_threads_per_process", os.cpu_count()]
+        options = self.options + ([] if self.base.settings.get("bf16") else cpu)
+        for method, source, own in steps_of(recipe):
+            hub = self.hubs.get(source, self.base.dataset)
+            if source == "previous":
+                hub = self.build_round(run_name)
+            keys = [*self.args.set, f"seed={seed}", f"datasets.0.path={hub}"]
+            keys += [f"lora_model_dir={OUTPUTS / run_name}"] if run_name else []
+            name = "-".join(filter(None, [name, method, source, re.sub(r"[^\w.=]", "_", own)]))
+            run_name = f"{name}-{seed}"
+            command = [self.args.config, "--method", method, "--name", run_name, *options]
+            command += ["--set", *keys, *filter(None, own.split(":"))]
+            stage("training.train_adapter", *command)
+            log = (OUTPUTS / run_name / "train.log").read_text()
+            took = re.findall(r"'train_runtime': '?([\d.]+)", log)
+            resumed = "Using auto-resume" in log  # then the last part is not the whole
+            seconds += float(took[-1]) if took and not resumed else math.nan
+        return run_name, seconds
+
+
+def score(compared: Comparison, rows: list[dict]) -> tuple[pd.DataFrame, dict]:
+    """(scores by system, seed and text, the settings that they were made with)."""
+    args, frames = compared.args, {}
+    lengths = [len(row["reference"].split()) for row in rows]
+
+    def add(config: RunConfig, systems: list[str], seed: int, seconds: float, title: str) -> dict:
+        args.systems = systems
+        answer_all(config, rows, args)
+        score_all(config, rows, args)
+        scores = load_scores(config)
+        for system in systems:
+            values = pd.DataFrame(scores["per_text"][system], index=scores["ids"])
+            values["length_ratio"] = values["words"] / lengths
+            name = title or compared.task.title(system)
+            frames[name, seed] = values.assign(training_seconds=seconds)
+        return scores["settings"]
+
+    second = ["second"] if all(row["second"] for row in rows) else []
+    base = ["lead", "base", "instructed", *second]
+    settings = add(compared.base, base, 0, math.nan, "")
+    for seed, recipe in product(args.seeds, args.recipes):
+        run_name, seconds = compared.train(recipe, seed)
+        title = RECIPES.get(recipe, recipe)
+        add(load_run_config(run_name), ["tuned"], seed, seconds, title)
+    return pd.concat(frames, names=["system", "seed", "text"]), settings
+
+
+def gain(scores: pd.DataFrame, measure: str, ours: str, other: str = "") -> tuple:
+    """Mean and interval of a system's measure, or of how much it is over another's."""
+    values = [scores.loc[s, measure].unstack("text").to_numpy() for s in (ours, other) if s]
+    return paired_bootstrap(*values, *([] if other else [0]))
+
+
+def score_table(scores: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+    """Systems by measures, formatted."""
+    means, frame = scores.groupby(["system", "seed"]).mean(), pd.DataFrame(index=order)
+    for measure, title in SHOWN.items():
+        found = [gain(scores, measure, name) for name in order]
+        frame[f"{title} [95%]"] = ["{:.3f} [{:.3f}, {:.3f}]".format(*one) for one in found]
+    seeds = [means.loc[name, "bertscore_f1"].map("{:.3f}".format) for name in order]
+    frame["F1 by seed"] = [", ".join(f1) if len(f1) > 1 else "" for f1 in seeds]
+    for measure, decimals in OTHERS.items():
+        column = means[measure].groupby("system").mean().map(f"{{:.{decimals}f}}".format)
+        frame[measure.replace("_", " ")] = column.replace("nan", "")
+    return frame.rename_axis("system")
+
+
+def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
+    """Write the tables with their note, the plot, and the lines of the ledger.
+
+    The differences are those of the best preference recipe, and of the default one, over all.
     """
-    name = f"compare/{base.path.stem}-{method}{'-half' * (part != 'train')}-{seed}"
-    folder = base.output_dir.parent / name
-    keys = [f"seed={seed}", f"datasets.0.split={part}"]
-    keys += [f"lora_model_dir={after.output_dir}"] if after else []
-    cpu = ["--cpu", "--num_cpu_threads_per_process", str(os.cpu_count())]
-    command = ["training.train_adapter", str(base.path), "--method", method, "--name", name]
-    command += ["--set", *keys, *([] if base.settings.get("bf16") else cpu)]
-    fresh, started = not folder.exists(), time.monotonic()
-    if subprocess.run([sys.executable, "-m", *command]).returncode:
-        raise UserError(f"python -m {shlex.join(command)} failed")
-    if fresh:
-        write_text(folder / "seconds.txt", f"{time.monotonic() - started:.0f}\n")
-    return load_run_config(folder / "config.yaml")
-
-
-def train_recipe(base: RunConfig, recipe: str, seed: int) -> tuple[RunConfig, float]:
-    """(the recipe's last run, the seconds that all of its runs took; NaN if one is not known)."""
-    config, seconds = None, 0.0
-    for method, part in RECIPES[recipe].items():
-        config = train(base, method, part, seed, config)
-        path = config.output_dir / "seconds.txt"
-        seconds += float(path.read_text()) if path.exists() else math.nan
-    return config, seconds
-
-
-def measure(texts: list[str], rows: list[dict], scorer: BertScore) -> pd.DataFrame:
-    """One line a text: f1, rouge_l, length_ratio (words to the reference's), repetition."""
-    references = [row["reference"] for row in rows]
-    lengths = zip(texts, references, strict=True)
-    return pd.DataFrame(
-        {
-            "f1": scorer(texts, references)[2],
-            "rouge_l": rouge(texts, references)["rouge_l"],
-            "length_ratio": [len(t.split()) / len(r.split()) for t, r in lengths],
-            "repetition": list(map(repetition, texts)),
+    titles = {RECIPES.get(recipe, recipe): recipe for recipe in compared.args.recipes}
+    means = scores["bertscore_f1"].groupby("system").mean()
+    order = means.sort_values(ascending=False).index.tolist()
+    best = [name for name in order if "@" in titles.get(name, "")][:1]
+    default = [name for name in titles if titles[name] == DEFAULT and name not in best]
+    gains = {
+        f"{ours} minus {other}": {
+            title: format_interval(*gain(scores, measure, ours, other))
+            for measure, title in SHOWN.items()
         }
-    )
-
-
-def answer(name: str, system: str, base: RunConfig, rows: list[dict], args) -> list[str]:
-    """A system's answers to all rows, made where these weights and settings lack them."""
-    path = OUTPUT / "answers" / f"{name}.jsonl"
-    found = system_of(base, system)
-    records = summarize(name, found, rows, path, base.overrides, args)
-    return [record["text"] for record in records]
-
-
-def run_all(
-    args: argparse.Namespace, base: RunConfig, rows: list[dict], scorer: BertScore
-) -> tuple:
-    """(system -> the scores of each seed, recipe -> the seconds of each seed)."""
-    titles, scores = load_task().titles, {}
-    for system in ("lead", "base", "instructed"):
-        texts = answer(f"{base.path.stem}-{system}", system, base, rows, args)
-        scores[titles[system]] = [measure(texts, rows, scorer)]
-    costs: dict[str, list[float]] = {recipe: [] for recipe in args.recipes}
-    for seed in args.seeds:
-        for recipe in args.recipes:
-            config, cost = train_recipe(base, recipe, seed)
-            texts = answer(config.name, str(config.output_dir), base, rows, args)
-            scores.setdefault(recipe, []).append(measure(texts, rows, scorer))
-            costs[recipe].append(cost)
-            means = scores[recipe][-1].mean().round(3).to_dict()
-            print(f"{recipe}, seed {seed}: {means}", flush=True)
-    return scores, costs
-
-
-def stack(frames: list[pd.DataFrame], measure: str) -> np.ndarray:
-    """A measure of shape (seeds, texts)."""
-    return np.stack([frame[measure] for frame in frames])
-
-
-def score_table(
-    scores: dict[str, list[pd.DataFrame]], costs: dict[str, list[float]]
-) -> pd.DataFrame:
-    """Systems by measures, formatted, in the order of `scores`."""
-    lines = {}
-    for name, frames in scores.items():
-        line = {}
-        for key, title in MEASURES.items():
-            mean, low, high = paired_bootstrap(stack(frames, key), 0)
-            line[f"{title} [95%]"] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-        seeds = [f"{frame['f1'].mean():.3f}" for frame in frames]
-        line["F1 by seed"] = ", ".join(seeds) if len(seeds) > 1 else ""
-        line["length ratio"] = f"{stack(frames, 'length_ratio').mean():.2f}"
-        line["repetition"] = f"{stack(frames, 'repetition').mean():.3f}"
-        seconds = np.mean(costs.get(name, [math.nan]))
-        line["training, s"] = "" if math.isnan(seconds) else f"{seconds:.0f}"
-        lines[name] = line
-    return pd.DataFrame(lines).T.rename_axis("system")
-
-
-def difference_table(scores: dict[str, list[pd.DataFrame]]) -> pd.DataFrame:
-    """Gains of the best recipe, and of the default one, over all others."""
-    best = next(name for name in scores if name in RECIPES)
-    lines = {
-        f"{ours} minus {name}": {
-            title: format_interval(*paired_bootstrap(stack(scores[ours], key), stack(frames, key)))
-            for key, title in MEASURES.items()
-        }
-        for ours in dict.fromkeys([best, *({DEFAULT} & scores.keys())])
-        for name, frames in scores.items()
-        if name not in (ours, best)
+        for ours in best + default
+        for other in order
+        if other not in (ours, *best)
     }
-    return pd.DataFrame(lines).T.rename_axis("difference [95% interval]")
-
-
-def plot(scores: dict[str, list[pd.DataFrame]], path: Path) -> None:
-    """Mean F1 of every system with its interval, and a dot for every seed; the best on top."""
-    with drawing(path, (7, 0.45 * len(scores) + 1.2)) as axes:
-        axes = axes[0, 0]
-        for y, frames in enumerate(reversed(scores.values())):
-            f1 = stack(frames, "f1")
-            mean, low, high = paired_bootstrap(f1, 0)
-            axes.errorbar(
-                mean, y, xerr=[[mean - low], [high - mean]], fmt="s", color="C0", capsize=3
-            )
-            if len(f1) > 1:
-                axes.plot(f1.mean(axis=1), [y + 0.2] * len(f1), ".", color="C1")
-        axes.plot([], [], ".", color="C1", label="one seed")
-        axes.set_yticks(range(len(scores)), list(reversed(scores)))
-        axes.set_xlabel("BERTScore F1 (raw); bars: 95% bootstrap interval over texts and seeds")
-        axes.legend(loc="lower right")
-
-
-def fill_lengths(args: argparse.Namespace, base: RunConfig, rows: list[dict]) -> None:
-    """Answers as long as the longest reference, texts as long as the context leaves room for."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    source = base.base_model, base.base_revision
-    tokenizer = AutoTokenizer.from_pretrained(source[0], revision=source[1])
-    longest = max(len(tokenizer(row["reference"]).input_ids) for row in rows)
-    context = AutoConfig.from_pretrained(source[0], revision=source[1]).max_position_embeddings
-    args.max_new_tokens = args.max_new_tokens or longest + 1  # and the end of the turn
-    args.max_prompt_tokens = args.max_prompt_tokens or context - args.max_new_tokens
+    differences = pd.DataFrame(gains).T.rename_axis("difference [95% interval]")
+    tables = {"table": score_table(scores, order), "differences": differences}
+    path = Path("results") / f"{compared.args.output}.md"
+    f1 = {name: gain(scores, "bertscore_f1", name) for name in order}
+    draw_intervals(f1, "BERTScore F1, over texts and seeds", path.with_suffix(".png"))
+    shown = {name: markdown(frame) for name, frame in tables.items()}
+    text = render("recipes.md.jinja", compared=compared, about=about, name=path.stem, **shown)
+    write_text(path, text + "\n")
+    lines = [(name, m, *gain(scores, m, name)) for name in order for m in SHOWN]
+    append_ledger(lines, about, LEDGER)
+    print(f"\n{text}")
 
 
 def main() -> None:
     parser = script_parser(__doc__)
     option = parser.add_argument
     option("config", nargs="?", default="smollm2-135m-dpo-sft-lora", help="name, or a YAML")
+    add_task_options(parser)
+    option("--recipes", nargs="+", help=f"METHOD@REJECTED (default: {' '.join(RECIPES)})")
     option("--seeds", type=int, nargs="+", default=[42, 43, 44], help="a training of each for each")
-    option("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="to compare")
     option("--n", type=positive, help="only the first N held-out texts")
+    option("--examples", type=positive, help="only the first N training texts")
+    option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="axolotl's")
+    option("--output", help="name of the table in results/ (default: recipes, or recipes-TASK)")
     add_generation_options(parser)
-    parser.set_defaults(max_new_tokens=None, max_prompt_tokens=None)  # see fill_lengths
-    option("--encoder", default="models/minilm", help="BERTScore's encoder")
-    option("--encoder-layers", type=positive, default=6, help="its layer")
-    option("--output", type=Path, default=Path("results"), help="folder of the table and the plot")
+    add_scoring_options(parser)
+    parser.set_defaults(max_new_tokens=None, encoder="models/minilm", encoder_layers=6)
     args = parser.parse_args()
-    base = load_run_config(args.config, trained=False)
-    rows = load_test_rows(base, args.n)
-    fill_lengths(args, base, rows)
-    scorer = BertScore(args.encoder, args.encoder_layers, 32)
-    scores, costs = run_all(args, base, rows, scorer)
-    scores = dict(sorted(scores.items(), key=lambda item: -stack(item[1], "f1").mean()))
-    local = sorted(path.name for path in Path(base.dataset).rglob("train-*.parquet"))
-    note = (
-        f"`just {shlex.join(['compare', *sys.argv[1:]])}`, {datetime.now(UTC).date()}, commit "
-        f"{commit()}, n = {len(rows)} held-out texts, answers of at most {args.max_new_tokens} "
-        f"tokens, dataset {local[0] if local else base.dataset}, {scorer.scorer.hash}. {CAVEATS}"
-    )
-    plot(scores, args.output / "recipes.png")
-    tables = markdown(score_table(scores, costs)), markdown(difference_table(scores))
-    text = "\n\n".join([*tables, note, "![](recipes.png)"]) + "\n"
-    write_text(args.output / "recipes.md", text)
-    print(f"\n{text}")
+    task = task_of(args)
+    possible = [recipe for recipe in RECIPES if task.answers == 2 or "@teacher" not in recipe]
+    args.recipes = args.recipes or possible
+    args.output = args.output or f"recipes-{task.name}".removesuffix("-summarize")
+    compared = Comparison(args, task)
+    base, rows = compared.base, load_test_rows(compared.base, args.n)
+    if not args.max_new_tokens:  # the longest reference and the end of the turn
+        tokenizer = load_tokenizer(Weights(base.base_model, base.base_revision))
+        args.max_new_tokens = 1 + max(len(tokenizer(row["reference"]).input_ids) for row in rows)
+    scores, settings = score(compared, rows)
+    about = {key: settings[key] for key in ("date", "commit", "config")}
+    about["command"] = shlex.join(["just", "compare", *sys.argv[1:]])
+    report(compared, scores, about | {"encoder": settings["hash"], "n": len(rows)})
 
 
 if __name__ == "__main__":

@@ -1,44 +1,45 @@
-"""Evaluate a run: merge its adapter, summarize the test documents, score, report, record.
+"""Evaluate a run: merge its adapter, answer the test documents, score, report, record.
 
-All stages in one process, each of which can be run alone; summaries that are there are not made
-again. With --scores-only it scores and reports them, and records only with --record.
+Answers that are there are kept. `--scores-only` reports on those, and records only with --record.
 
     python -m eval.evaluate smollm2-135m-dpo-sft-lora --n 32
 """
 
 import shlex
 import sys
+from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.cli import run, script_parser
-from eval.build_report import add_report_options, report
-from eval.generate_summaries import add_generation_options, summarize_all
+from eval.build_report import LEDGER, report
+from eval.generate_answers import add_generation_options, answer_all
 from eval.merge_adapter import merge_run
-from eval.score_summaries import add_scoring_options, score_all
-from eval.systems import add_run_options, load_test_rows, systems_of
-from training.run_config import check_model_folder, load_run_config
+from eval.score_answers import add_scoring_options, score_all
+from eval.systems import add_run_options, load_test_rows, run_of
+from training.run_config import check_model_folder
 
 
 def main() -> None:
     parser = script_parser(__doc__)
+    option = parser.add_argument
     add_run_options(parser)
     add_generation_options(parser)
     add_scoring_options(parser)
-    add_report_options(parser)
-    parser.add_argument("--scores-only", action="store_true", help="score what is summarized")
+    option("--scores-only", action="store_true", help="score the answers that are there")
+    option("--record", metavar="NOTE", help="add the scores to the ledger, with this note")
+    option("--ledger", type=Path, default=LEDGER, help="file of all runs")
     args = parser.parse_args()
     disable_progress_bar()
     set_verbosity_error()
-    config = load_run_config(args.config)
+    config = run_of(args)
     check_model_folder(args.encoder)
     if not args.scores_only:
         merge_run(config)
         args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
-    systems_of(config, args.systems)
     rows = load_test_rows(config, args.n)
     if not args.scores_only:
-        summarize_all(config, rows, args)
+        answer_all(config, rows, args)
     score_all(config, rows, args)
     report(config, args.record, args.ledger)
 

@@ -1,29 +1,30 @@
-"""Measures of a summary: BERTScore, ROUGE, extractiveness, repetition."""
+"""Measures of answers: BERTScore, ROUGE, extractiveness, faithfulness, length and repetition.
+
+Each takes answers and their rows {text, reference}, and gives a column of values a figure.
+"""
 
 import re
-from collections import defaultdict
 from functools import cache
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pysbd import Segmenter
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import AutoConfig, pipeline
 
-from common.cli import UserError, one_line
+from common.cli import UserError
 from common.files import file_sha
 from data_prep.filter_pairs import repetition
 
 WINDOW = 512  # tokens an encoder reads
 BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
-
-
-@cache
-def _segmenter():
-    from pysbd import Segmenter
-
-    return Segmenter(language="en", clean=False)
+SEGMENTER = Segmenter(language="en", clean=False)
+PARTS = ("bertscore_p", "bertscore_r", "bertscore_f1")
+PASSAGE_WORDS, PASSAGES = 80, 8  # for faithfulness: length and most of a document's passages
+Columns = dict[str, list[float]]
 
 
 def split_sentences(text: str) -> list[str]:
@@ -31,71 +32,56 @@ def split_sentences(text: str) -> list[str]:
     sentences = []
     for paragraph in filter(str.strip, re.split(r"\n\s*\n", text)):
         whole = " ".join(paragraph.split())
-        found = [sentence.strip() for sentence in _segmenter().segment(whole)]
+        found = [sentence.strip() for sentence in SEGMENTER.segment(whole)]
         # pysbd loses a character of some odd punctuation; such a paragraph stays in one piece.
         complete = "".join(found).replace(" ", "") == whole.replace(" ", "")
         sentences += filter(None, found if complete else [whole])
     return sentences
 
 
-def rouge(candidates: list[str], references: list[str]) -> dict[str, list[float]]:
-    """ROUGE-1, 2, L and Lsum F1 (Lin 2004) of each pair, stemmed; 0 for an empty candidate."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer, found = RougeScorer(list(ROUGE.values()), use_stemmer=True), []
-    for candidate, reference in zip(candidates, references, strict=True):
-        lines = ["\n".join(split_sentences(text)) for text in (reference, candidate)]
-        found.append(scorer.score(*lines))
-    return {ours: [score[theirs].fmeasure for score in found] for ours, theirs in ROUGE.items()}
-
-
 def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def fragments(document: list[str], summary: list[str]) -> list[int]:
-    """Lengths of the longest word runs that the summary shares with the document, left to right.
+def basics(answers: list[str], rows: list[dict]) -> Columns:
+    """words; repetition: share of repeated 4-grams."""
+    words = [float(len(answer.split())) for answer in answers]
+    return {"words": words, "repetition": list(map(repetition, answers))}
+
+
+def rouge(answers: list[str], rows: list[dict]) -> Columns:
+    """ROUGE-1, 2, L and Lsum F1 (Lin 2004), stemmed."""
+    scorer, found = RougeScorer(list(ROUGE.values()), use_stemmer=True), []
+    for answer, row in zip(answers, rows, strict=True):
+        lines = ["\n".join(split_sentences(text)) for text in (row["reference"], answer)]
+        found.append(scorer.score(*lines))
+    return {ours: [score[theirs].fmeasure for score in found] for ours, theirs in ROUGE.items()}
+
+
+def fragments(document: list[str], answer: list[str]) -> list[int]:
+    """Lengths of the longest word runs that the answer shares with the document, left to right.
 
     The greedy matching of Grusky et al. 2018 (Newsroom), figure 3.
     """
-    places = defaultdict(list)
-    for place, word in enumerate(document):
-        places[word].append(place)
-    lengths, i = [], 0
-    while i < len(summary):
-        longest = 0
-        for place in places[summary[i]]:
-            n = 0
-            while (
-                place + n < len(document)
-                and i + n < len(summary)
-                and document[place + n] == summary[i + n]
-            ):
-                n += 1
-            longest = max(longest, n)
-        if longest:
-            lengths.append(longest)
-        i += max(longest, 1)
+    text, lengths, start = f" {' '.join(document)} ", [], 0
+    while start < len(answer):
+        end = start
+        while end < len(answer) and f" {' '.join(answer[start : end + 1])} " in text:
+            end += 1
+        lengths += [end - start] if end > start else []
+        start = max(end, start + 1)
     return lengths
 
 
-def extractiveness(summary: str, document: str) -> dict[str, float]:
-    """Length and extractiveness of a summary; all 0 for an empty one.
-
-    words; compression: document words over summary words; coverage: share of summary words inside
-    shared runs, density: mean length of the run a word is in (Grusky et al. 2018); novel_bigrams:
-    share of summary bigrams absent from the document; repetition: share of repeated 4-grams.
-    """
-    ours, theirs = words_of(summary), words_of(document)
-    runs, bigrams = fragments(theirs, ours), set(pairwise(ours))
-    n = len(ours) or 1
+def extractiveness(answers: list[str], rows: list[dict]) -> Columns:
+    """coverage: share of an answer's words inside runs that the document holds; density: mean
+    length of the run a word is in (Grusky et al. 2018)."""
+    words = [words_of(answer) for answer in answers]
+    runs = [fragments(words_of(row["text"]), ours) for row, ours in zip(rows, words, strict=True)]
+    lengths = [max(1, len(ours)) for ours in words]
     return {
-        "words": float(len(summary.split())),
-        "compression": len(theirs) / n if ours else 0.0,
-        "coverage": sum(runs) / n,
-        "density": sum(run**2 for run in runs) / n,
-        "novel_bigrams": len(bigrams - set(pairwise(theirs))) / (len(bigrams) or 1),
-        "repetition": repetition(summary),
+        "coverage": [sum(found) / n for found, n in zip(runs, lengths, strict=True)],
+        "density": [sum(r**2 for r in found) / n for found, n in zip(runs, lengths, strict=True)],
     }
 
 
@@ -108,8 +94,7 @@ def encoder_key(encoder: str) -> str:
 def rescale_baseline(encoder: str, layer: int) -> list[float] | None:
     """P, R and F1 of unrelated texts for an encoder's layer, or None where none was computed.
 
-    bert-score's own file, or a row that `just bench rescale_encoder` added to results/. A raw
-    score x is rescaled to (x - b) / (1 - b), bert-score's `rescale_with_baseline`.
+    bert-score's own file, or a row that `just bench rescale_encoder` added to results/.
     """
     official = files("bert_score") / f"rescale_baseline/en/{encoder}.tsv"
     if official.is_file():
@@ -120,42 +105,85 @@ def rescale_baseline(encoder: str, layer: int) -> list[float] | None:
 
 
 class BertScore:
-    """The official BERTScorer (Zhang et al. 2020), made to work with transformers 5.
-
-    Encoders that declare no limit are given one of 512 tokens and computed in float32.
-    """
+    """The official BERTScorer (Zhang et al. 2020), made to work with transformers 5: encoders that
+    declare no limit are given one of 512 tokens and computed in float32."""
 
     def __init__(self, encoder: str, layers: int | None, batch_size: int):
         from bert_score import BERTScorer
 
         try:
-            self.scorer = BERTScorer(
-                model_type=encoder, num_layers=layers, batch_size=batch_size, lang="en"
-            )
+            self.scorer = BERTScorer(encoder, num_layers=layers, batch_size=batch_size, lang="en")
         except KeyError:
-            hint = "pass --encoder-layers"
-            raise UserError(f"bert-score knows no layer for {encoder}; {hint}") from None
-        except OSError as error:
-            raise UserError(f"cannot load the encoder {encoder}: {one_line(error, 200)}") from None
+            raise UserError(f"bert-score knows no layer of {encoder}: --encoder-layers") from None
         self.scorer._tokenizer.model_max_length = WINDOW
         self.scorer._model.float()
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)
 
-    def __call__(self, candidates: list[str], references: list[str]) -> np.ndarray:
-        """Precision, recall and F1 of each pair, raw: shape (3, n); 0 for an empty candidate."""
-        empty = [not candidate.strip() for candidate in candidates]
-        given = ["-" if none else text for text, none in zip(candidates, empty, strict=True)]
-        size = self.scorer.batch_size
-        scores = np.stack(self.scorer.score(given, list(references), batch_size=size))
-        scores[:, empty] = 0  # which the package does not take
-        return scores
+    def __call__(self, answers: list[str], rows: list[dict]) -> Columns:
+        """Precision, recall and F1, raw and rescaled as in bert-score: unrelated texts 0.
 
-    def rescale(self, scores: np.ndarray) -> np.ndarray:
-        """Raw scores (3, n) on the scale where unrelated texts are 0."""
-        baseline = np.array(self.baseline)[:, None]
-        return (scores - baseline) / (1 - baseline)
+        over_512_tokens: 1 for an answer that is longer than the encoder reads.
+        """
+        given = [answer if answer.strip() else "-" for answer in answers]  # it takes no empty ones
+        references = [row["reference"] for row in rows]
+        raw = np.stack(self.scorer.score(given, references, batch_size=self.scorer.batch_size))
+        raw = raw.astype(float) * [bool(answer.strip()) for answer in answers]
+        columns = dict(zip(PARTS, raw.tolist(), strict=True))
+        if self.baseline:
+            baseline = np.array(self.baseline)[:, None]
+            rescaled = ((raw - baseline) / (1 - baseline)).tolist()
+            columns |= {f"{part}_rescaled": rescaled[i] for i, part in enumerate(PARTS)}
+        tokens = self.scorer._tokenizer(answers, verbose=False).input_ids
+        return columns | {"over_512_tokens": [float(len(ids) > WINDOW) for ids in tokens]}
 
-    def n_cut(self, texts: list[str]) -> int:
-        """How many texts are longer than the encoder reads (512 tokens)."""
-        tokens = self.scorer._tokenizer(texts, verbose=False).input_ids
-        return sum(len(ids) > WINDOW for ids in tokens)
+
+def is_entailment_model(model: str) -> bool:
+    return "entailment" in map(str.lower, AutoConfig.from_pretrained(model).label2id)
+
+
+@cache
+def passages_of(document: str) -> list[str]:
+    """Passages of whole sentences, at most `PASSAGE_WORDS` long if no sentence is longer."""
+    passages: list[str] = []
+    for sentence in split_sentences(document):
+        if passages and len(f"{passages[-1]} {sentence}".split()) <= PASSAGE_WORDS:
+            passages[-1] += f" {sentence}"
+        else:
+            passages.append(sentence)
+    return passages
+
+
+class Entailment:
+    """Faithfulness by an NLI classifier, SummaC-ZS (Laban et al. 2022): a sentence's support is the
+    entailment probability from its best passage; an answer's score the mean over its sentences."""
+
+    def __init__(self, model: str, batch_size: int):
+        if not is_entailment_model(model):
+            raise UserError(f"{model} is no entailment model: it has no label of that name")
+        options = {"batch_size": batch_size, "truncation": True, "max_length": WINDOW}
+        self.classifier = pipeline(
+            "text-classification", model, dtype="float32", top_k=None, **options
+        )
+        self.settings = {"nli": model, "passage_words": PASSAGE_WORDS, "passages": PASSAGES}
+
+    def probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:
+        """Probability that each (premise, hypothesis) is an entailment."""
+        inputs = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
+        found = self.classifier(inputs) if inputs else []  # it takes no empty list
+        scores = [{label["label"].lower(): label["score"] for label in labels} for labels in found]
+        return [score["entailment"] for score in scores]
+
+    def faithfulness(self, answer: str, document: str) -> float:
+        """Mean support of an answer's sentences; 0 for an empty one."""
+        best, pairs = dict.fromkeys(split_sentences(answer), 0.0), []
+        for sentence in best:
+            words = set(words_of(sentence))
+            passages = sorted(passages_of(document), key=lambda p: -len(words & {*words_of(p)}))
+            pairs += [(passage, sentence) for passage in passages[:PASSAGES]]
+        for (_, sentence), score in zip(pairs, self.probabilities(pairs), strict=True):
+            best[sentence] = max(best[sentence], score)
+        return float(np.mean(list(best.values()) or [0.0]))
+
+    def __call__(self, answers: list[str], rows: list[dict]) -> Columns:
+        pairs = zip(answers, rows, strict=True)
+        return {"faithfulness": [self.faithfulness(answer, row["text"]) for answer, row in pairs]}

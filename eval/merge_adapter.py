@@ -21,18 +21,12 @@ __all__ = ["NF4", "merge_settings"]
 PROBE = "The harbour was built in 1823 and protects the market square from the sea."
 
 
-def merge(weights: Weights, folder: Path) -> None:
-    """Write base + adapter as an ordinary model folder, with the tokenizer of the trained run.
-
-    Raises UserError if the merged model does not compute what base + adapter compute.
-    """
+def merge(weights: Weights):
+    """Base + adapter as one model. Raises UserError if it does not compute what the two compute."""
     import torch
     from peft import PeftModel
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    tokenizer = load_tokenizer(weights)
-    inputs = tokenizer(PROBE, return_tensors="pt")
+    inputs = load_tokenizer(weights)(PROBE, return_tensors="pt")
 
     def logits(model) -> torch.Tensor:
         with torch.inference_mode():
@@ -50,26 +44,30 @@ def merge(weights: Weights, folder: Path) -> None:
     # Weights and activations in bf16 round by up to 1/256; more than that is another model.
     if not gap <= max(moved / 4, untouched.abs().mean().item() / 64):
         raise UserError(f"the merge of {weights.adapter} failed: it is not base + adapter")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return model
+
+
+def save_model(folder: Path, settings: dict, weights: Weights, make) -> None:
+    """Write the model that `make` gives, with its tokenizer, unless `folder` is up to date."""
+    if is_made(folder, settings):
+        print(f"{folder} is up to date")
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make(weights).save_pretrained(partial)
+    load_tokenizer(weights).save_pretrained(partial)
+    mark_made(partial, settings)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    print(f"model in {folder}")
 
 
 def merge_run(config: RunConfig) -> None:
     """Make the run's merged model, unless it is there and up to date."""
     check_model_folder(config.base_model)
-    settings = merge_settings(config)
-    if is_made(config.merged, settings):
-        print(f"{config.merged} is up to date")
-        return
-    partial = config.merged.with_name("merged.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    print(f"merging {config.output_dir} into {config.base_model}", flush=True)
     # The merged model keeps its own configuration; whoever loads it for the run overrides it.
-    merge(replace(weights_of_run(config), overrides=None), partial)
-    mark_made(partial, settings)
-    shutil.rmtree(config.merged, ignore_errors=True)
-    partial.rename(config.merged)
-    print(f"merged model in {config.merged}")
+    weights = replace(weights_of_run(config), overrides=None)
+    save_model(config.merged, merge_settings(config), weights, merge)
 
 
 def main() -> None:

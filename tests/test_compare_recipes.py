@@ -1,187 +1,278 @@
-"""The comparison is like for like, scores no stale summaries, and says how sure it is."""
+"""The comparison is like for like, scores no stale answers, and says how sure it is.
 
+The other stages' command lines are noted and answered by small stand-ins on disk.
+"""
+
+import json
 import shutil
 import subprocess
 from types import SimpleNamespace
-from typing import ClassVar
 
+import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import read_jsonl, run_stage
-from datasets import Dataset
+from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
 from safetensors.torch import load_file, save_file
 
-from data_prep.build_dataset import to_row, to_sft_row
+from common.cli import UserError
+from common.files import mark_made
 from eval import compare_recipes
+from eval.compare_recipes import RECIPES, steps_of
 from training.resolve_config import load_methods, resolve_config
 from training.run_config import load_run_config
 
 pytestmark = pytest.mark.slow
 
-COMPARE = "eval.compare_recipes"
-SECONDS = 1.0
 OF_A_RUN = {"seed", "output_dir", "dataset_prepared_path", "datasets", "lora_model_dir"}
+TEXTS = {"teacher": range(6), "student": range(1, 8), "previous": range(4)}  # that have pairs
+ROUNDS = ("sft", "sft+sft-then-dpo@previous", "sft+sft-then-dpo@previous+sft-then-dpo@previous")
 
 
 class Scorer:
-    """In the place of BERTScore: every text is worth its number of words."""
-
-    scorer = SimpleNamespace(hash="words")
-    scored: ClassVar[list] = []
+    """In the place of BERTScore: every answer is worth its number of words."""
 
     def __init__(self, *options):
-        pass
+        self.scorer, self.baseline = SimpleNamespace(hash="words"), None
 
-    def __call__(self, texts, references):
-        Scorer.scored.append(texts)
-        return [None, None, [float(len(text.split())) for text in texts]]
-
-
-def resolved(command: list[str]):
-    """What the train command of a comparison would train, and its options for accelerate."""
-    config, rest = command[3], command[4:]
-    keys = rest[rest.index("--set") + 1 :]
-    keys, options = [k for k in keys if "=" in k], [k for k in keys if "=" not in k]
-    method, name = (rest[rest.index(option) + 1] for option in ("--method", "--name"))
-    return resolve_config(config, method, keys, None, name), options
+    def __call__(self, answers, rows):
+        return {"bertscore_f1": [float(len(answer.split())) for answer in answers]}
 
 
-@pytest.fixture
-def trainings(monkeypatch, tmp_path):
-    """[(config, options for accelerate)] of all trainings asked for; none is carried out."""
-    asked = []
+class Stages:
+    """What a comparison asks of other stages; `data`, `outputs` are made as they would make them.
 
-    def note(command):
-        config, options = resolved(command)
-        asked.append((config, options))
-        folder = tmp_path / config.output_dir
-        folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.settings))
+    Every training gives the adapter in `adapter`.
+    """
+
+    def __init__(self, folder, adapter):
+        self.folder, self.adapter, self.asked, self.second = folder, adapter, [], "Ice, again."
+
+    def __call__(self, command):
+        module, *options = command[2:]
+        self.asked.append((module, *options))
+        getattr(self, module.split(".")[-1])(options)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(compare_recipes.subprocess, "run", note)
-    return asked
+    def of(self, module):
+        return [" ".join(options) for name, *options in self.asked if name == module]
+
+    def generate_answers(self, options):
+        pass
+
+    def build_pairs(self, options):
+        rejected = value(options, "--rejected")
+        texts = TEXTS.get(rejected, TEXTS["previous"])
+        folder = self.folder / f"data/{value(options, '--task')}/pairs-{value(options, '--name')}"
+        write_jsonl(folder / "train.jsonl", [{"id": f"t{i}", "by": rejected} for i in texts])
+
+    def build_dataset(self, options):
+        data, name = self.folder / f"data/{value(options, '--task')}", value(options, "--name")
+        rows = [
+            {"id": f"e{i}", "prompt": say(f"Ice floats. {i}"), "chosen": say("Ice.")}
+            for i in range(4)
+        ]
+        rows = [row | {"rejected": say(self.second)} for row in rows]
+        write_jsonl(data / f"hub-{name}/test.jsonl", rows)
+
+    def train_adapter(self, options):
+        run = self.folder / "outputs" / value(options, "--name")
+        if not run.exists():
+            shutil.copytree(self.adapter, run)
+            mark_made(run / "inputs", {"task": value(options, "--task")})
+        settings = resolved(options).settings
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+        (run / "train.log").write_text("{'train_runtime': '7.25', 'epoch': 1}\n")
 
 
-@pytest.mark.parametrize("name", ["qwen2-1.5b-dpo-sft-qlora", "smollm2-135m-dpo-sft-lora"])
-def test_recipes_differ_in_their_method_alone(trainings, monkeypatch, tmp_path, name):
-    """The same examples, passes, lengths, precision of the adapter; nothing dropped (B4)."""
-    shutil.copytree("axolotl_configs", tmp_path / "axolotl_configs")
-    monkeypatch.chdir(tmp_path)
-    base = load_run_config(name, trained=False)
-    for recipe in compare_recipes.RECIPES:
-        compare_recipes.train_recipe(base, recipe, 43)
-    of_methods = {key for method in load_methods().values() for key in method}
-    assert len(trainings) == 7 and len({config.name for config, _ in trainings}) == 7
-    for config, options in trainings:
-        settings = config.settings
-        changed = {
-            k
-            for k in settings.keys() | base.settings.keys()
-            if settings.get(k) != base.settings.get(k)
-        }
-        assert changed <= OF_A_RUN | of_methods | {"learning_rate"}
-        assert settings["excess_length_strategy"] == "raise" and settings["seed"] == 43
-        assert not {"num_epochs", "sequence_len", "plugins", "max_steps"} & changed
-        assert ("--cpu" in options) == (not settings["bf16"])
-    parts = {config.name: config.settings["datasets"][0]["split"] for config, _ in trainings}
-    halves = [part for run, part in parts.items() if "half" in run]
-    assert halves == ["train[:50%]", "train[50%:]"]
-    assert {part for run, part in parts.items() if "half" not in run} == {"train"}
-    after = next(c for c, _ in trainings if c.first_adapter)
-    assert after.first_adapter == f"outputs/compare/{name}-sft-half-43"
+def say(text):
+    return [{"role": "user", "content": text}]
+
+
+def value(options, name):
+    return options[options.index(name) + 1]
+
+
+def resolved(options):
+    """What a train command would train."""
+    keys = [key for key in options[options.index("--set") + 1 :] if "=" in key]
+    return resolve_config(
+        options[0], value(options, "--method"), keys, None, value(options, "--name")
+    )
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_qwen2):
+    """An untrained adapter of the tiny student."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter") / "run"
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    get_peft_model(model, LoraConfig(r=4, init_lora_weights=False)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
-def comparison(finished_run, tiny_qwen2, monkeypatch, tmp_path):
-    """Run a comparison whose one recipe "trains" the model that lies in the folder it returns."""
-    run = tmp_path / "outputs/compare/run-sft-42"
-    shutil.copytree(tiny_qwen2, run)
-    trained = compare_recipes.RunConfig(finished_run, {"output_dir": str(run)})
-    monkeypatch.setattr(compare_recipes, "train_recipe", lambda *_: (trained, SECONDS))
-    monkeypatch.setattr(compare_recipes, "BertScore", Scorer)
-    monkeypatch.setattr(Scorer, "scored", [])
+def compare(tmp_path, tiny_qwen2, adapter, monkeypatch):
+    """Run a comparison of a tiny student in an empty folder; `.stages` notes what it asks for."""
+    shutil.copytree("axolotl_configs", tmp_path / "axolotl_configs")
+    path = tmp_path / "axolotl_configs/smollm2-135m-dpo-sft-lora.yaml"
+    settings = yaml.safe_load(path.read_text()) | {"base_model": str(tiny_qwen2)}
+    (tmp_path / "axolotl_configs/tiny-lora.yaml").write_text(yaml.safe_dump(settings))
+    stages = Stages(tmp_path, adapter)
+    monkeypatch.setattr(compare_recipes.subprocess, "run", stages)
+    monkeypatch.setattr("eval.score_answers.commit", lambda: "abc1234")
+    monkeypatch.setattr("eval.score_answers.BertScore", Scorer)
+    monkeypatch.setattr("eval.score_answers.is_entailment_model", lambda encoder: False)
 
-    def compare(*options):
-        Scorer.scored.clear()
-        arguments = (finished_run, "--recipes", "SFT", "--seeds", 42, "--output", "results")
-        return run_stage(COMPARE, *arguments, *options, cwd=tmp_path)
+    def run(*options, code=0):
+        arguments = ("tiny-lora", "--seeds", 42, "--max-new-tokens", 8, *options)
+        return run_stage("eval.compare_recipes", *arguments, cwd=tmp_path, code=code)
 
-    return compare, run
+    run.stages, run.folder = stages, tmp_path
+    return run
 
 
-def test_after_a_retraining_the_old_summaries_are_not_scored(comparison):
-    compare, run = comparison
+def test_every_recipe_sees_the_same_texts_and_differs_in_its_method_alone(compare):
+    """The same examples, passes, lengths, precision of the adapter; nothing dropped (B4)."""
     compare()
-    first = list(Scorer.scored[-1])
-    compare()
-    path = run.parent / "answers/run-sft-42.jsonl"
-    assert Scorer.scored[-1] == first and len(read_jsonl(path)) == 4  # nothing is done twice
-    weights = load_file(run / "model.safetensors")
+    trainings = {value(o, "--name"): list(o) for m, *o in compare.stages.asked if "train" in m}
+    assert len(trainings) == 7 and len(compare.stages.of("training.train_adapter")) == 10
+    base = load_run_config("axolotl_configs/smollm2-135m-dpo-sft-lora.yaml").settings
+    of_methods = {key for method in load_methods().values() for key in method}
+    for name, options in trainings.items():
+        settings = resolved_in(compare.folder, options)
+        changed = {k for k in settings | base if settings.get(k) != base.get(k)}
+        assert changed <= OF_A_RUN | of_methods | {"learning_rate", "base_model"}
+        assert not {"num_epochs", "sequence_len", "plugins", "max_steps"} & changed
+        assert settings["excess_length_strategy"] == "raise" and settings["seed"] == 42
+        assert "--cpu" in options and name.startswith("compare/tiny-lora-")
+        hub = settings["datasets"][0]["path"]
+        pairs = read_jsonl(compare.folder / hub.replace("/hub-", "/pairs-") / "train.jsonl")
+        ids = [pair["id"] for pair in pairs]
+        assert ids == (["t1", "t2", "t3"] if "previous" in name else [f"t{i}" for i in range(1, 6)])
+    assert {pair["by"] for pair in pairs} == {"compare/tiny-lora-sft-sft-then-dpo-previous-42"}
+    said = (compare.folder / "results/recipes.md").read_text()
+    assert "5 training texts, the same for all (rounds lacked 2, 2, 2 of them)" in said
+
+
+def resolved_in(folder, options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return resolved(options).settings
+
+
+def test_a_round_goes_on_from_the_run_whose_answers_it_rejects(compare):
+    compare("--recipes", *ROUNDS[2:], "--seeds", 7)
+    first, second = "compare/tiny-lora-sft", "compare/tiny-lora-sft-sft-then-dpo-previous"
+    answers = compare.stages.of("eval.generate_answers")
+    common = "--split train --systems {} --max-new-tokens 8 --task summarize"
+    assert answers[0].startswith(f"tiny-lora {common.format('instructed')}")
+    for run, command in zip((first, second), answers[1:], strict=True):
+        assert command.startswith(f"{run}-7 {common.format('tuned')}")
+    sft, one, two = compare.stages.of("training.train_adapter")
+    assert "lora_model_dir" not in sft and "hub-compare-tiny-lora-student" in sft
+    assert f"lora_model_dir=outputs/{first}-7" in one and "--method sft-then-dpo" in one
+    assert f"lora_model_dir=outputs/{second}-7" in two
+    assert "hub-compare-tiny-lora-sft-sft-then-dpo-previous-7" in two
+
+
+def test_options_reach_every_training_and_keys_of_a_recipe_its_own(compare):
+    recipes = ("sft", "ipo@student:rl_beta=0.3:warmup_ratio=0.2")
+    compare("--recipes", *recipes, "--set", "num_epochs=2", "--examples", 2)
+    sft, ipo = (o for m, *o in compare.stages.asked if m == "training.train_adapter")
+    assert value(sft, "--name") == "compare/tiny-lora-num_epochs=2-sft-42"
+    assert "rl_beta=0.3" in ipo and "warmup_ratio=0.2" in ipo and "rl_beta=0.3" not in sft
+    assert resolved_in(compare.folder, ipo)["num_epochs"] == 2
+    said = (compare.folder / "results/recipes.md").read_text()
+    assert "2 training texts" in said and f"| {recipes[1]}" in said
+    assert "DPO+SFT" not in said and f"{recipes[1]} minus SFT" in said
+
+
+def test_the_table_holds_all_that_was_asked_with_its_caveats(compare):
+    said = compare("--recipes", "sft", "dpo-sft@student", "--seeds", 1, 2, "--n", 3).stdout
+    text = (compare.folder / "results/recipes.md").read_text()
+    assert text in said and "n = 3 held-out texts" in text and "commit abc1234" in text
+    for part in (
+        "independent",
+        "picked on these same texts",
+        "F1 by seed",
+        "length ratio",
+        "density",
+    ):
+        assert part in text
+    for name in ("base, bare text", "base, instructed to summarize", "the teacher's second answer"):
+        assert f"| {name}" in text and f"DPO+SFT against the student minus {name}" in text
+    sft = next(line for line in text.splitlines() if line.startswith("| SFT "))
+    assert sft.split("|")[-2].strip() == "7"  # seconds of training
+    assert (compare.folder / "results/recipes.png").read_bytes()[:4] == b"\x89PNG"
+    ledger = pd.read_csv(compare.folder / "results/ledger.csv")
+    assert list(ledger) == list(pd.read_csv("results/ledger.csv"))
+    assert len(ledger) == 2 * 6 and set(ledger["n"]) == {3} and set(ledger["encoder"]) == {"words"}
+
+
+def test_a_row_of_second_answers_stands_where_there_are_any(compare):
+    compare.stages.second = ""
+    said = compare("--recipes", "sft", "--output", "small").stdout
+    assert "second answer" not in said and (compare.folder / "results/small.md").exists()
+
+
+def test_another_task_has_runs_data_and_a_table_of_its_own(compare):
+    compare("--task", "title", "--recipes", "sft")
+    assert "--rejected student --student tiny-lora" in compare.stages.of("data_prep.build_pairs")[0]
+    path = compare.folder / "outputs/title-compare/tiny-lora/eval/scores.json"
+    assert json.loads(path.read_text())["settings"]["task"] == "title"
+    assert (compare.folder / "outputs/title-compare/tiny-lora-sft-42").exists()
+    assert "base, instructed to title" in (compare.folder / "results/recipes-title.md").read_text()
+
+
+def test_a_teacher_of_one_answer_has_no_pairs_of_its_own(compare):
+    compare("--task", "title")
+    assert not any("teacher" in command for command in compare.stages.of("data_prep.build_pairs"))
+
+
+def test_after_a_retraining_the_old_answers_are_not_scored(compare):
+    """And what is answered is not answered again (B2)."""
+    run = compare.folder / "outputs/compare/tiny-lora-sft-42"
+    path = run / "eval/answers/tuned.jsonl"
+    for _ in range(2):
+        compare("--recipes", "sft")
+    assert len(read_jsonl(path)) == 4
+    weights = load_file(run / "adapter_model.safetensors")
     torch.manual_seed(1)
     weights = {name: torch.randn_like(tensor) * 0.3 for name, tensor in weights.items()}
-    save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
-    compare()
+    save_file(weights, run / "adapter_model.safetensors")
+    compare("--recipes", "sft")
     records = read_jsonl(path)
     assert len(records) == 8 and len({r["settings"]["fingerprint"] for r in records}) == 2
-    assert Scorer.scored[-1] == [r["text"] for r in sorted(records[4:], key=lambda r: r["id"])]
-    assert Scorer.scored[-1] != first
 
 
-def test_answers_are_as_long_as_the_references_and_texts_as_long_as_the_context(
-    comparison, tiny_qwen2
-):
+def test_answers_are_as_long_as_the_longest_reference(compare, tiny_qwen2):
     from transformers import AutoTokenizer
 
-    compare, run = comparison
-    said = compare().stdout
+    run_stage(
+        "eval.compare_recipes", "tiny-lora", "--recipes", "sft", "--seeds", 42, cwd=compare.folder
+    )
     longest = len(AutoTokenizer.from_pretrained(tiny_qwen2)("Ice.").input_ids)
-    settings = read_jsonl(run.parent / "answers/run-sft-42.jsonl")[0]["settings"]
-    assert settings["max_new_tokens"] == longest + 1
-    assert settings["max_prompt_tokens"] == 4096 - longest - 1
-    assert "are cut" not in said
-    assert "documents are cut to 60 prompt tokens" in compare("--max-prompt-tokens", 60).stdout
+    path = compare.folder / "outputs/compare/tiny-lora/eval/answers/base.jsonl"
+    assert read_jsonl(path)[0]["settings"]["max_new_tokens"] == longest + 1
 
 
-def test_the_table_says_what_its_intervals_take_for_granted(comparison):
-    compare, run = comparison
-    compare("--n", 3)
-    results = run.parents[2] / "results"
-    table = (results / "recipes.md").read_text()
-    assert "independent" in table and "picked on these same texts" in table
-    assert "n = 3 held-out texts" in table and "| SFT" in table and "SFT minus" in table
-    assert (results / "recipes.png").read_bytes()[:4] == b"\x89PNG"
+def test_a_stage_that_fails_stops_the_comparison(compare, monkeypatch):
+    failed = SimpleNamespace(returncode=1)
+    monkeypatch.setattr(compare_recipes.subprocess, "run", lambda command: failed)
+    line = one_error_line(compare("--recipes", "sft", code=1))
+    assert "python -m eval.generate_answers tiny-lora" in line and "failed" in line
 
 
-@pytest.mark.slow
-def test_a_recipe_in_earnest(finished_run, tiny_qwen2, monkeypatch, tmp_path):
-    """One recipe of two real steps: trained, answered by its adapter, scored; then kept."""
-    pair = {"source": "s", "url": "u", "chosen": "Ice.", "rejected": "Water.", "teacher": "t"}
-    pair |= {"chosen_position": 1, "ratings": [9, 5], "prompt_sha": "p"}
-    pairs = [pair | {"id": str(i), "prompt": f"Ice floats. {i}"} for i in range(4)]
-    (tmp_path / "hub/test.jsonl").rename(tmp_path / "test.jsonl")
-    test = Dataset.from_json(str(tmp_path / "test.jsonl"))
-    parts = {"train": [to_row(p, "train") for p in pairs], "sft": [to_sft_row(p) for p in pairs]}
-    for name, rows in parts.items():
-        Dataset.from_list(rows).to_parquet(tmp_path / f"hub/{name}.parquet")
-    test.to_parquet(tmp_path / "hub/test.parquet")
-    files = [{"split": "train", "path": "train.parquet"}, {"split": "test", "path": "test.parquet"}]
-    card = [
-        {"config_name": "default", "data_files": files, "default": True},
-        {"config_name": "sft", "data_files": [{"split": "train", "path": "sft.parquet"}]},
+def test_a_recipe_is_read_or_named():
+    assert steps_of("sft") == [("sft", "", "")]
+    assert steps_of("sft+ipo@previous:rl_beta=0.3") == [
+        ("sft", "", ""),
+        ("ipo", "previous", "rl_beta=0.3"),
     ]
-    (tmp_path / "hub/README.md").write_text(f"---\n{yaml.safe_dump({'configs': card})}---\n")
-    settings = load_run_config("smollm2-135m-dpo-sft-lora", trained=False).settings
-    settings["datasets"][0]["path"] = str(tmp_path / "hub")
-    settings |= {"base_model": str(tiny_qwen2), "output_dir": "outputs/tiny", "lora_r": 4}
-    finished_run.write_text(yaml.safe_dump(settings))
-    shutil.copytree("axolotl_configs", tmp_path / "axolotl_configs")
-    monkeypatch.setattr(compare_recipes, "BertScore", Scorer)
-    arguments = (finished_run, "--recipes", "ORPO", "--seeds", 42, "--output", "results")
-    for _ in range(2):
-        run_stage(COMPARE, *arguments, cwd=tmp_path)
-    runs = tmp_path / "outputs/compare"
-    assert (runs / "run-orpo-42/adapter_model.safetensors").is_file()
-    assert len(read_jsonl(runs / "answers/run-orpo-42.jsonl")) == 4
-    assert "ORPO" in (tmp_path / "results/recipes.md").read_text()
+    assert all(steps_of(recipe) for recipe in RECIPES)
+    for faulty in ("dpo@nobody", "dpo@", "sft+"):
+        with pytest.raises(UserError, match="METHOD@REJECTED"):
+            steps_of(faulty)

@@ -1,4 +1,4 @@
-"""The measures of a summary by their definitions, and faithfulness against human ratings."""
+"""The measures of an answer by their definitions, and faithfulness against human ratings."""
 
 import json
 import shutil
@@ -11,17 +11,19 @@ from hypothesis import strategies as st
 
 from common.cli import UserError
 from demo.prepare_parts import package_folder
-from eval import faithfulness
-from eval.faithfulness import Entailment, is_entailment_model
+from eval import measures
 from eval.measures import (
+    PARTS,
     BertScore,
+    Entailment,
+    basics,
     extractiveness,
     fragments,
+    is_entailment_model,
     rescale_baseline,
     rouge,
     split_sentences,
 )
-from eval.systems import lead_sentences
 
 pytestmark = pytest.mark.slow
 
@@ -43,17 +45,22 @@ def test_bert_score_equals_the_official_package(bert_score):
 
     candidates, references = zip(*TEXTS, strict=True)
     official = score(list(candidates), list(references), model_type=str(MINILM), num_layers=6)
-    ours = bert_score(list(candidates), list(references))
-    assert ours.shape == (3, 3)
+    ours = bert_score(list(candidates), rows_of(references))
+    ours = [ours[part] for part in PARTS]
     np.testing.assert_allclose(ours, [part.numpy() for part in official], atol=1e-5)
 
 
-def test_an_empty_summary_scores_zero_and_a_long_one_is_counted(bert_score):
-    scores = bert_score(["", "Ice floats."], ["Ice floats.", "Ice floats."])
-    assert scores[:, 0].tolist() == [0, 0, 0]
-    assert scores[2, 1] == pytest.approx(1, abs=1e-5)
-    assert bert_score.n_cut(["word " * 600, "short"]) == 1
-    assert np.isfinite(bert_score(["word " * 600], ["word " * 700])).all()
+def rows_of(references, text=""):
+    return [{"reference": reference, "text": text} for reference in references]
+
+
+def test_an_empty_answer_scores_zero_and_a_long_one_is_counted(bert_score):
+    answers = ["", "Ice floats.", "word " * 600]
+    scores = bert_score(answers, rows_of(["Ice floats."] * 3))
+    assert [scores[part][0] for part in PARTS] == [0, 0, 0]
+    assert scores["bertscore_f1"][1] == pytest.approx(1, abs=1e-5)
+    assert scores["over_512_tokens"] == [0, 0, 1]
+    assert all(np.isfinite(values).all() for values in scores.values())
 
 
 def test_an_encoder_without_a_known_layer_asks_for_it():
@@ -72,44 +79,43 @@ def test_the_packaged_encoder_has_a_baseline_on_which_unrelated_is_zero_and_equa
     bert_score,
 ):
     unrelated = [(a, b) for i, (a, _) in enumerate(TEXTS) for _, b in TEXTS[:i] + TEXTS[i + 1 :]]
-    rescaled = bert_score.rescale(bert_score(*zip(*unrelated, strict=True)))
-    assert abs(rescaled.mean()) < 0.15
-    assert bert_score.rescale(np.ones((3, 2))) == pytest.approx(1)
-
-
-def test_lead_sentences_come_nearest_to_the_length():
-    text = "One two three. Four five six.\n\nSeven eight nine. Ten."
-    assert lead_sentences(text, 6) == "One two three. Four five six."
-    assert lead_sentences(text, 1) == "One two three."
-    assert lead_sentences(text, 99) == "One two three. Four five six. Seven eight nine. Ten."
+    answers, references = zip(*unrelated, strict=True)
+    found = bert_score([*answers, "Ice floats."], rows_of([*references, "Ice floats."]))
+    rescaled = [found[f"{part}_rescaled"] for part in PARTS]
+    assert abs(np.mean([values[:-1] for values in rescaled])) < 0.15
+    assert [values[-1] for values in rescaled] == pytest.approx([1] * 3, abs=1e-5)
 
 
 def test_rouge_by_its_definition():
     # LCS of 3 words; precision 3/4, recall 3/6. One common bigram would be "the cat".
-    scores = rouge(["the cat sat down", ""], ["the old cat then sat there", "a"])
+    scores = rouge(["the cat sat down", ""], rows_of(["the old cat then sat there", "a"]))
     assert scores["rouge_l"] == pytest.approx([0.6, 0])
     assert scores["rouge_1"] == pytest.approx([0.6, 0]) and scores["rouge_2"] == [0, 0]
-    swapped = rouge(["Ice floats. Fish swim."], ["Fish swim. Ice floats."])
+    swapped = rouge(["Ice floats. Fish swim."], rows_of(["Fish swim. Ice floats."]))
     assert swapped["rouge_lsum"] == [1] and swapped["rouge_l"] == [0.5]
 
 
 def test_extractiveness_by_its_definition():
     document = "the old cat sat on the mat and the dog slept"
     assert fragments(document.split(), ["the", "dog", "sat", "on", "the", "mat"]) == [2, 4]
-    found = extractiveness("the dog sat on the mat", document)
-    assert (found["coverage"], found["density"]) == (1, (2**2 + 4**2) / 6)
-    assert found["compression"] == 11 / 6 and found["novel_bigrams"] == 1 / 5
-    assert extractiveness("Quite other words", document)["coverage"] == 0
-    assert set(extractiveness("", document).values()) == {0}
+    answers = ["the dog sat on the mat", "Quite other words", ""]
+    found = extractiveness(answers, rows_of([""] * 3, document))
+    assert found == {"coverage": [1, 0, 0], "density": [(2**2 + 4**2) / 6, 0, 0]}
+
+
+def test_length_and_repetition():
+    found = basics(["a b c d a b c d a b c d", "", "Ice floats."], rows_of([""] * 3))
+    assert found["words"] == [12, 0, 2] and found["repetition"][1:] == [0, 0]
+    assert found["repetition"][0] > 0.4
 
 
 words = st.lists(st.sampled_from("abc"), max_size=12)
 
 
 @given(words, words)
-def test_fragments_are_the_greedy_longest_shared_runs(document, summary):
-    runs = fragments(document, summary)
-    assert sum(runs) == sum(word in document for word in summary)
+def test_fragments_are_the_greedy_longest_shared_runs(document, answer):
+    runs = fragments(document, answer)
+    assert sum(runs) == sum(word in document for word in answer)
     assert fragments(document, document) == [len(document)] * bool(document)
 
 
@@ -151,20 +157,20 @@ class WordOverlap(Entailment):
 def test_a_sentence_is_supported_by_its_best_passage():
     filler = "Nothing of interest is said here at all. " * 300
     document = f"Lakes freeze from the top. {filler} Ice floats on water."
-    support = WordOverlap().support(document, "Ice floats on water. Whales sing in autumn.")
-    assert support == [("Ice floats on water.", 1.0), ("Whales sing in autumn.", 0.0)]
-    assert WordOverlap().support(document, "") == []
-    assert WordOverlap().support("", "A summary of nothing.") == [("A summary of nothing.", 0.0)]
+    answers = ["Ice floats on water. Whales sing in autumn.", ""]
+    rows = rows_of(["", ""], document)
+    assert WordOverlap()(answers, rows) == {"faithfulness": [0.5, 0]}
+    assert WordOverlap()(["Of nothing."], rows_of([""]))["faithfulness"] == [0]
 
 
 def test_a_document_is_split_once_for_all_systems(monkeypatch):
     split = []
     monkeypatch.setattr(
-        faithfulness, "split_sentences", lambda text: split.append(text) or split_sentences(text)
+        measures, "split_sentences", lambda text: split.append(text) or split_sentences(text)
     )
     document = "Ice floats on water, as it is lighter. Fish live under it."
-    for summary in ("Ice floats.", "Fish live. Ice floats."):
-        WordOverlap().support(document, summary)
+    for answer in ("Ice floats.", "Fish live. Ice floats."):
+        WordOverlap()([answer], rows_of([""], document))
     assert split.count(document) == 1
 
 
