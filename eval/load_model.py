@@ -6,25 +6,14 @@ arXiv:2305.14314). The YAML beside an adapter tells, or the config.json that axo
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.cli import UserError, one_line, warn
-from common.files import file_sha, is_made
-from training.run_config import (
-    RunConfig,
-    check_model_folder,
-    find_config,
-    fingerprint,
-    load_run_config,
-)
+from training.run_config import OUTPUTS, RunConfig, check_model_folder, fingerprint, load_run_config
 
-ADAPTER = "adapter_model.safetensors"
-NF4 = {  # as axolotl loads the base of a QLoRA run
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-}
+# As axolotl loads the base of a QLoRA run.
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 
 
 @dataclass(frozen=True)
@@ -43,14 +32,9 @@ class Weights:
     @property
     def settings(self) -> dict:
         """What tells these weights from others, for what is made with them."""
-        return {
-            "model": self.adapter or self.model,
-            "fingerprint": fingerprint(self.adapter or self.model),
-            "base": self.adapter and fingerprint(self.model),
-            "revision": self.revision,
-            "rounding": "nf4" if self.four_bits else None,
-            "overrides": self.overrides or None,
-        }
+        base = fingerprint(self.model) if self.adapter else None
+        own = fingerprint(self.adapter or self.model)
+        return asdict(self) | {"fingerprint": own, "base_fingerprint": base}
 
 
 def precision() -> str:
@@ -60,10 +44,8 @@ def precision() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-def adapter_config(folder: Path) -> dict | None:
-    """What peft knows of the adapter in `folder`, None if it holds none."""
-    path = folder / "adapter_config.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def config_in(folder: Path) -> RunConfig | None:
@@ -76,103 +58,73 @@ def config_in(folder: Path) -> RunConfig | None:
     return None
 
 
-def weights_of_run(config: RunConfig) -> Weights:
+def weights_in(folder: Path) -> Weights:
+    """A model or adapter folder's."""
+    if not (adapter := read_json(folder / "adapter_config.json")):
+        check_model_folder(str(folder))
+        return Weights(str(folder))
+    if config := config_in(folder):
+        return weights_of_run(config, folder)
+    four_bits = None
+    if trained_on := read_json(folder / "config.json"):  # of the base as axolotl had it
+        four_bits = (trained_on.get("quantization_config") or {}).get("load_in_4bit", False)
+    revision = adapter.get("revision")
+    return Weights(adapter["base_model_name_or_path"], revision, str(folder), four_bits)
+
+
+def base_of_run(config: RunConfig) -> Weights:
+    return Weights(config.base_model, config.base_revision, overrides=config.overrides)
+
+
+def weights_of_run(config: RunConfig, folder: Path | None = None) -> Weights:
     """The base of a run and its adapter on it. Raises UserError if it has none of this base."""
-    if not (config.output_dir / ADAPTER).is_file():
-        raise UserError(
-            f"no adapter in {config.output_dir}; train it with `just train {config.path.stem}`"
-        )
-    if (base := adapter_config(config.output_dir)["base_model_name_or_path"]) != config.base_model:
-        raise UserError(
-            f"the adapter in {config.output_dir} is for the base {base}, but {config.path} names "
-            f"{config.base_model}; `just train {config.path.stem}` trains anew"
-        )
-    adapter, four_bits = str(config.output_dir), config.four_bits
-    return Weights(config.base_model, config.base_revision, adapter, four_bits, config.overrides)
+    folder = folder or config.output_dir
+    adapter = read_json(folder / "adapter_config.json")
+    base, revision = config.base_model, config.base_revision or adapter.get("revision")
+    there = (folder / "adapter_model.safetensors").is_file()
+    if not there or adapter.get("base_model_name_or_path") != base:
+        reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
+        raise UserError(f"{reason}; train it with `just train {config.path.stem}`")
+    return Weights(base, revision, str(folder), config.four_bits, config.overrides)
 
 
 def merge_settings(config: RunConfig) -> dict:
     """What merged/made.json records: base, its rounding and adapter. Raises UserError."""
-    weights = weights_of_run(config)
-    return {
-        "base_model": weights.model,
-        "revision": weights.revision,
-        "adapter": file_sha(config.output_dir / ADAPTER),
-        **({"rounded to": "nf4"} if weights.four_bits else {}),
-    }
+    return weights_of_run(config).settings
 
 
-def weights_in(folder: Path, revision: str | None = None) -> Weights:
-    """A model or adapter folder's; `revision`: of the base, where nothing in the folder tells."""
-    if not (adapter := adapter_config(folder)):
-        check_model_folder(str(folder))
-        return Weights(str(folder))
-    base, own = adapter["base_model_name_or_path"], adapter.get("revision")
-    if config := config_in(folder):
-        revision = config.base_revision or own or revision
-        return Weights(base, revision, str(folder), config.four_bits, config.overrides)
-    four_bits = None
-    if (folder / "config.json").is_file():  # of the base as axolotl had it, quantized or not
-        model = json.loads((folder / "config.json").read_text())
-        four_bits = bool((model.get("quantization_config") or {}).get("load_in_4bit"))
-    return Weights(base, own or revision, str(folder), four_bits)
-
-
-def find_weights(name: str, revision: str | None = None, base: bool = False) -> Weights:
-    """What a run's or config's name, a YAML, a folder or a Hub id stands for, or its base.
-
-    `revision` is of a Hub id, or see `weights_in`; a run's merged model is taken if it is up to
-    date. Raises UserError.
-    """
-    if Path(name).is_dir():
-        weights = weights_in(Path(name), revision)
-    elif config := named_config(name):
-        if base:
-            return Weights(config.base_model, config.base_revision, overrides=config.overrides)
-        if is_made(config.merged, merge_settings(config)):
-            return Weights(str(config.merged), overrides=config.overrides)
-        return weights_of_run(config)
-    else:
-        weights = weights_on_hub(name, revision)
+def find_weights(name: str, base: bool = False) -> Weights:
+    """What a run's name, a folder or a Hub id stands for, or its base. Raises UserError."""
+    folder = Path(name) if Path(name).is_dir() else OUTPUTS / name
+    weights = weights_in(folder) if folder.is_dir() else weights_on_hub(name)
     if base and not weights.adapter:
         raise UserError(f"{name} names no base; pass that itself as --model")
     return replace(weights, adapter=None, four_bits=False) if base else weights
 
 
-def named_config(name: str) -> RunConfig | None:
-    """The config that `name` stands for, None if for none. Raises UserError if it is faulty."""
-    try:
-        path = find_config(name)
-    except UserError:
-        if name.endswith(".yaml"):
-            raise
-        return None
-    return load_run_config(path)
-
-
-def weights_on_hub(name: str, revision: str | None) -> Weights:
-    """A Hub repo's, of a model or an adapter."""
+def weights_on_hub(name: str) -> Weights:
+    """A Hub repo's, of a model or an adapter. Raises UserError if the name cannot be one's."""
     from huggingface_hub import snapshot_download
     from peft import PeftConfig
 
-    check_model_folder(name)
+    if name.count("/") != 1:
+        raise UserError(f"no run and no folder {name}; `just train` makes a run")
     try:
-        PeftConfig.from_pretrained(name, revision=revision)
+        PeftConfig.from_pretrained(name)
     except ValueError:  # peft's answer where there is no adapter
-        return Weights(name, revision)
-    return weights_in(Path(snapshot_download(name, revision=revision)))
+        return Weights(name)
+    return weights_in(Path(snapshot_download(name)))
 
 
-def model_config(name: str, revision: str | None, overrides: dict | None):
+def model_config(weights: Weights):
     """The model's configuration with the run's `overrides_of_model_config`, as axolotl sets them.
 
-    A rope_scaling such as YaRN's (Peng et al. 2023) keeps the model's own rope base and lengthens
-    its context by the factor; without one the model's own rope stands.
+    A rope_scaling such as YaRN's (Peng et al. 2023) keeps the model's own rope base.
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name, revision=revision)
-    for key, value in (overrides or {}).items():
+    config = AutoConfig.from_pretrained(weights.model, revision=weights.revision)
+    for key, value in (weights.overrides or {}).items():
         if key in ("rope_scaling", "rope_parameters"):
             config.rope_parameters = {**config.rope_parameters, **value}
             own = value.get("original_max_position_embeddings", config.max_position_embeddings)
@@ -186,15 +138,11 @@ def load_base(weights: Weights, dequantize: bool = True):
     """The whole model, or the base as training rounded it; in the precision it is published in."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    rounded = {"quantization_config": BitsAndBytesConfig(**NF4)} if weights.four_bits else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        weights.model,
-        revision=weights.revision,
-        dtype="auto",
-        config=model_config(weights.model, weights.revision, weights.overrides),
-        **rounded,
-    )
-    return model.dequantize() if rounded and dequantize else model
+    options = {"revision": weights.revision, "config": model_config(weights), "dtype": "auto"}
+    if weights.four_bits:
+        options["quantization_config"] = BitsAndBytesConfig(**NF4)
+    model = AutoModelForCausalLM.from_pretrained(weights.model, **options)
+    return model.dequantize() if weights.four_bits and dequantize else model
 
 
 def load_tokenizer(weights: Weights):
@@ -202,39 +150,39 @@ def load_tokenizer(weights: Weights):
     from transformers import AutoTokenizer
 
     if weights.adapter and (Path(weights.adapter) / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(weights.adapter)
-    return AutoTokenizer.from_pretrained(weights.model, revision=weights.revision)
+        return AutoTokenizer.from_pretrained(weights.adapter, padding_side="left")
+    source, revision = weights.model, weights.revision
+    return AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
 
 
-def load_model(model: str | Weights, revision: str | None = None):
-    """(model, tokenizer) of weights, or of a name (see `find_weights`), to generate with.
-
-    On the GPU in bf16 where there is one. Raises UserError if they cannot be loaded, or if a
-    weight is NaN or infinite.
-    """
+def load_model(model: str | Weights, dtype: str | None = None):
+    """(model, tokenizer) to generate with, greedily. Raises UserError if it cannot be used."""
     import torch
+    from peft import PeftModel
+    from transformers import GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    weights = find_weights(model, revision) if isinstance(model, str) else model
+    weights = find_weights(model) if isinstance(model, str) else model
     name = weights.adapter or weights.model
     if weights.four_bits is None:
         warn(f"nothing tells whether {name} was trained on 4 bits; its base is not rounded")
     try:
         tokenizer, loaded = load_tokenizer(weights), load_base(weights)
+        # The weights alone: the frequencies of rope, which are buffers, stay in 32 bits.
+        for parameter in loaded.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype or precision()))
         if weights.adapter:
-            from peft import PeftModel  # it takes seconds to import
-
             adapted = PeftModel.from_pretrained(loaded, weights.adapter)
             loaded = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {name}: {one_line(error, 200)}") from None
     if not tokenizer.chat_template:
         raise UserError(f"{name} has no chat template, so it is no model that was taught here")
-    tokenizer.padding_side = "left"  # what is generated begins at one place
-    # The weights alone: the frequencies of rope, which are buffers, stay in 32 bits.
-    for parameter in loaded.parameters():
-        parameter.data = parameter.data.to(getattr(torch, precision()))
     if not all(parameter.isfinite().all() for parameter in loaded.parameters()):
         raise UserError(f"{name} holds weights that are NaN or infinite; its training diverged")
+    ends, pad = loaded.generation_config.eos_token_id or [], tokenizer.pad_token_id
+    ends = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+    # Greedy in earnest, whatever the model's own settings.
+    loaded.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

@@ -1,16 +1,14 @@
 """Merge a trained adapter into the base it was trained on, in the precision that was published in.
 
 Reads outputs/RUN/ (the adapter axolotl wrote), writes outputs/RUN/merged. Where the run trained on
-4 bits, the base is rounded alike first (see eval/load_model.py); axolotl's default merge would
-round the embeddings too. Prints how far the merged logits are from those of base + adapter as
-trained. For GGUF run llama.cpp's convert_hf_to_gguf.py on outputs/RUN/merged.
+4 bits, the base is rounded alike first (see eval/load_model.py). Prints how far the merged logits
+are from those of base + adapter as trained.
 
     python -m eval.merge_adapter smollm2-135m-dpo-sft-lora
 """
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 from common.cli import UserError, run, script_parser
 from common.files import is_made, mark_made
@@ -21,18 +19,12 @@ __all__ = ["NF4", "merge_settings"]
 PROBE = "The harbour was built in 1823 and protects the market square from the sea."
 
 
-def merge(weights: Weights, folder: Path) -> None:
-    """Write base + adapter as an ordinary model folder, with the tokenizer of the trained run.
-
-    Raises UserError if the merged model does not compute what base + adapter compute.
-    """
+def merge(weights: Weights):
+    """Base + adapter as one model. Raises UserError if it does not compute what the two compute."""
     import torch
     from peft import PeftModel
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    tokenizer = load_tokenizer(weights)
-    inputs = tokenizer(PROBE, return_tensors="pt")
+    inputs = load_tokenizer(weights)(PROBE, return_tensors="pt")
 
     def logits(model) -> torch.Tensor:
         with torch.inference_mode():
@@ -50,22 +42,21 @@ def merge(weights: Weights, folder: Path) -> None:
     # Weights and activations in bf16 round by up to 1/256; more than that is another model.
     if not gap <= max(moved / 4, untouched.abs().mean().item() / 64):
         raise UserError(f"the merge of {weights.adapter} failed: it is not base + adapter")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return model
 
 
 def merge_run(config: RunConfig) -> None:
     """Make the run's merged model, unless it is there and up to date."""
     check_model_folder(config.base_model)
-    settings = merge_settings(config)
+    settings, partial = merge_settings(config), config.merged.with_name("merged.partial")
     if is_made(config.merged, settings):
         print(f"{config.merged} is up to date")
         return
-    partial = config.merged.with_name("merged.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    print(f"merging {config.output_dir} into {config.base_model}", flush=True)
     # The merged model keeps its own configuration; whoever loads it for the run overrides it.
-    merge(replace(weights_of_run(config), overrides=None), partial)
+    weights = replace(weights_of_run(config), overrides=None)
+    shutil.rmtree(partial, ignore_errors=True)
+    merge(weights).save_pretrained(partial)
+    load_tokenizer(weights).save_pretrained(partial)
     mark_made(partial, settings)
     shutil.rmtree(config.merged, ignore_errors=True)
     partial.rename(config.merged)

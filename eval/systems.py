@@ -1,112 +1,109 @@
-"""The systems that an evaluation sets side by side, and the test documents they are given."""
+"""The systems that an evaluation sets side by side, and the texts that they are given."""
 
 import argparse
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from common.cli import UserError, positive
-from eval.load_model import Weights, weights_in
-from training.run_config import RunConfig, check_model_folder, load_rows
+from common.files import is_made, load_records
+from eval.load_model import Weights, base_of_run, merge_settings, weights_in, weights_of_run
+from prompts import Task, add_task_options, task_of
+from training.resolve_config import resolve_config
+from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
 
-INSTRUCTED = "summarize/instructed.jinja"
-SYSTEMS = ("base", "instructed", "tuned", "lead")
-ENDPOINTS = {"endpoint:": INSTRUCTED, "endpoint-bare:": None}  # -> what its model is given
+CHOICES = "base, instructed, tuned, lead, second, a folder that is there, endpoint[-bare]:MODEL"
 
 
 @dataclass(frozen=True)
 class System:
-    """A model, or a name behind an endpoint, and the template around the text, None for the bare
-    text; lead has no model."""
+    """A model, its name behind an endpoint, or None for answers that need no model (lead, second),
+    and the template around the text, None for the bare text."""
 
     model: Weights | str | None
     template: str | None = None
 
 
+@dataclass(frozen=True)
+class UntrainedConfig(RunConfig):
+    """A config before its training, for the task that the command line names."""
+
+    task: Task | None = None
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that every stage of an evaluation takes."""
     parser.add_argument("config", help="the run's name, or its axolotl YAML")
-    documents = parser.add_mutually_exclusive_group()
-    documents.add_argument("--n", type=positive, help="only the first N test documents")
-    documents.add_argument("--all", action="store_true", help="all test documents, as without --n")
-    parser.add_argument(
-        "--systems",
-        nargs="+",
-        default=list(SYSTEMS),
-        help="of base, instructed, tuned, lead, folders of models or adapters, endpoint:MODEL "
-        "(instructed), endpoint-bare:MODEL",
-    )
+    parser.add_argument("--n", type=positive, help="only the first N texts")
+    parser.add_argument("--systems", nargs="+", help=f"of {CHOICES} (default: the task's)")
+    add_task_options(parser)
 
 
-def systems_of(config: RunConfig, names: list[str]) -> dict[str, System]:
-    """The systems by name, in the order of the table.
+def run_of(args: argparse.Namespace) -> RunConfig:
+    """The run that `args` names, or the config if it is not trained for the task. UserError."""
+    own = OUTPUTS / f"{args.task}-{args.config}" / "config.yaml"
+    config = load_run_config(own if own.is_file() else args.config)
+    if args.task in ("summarize", config.task.name):
+        return config
+    task = task_of(args)
+    config = resolve_config(args.config, None, [], None, None, task, args.data)
+    return UntrainedConfig(config.path, config.settings, task)
 
-    Raises UserError for one that is not there, and for an adapter of another base.
-    """
-    return {name: system_of(config, name) for name in names}
+
+def systems_of(config: RunConfig, names: list[str] | None) -> dict[str, System]:
+    """The systems by name, by default the task's. Raises UserError, see `system_of`."""
+    return {name: system_of(config, name) for name in names or config.task.systems}
 
 
 def system_of(config: RunConfig, name: str) -> System:
-    """One system, its model under the overrides of the run. Raises UserError."""
-    for prefix, template in ENDPOINTS.items():
-        if name.startswith(prefix):
-            return System(name.removeprefix(prefix), template)
-    if name == "lead":
+    """One system, its model under the overrides of the run.
+
+    Raises UserError if it is not there, or is an adapter of another base.
+    """
+    bare, instructed = (config.task.student_template(told) for told in (False, True))
+    kind, _, model = name.partition(":")
+    if kind in ("endpoint", "endpoint-bare") and model:
+        return System(model, instructed if kind == "endpoint" else bare)
+    if name in ("lead", "second"):
         return System(None)
     if name in ("base", "instructed"):
         check_model_folder(config.base_model)
-        weights = Weights(config.base_model, config.base_revision, overrides=config.overrides)
-        return System(weights, INSTRUCTED if name == "instructed" else None)
+        return System(base_of_run(config), instructed if name == "instructed" else bare)
     if name == "tuned":
-        if not (config.merged / "config.json").is_file():
-            hint = f"make it with `just merge {config.path.stem}`"
-            raise UserError(f"{config.merged} is not a model folder (nothing merged); {hint}")
-        return System(Weights(str(config.merged), overrides=config.overrides))
+        if is_made(config.merged, merge_settings(config)):
+            return System(Weights(str(config.merged), overrides=config.overrides), bare)
+        return System(weights_of_run(config), bare)
     if not Path(name).is_dir():
-        choices = f"{', '.join(SYSTEMS)}, a folder that is there, endpoint:MODEL"
-        raise UserError(f"no system {name}: --systems takes {choices}")
-    weights = weights_in(Path(name), config.base_revision)
+        raise UserError(f"no system {name}: --systems takes {CHOICES}")
+    weights = weights_in(Path(name))
     if weights.adapter and weights.model != config.base_model:
         raise UserError(f"{name} is an adapter of {weights.model}, not of {config.base_model}")
-    return System(replace(weights, overrides=config.overrides or weights.overrides))
-
-
-def summaries_path(config: RunConfig, name: str) -> Path:
-    """outputs/<config>/eval/summaries/<system>.jsonl, the system's name made a file name."""
-    return config.eval_dir / "summaries" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.jsonl"
+    revision = weights.revision or (weights.adapter and config.base_revision)
+    overrides = config.overrides or weights.overrides
+    return System(replace(weights, revision=revision, overrides=overrides), bare)
 
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
-    """[{id, source, text, reference}] of the first `n` test documents, in the dataset's order."""
+    """[{id, source, text, reference, second}] of the first `n` test texts, in their order."""
+    mark, template = "\0", config.task.student_template()
+    around = config.task.student_messages(mark, template)[-1]["content"].split(mark)
     rows = [
         {
             "id": r["id"],
             "source": r.get("source") or "unknown",
-            "text": r["prompt"][-1]["content"],
+            "text": r["prompt"][-1]["content"].removeprefix(around[0]).removesuffix(around[1]),
             "reference": r["chosen"][-1]["content"],
+            "second": r["rejected"][-1]["content"] if r.get("rejected") else "",
         }
         for r in load_rows(config, "test")
     ][:n]
     if bare := [row["id"] for row in rows if not row["reference"].strip()]:
-        raise UserError(f"{len(bare)} test documents of {config.dataset} lack a reference: {bare}")
+        raise UserError(f"{len(bare)} test texts of {config.dataset} lack a reference: {bare}")
     return rows
 
 
-def lead_sentences(text: str, words: float) -> str:
-    """As many of the text's first sentences as come nearest to `words`; never none."""
-    from pysbd import Segmenter
-
-    best = summary = ""
-    beginning = " ".join(text[: 2000 + int(30 * words)].split())
-    for sentence in Segmenter(language="en").segment(beginning):
-        summary = f"{summary} {sentence}".strip()
-        if not best or abs(len(summary.split()) - words) < abs(len(best.split()) - words):
-            best = summary
-    return best
-
-
-def words_of_references(rows: list[dict]) -> float:
-    """How many words the references have on average, and so how many the lead is to have."""
-    return float(np.mean([len(row["reference"].split()) for row in rows]))
+def train_rows(config: RunConfig, data: Path, n: int | None) -> list[dict]:
+    """[{id, text}] of the first `n` training extracts to which the teacher replied."""
+    path = data / config.task.name / "replies/train.jsonl"
+    replied = {reply["id"] for reply in load_records(path, ("id",), "just replies")}
+    extracts = load_records(data / "extracts/train.jsonl", ("id", "text"), "just extracts")
+    return [row for row in extracts if row["id"] in replied][:n]

@@ -80,7 +80,13 @@ def with_key(settings: dict, assignment: str) -> dict:
 
 
 def resolve_config(
-    name: str, method: str | None, keys: list[str], launch: str | None, run: str | None
+    name: str,
+    method: str | None,
+    keys: list[str],
+    launch: str | None,
+    run: str | None,
+    task=None,
+    data=None,
 ) -> RunConfig:
     """The config that a run trains; it is not on disk yet. Raises UserError."""
     config = load_run_config(name, trained=False)

@@ -1,6 +1,7 @@
 """What the glue needs to know of an axolotl config: base model, dataset, output folder."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 
 from common.cli import UserError, one_line
 from common.files import file_sha
+from prompts import Task, load_task
 
 CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
 
@@ -66,6 +68,14 @@ class RunConfig:
     @property
     def eval_dir(self) -> Path:
         return self.output_dir / "eval"
+
+    @property
+    def task(self) -> Task:
+        """What the run was trained for."""
+        path = self.output_dir / "inputs/made.json"
+        made = json.loads(path.read_text()) if path.exists() else {}
+        folder = [Path(made["prompts_dir"])] if "prompts_dir" in made else []
+        return load_task(made.get("task", "summarize"), *folder)
 
 
 def find_config(name: str | Path, trained: bool = True) -> Path:

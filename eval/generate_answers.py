@@ -1,0 +1,239 @@
+"""Answer the test texts with every system: models, adapters, endpoints, the first sentences.
+
+Reads the test split of the run's dataset, or with --split train the extracts that have a reply, and
+appends batch by batch to outputs/RUN/eval/answers/SYSTEM.jsonl. Every record carries the settings
+that made it; those of other settings stay, and asked.json there says which were asked for last. A
+killed run goes on where it stopped. Endpoints are named by TOGETHER_BASE_URL. Greedy decoding.
+
+    python -m eval.generate_answers smollm2-135m-dpo-sft-lora --n 32
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common import table
+from common.cli import UserError, positive, run, script_parser
+from common.files import append_record, appending, write_text
+from eval.load_model import load_model, precision, read_json
+from eval.systems import System, add_run_options, load_test_rows, run_of, systems_of, train_rows
+from prompts import Task, load_task
+from training.run_config import RunConfig
+
+KEY = ("id", "settings")
+
+
+def build_prompt(
+    tokenizer, text: str, template: str | None, max_tokens: int, task: Task | None = None
+) -> tuple[str, int]:
+    """(prompt, number of tokens cut off the text's end so that the prompt fits)."""
+
+    def prompt_of(part: str) -> str:
+        messages = (task or load_task()).student_messages(part, template)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    n_tokens = len(tokenizer(prompt_of(text), add_special_tokens=False).input_ids)
+    if n_tokens <= max_tokens:
+        return prompt_of(text), 0
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    keep = len(ids) - (n_tokens - max_tokens)
+    if keep < 1:
+        raise UserError(f"--max-prompt-tokens {max_tokens} leaves no room for any text")
+    return prompt_of(tokenizer.decode(ids[:keep])), len(ids) - keep
+
+
+def generate_batch(
+    model, tokenizer, prompts: list[str], max_new_tokens: int, **options: object
+) -> list[dict]:
+    """A record for each greedy continuation of a batch, cut at the end of the turn."""
+    import torch
+
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+    options |= {"max_new_tokens": max_new_tokens, **inputs.to(model.device)}
+    with torch.inference_mode():
+        new = model.generate(**options)[:, inputs.input_ids.shape[1] :].tolist()
+    results, ends = [], model.generation_config.eos_token_id
+    for n_prompt, ids in zip(inputs.attention_mask.sum(1).tolist(), new, strict=True):
+        answer = list(takewhile(lambda token: token not in ends, ids))
+        text = tokenizer.decode(answer, skip_special_tokens=True).strip()
+        end = "length" if len(answer) == len(ids) else "stop"
+        counts = {"n_prompt_tokens": n_prompt, "n_new_tokens": len(answer)}
+        results.append({"text": text, "finish_reason": end, **counts})
+    return results
+
+
+def pack_batches(lengths: list[int], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of the prompts in batches of like length, the longest first.
+
+    A batch, padded and with its answers, holds at most `batch_tokens`, or a single prompt.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, batch_tokens // (lengths[order[0]] + max_new_tokens))
+        yield order[:size]
+        order = order[size:]
+
+
+def settings_of(system: System, task: Task, args: argparse.Namespace) -> dict:
+    """All that tells a model's answers from those that it gives otherwise."""
+    made = {"template": task.sha(system.template) if system.template else None}
+    made["max_new_tokens"] = args.max_new_tokens or task.max_new_tokens
+    if isinstance(system.model, str):
+        return made | {"model": system.model, "decoding": "temperature 0"}
+    made |= {"max_prompt_tokens": args.max_prompt_tokens, **system.model.settings}
+    return made | {"decoding": "greedy", "precision": precision()}
+
+
+def prompt_limit(model, settings: dict) -> int:
+    """The longest prompt that leaves room for an answer."""
+    context = getattr(model.config, "max_position_embeddings", 10**9)
+    return min(settings["max_prompt_tokens"], context - settings["max_new_tokens"])
+
+
+def generate(system: System, rows: list[dict], task: Task, args) -> Iterator[dict]:
+    """The records of the rows, which hold their settings, by a model, batch by batch."""
+    model, tokenizer = load_model(system.model)
+    settings = {"settings": rows[0]["settings"]}
+    n_new, limit = rows[0]["settings"]["max_new_tokens"], prompt_limit(model, **settings)
+    built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in rows]
+    lengths = [len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt, _ in built]
+    for batch in pack_batches(lengths, n_new, args.batch_tokens):
+        outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
+        for i, output in zip(batch, outputs, strict=True):
+            yield {"id": rows[i]["id"], **output, "n_cut_tokens": built[i][1], **settings}
+
+
+def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args) -> None:
+    """Complete the answers of a model behind an endpoint, asked as the teacher is."""
+    from data_prep.teacher.ask import ask_all
+
+    for row in rows:
+        row["messages"] = task.student_messages(row.pop("text"), system.template)
+    options = {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
+    options |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
+    ask_all(rows, path, argparse.Namespace(**vars(args) | options), system.model, KEY)
+
+
+def first_sentences(text: str, words: float, cut: bool = False) -> str:
+    """As many of the first sentences as come nearest to `words`, or the first one, cut to them."""
+    from pysbd import Segmenter
+
+    beginning = " ".join(text[: 2000 + int(30 * words)].split())
+    sentences = [one.strip() for one in Segmenter(language="en").segment(beginning)]
+    if cut:
+        return " ".join(sentences[0].split()[: int(words)])
+    lengths = np.cumsum([len(sentence.split()) for sentence in sentences])
+    return " ".join(sentences[: np.abs(lengths - words).argmin() + 1])
+
+
+def read_answers(name: str, rows: list[dict], task: Task) -> list[dict]:
+    """The answers that need no model, lead and second. Raises UserError."""
+    if name == "second" and not all(row["second"] for row in rows):
+        raise UserError("the test split holds no second answers of the teacher; leave out second")
+    words = task.lead_words or float(np.mean([len(row["reference"].split()) for row in rows]))
+    made = {"finish_reason": "stop", "settings": {"model": None, "words": words}}
+    cut = bool(task.lead_words)
+    return [
+        {"id": row["id"], **made, "text": row["second"]}
+        if name == "second"
+        else {"id": row["id"], **made, "text": first_sentences(row["text"], words, cut)}
+        for row in rows
+    ]
+
+
+def find_answers(path: Path, rows: list[dict], settings: dict) -> dict[str, dict]:
+    """id -> record of each row, in their order. Raises UserError if the table lacks one."""
+    wanted = [{"id": row["id"], "settings": settings} for row in rows]
+    records = table.load(path, wanted, KEY)
+    if lacking := len(rows) - len(records):
+        raise UserError(
+            f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last; "
+            "complete them with the same `just answers`, or pass the same --n"
+        )
+    return records
+
+
+def answer_rows(
+    name: str, system: System, rows: list[dict], path: Path, task: Task, args
+) -> list[dict]:
+    """A system's answers to `rows`, in their order; what `path` lacks is made and kept there."""
+    if not system.model:
+        return read_answers(name, rows, task)
+    settings = settings_of(system, task, args)
+    wanted = [{"id": row["id"], "text": row["text"], "settings": settings} for row in rows]
+    if isinstance(system.model, str):
+        ask_endpoint(system, wanted, path, task, args)
+    else:
+        with appending(path) as log:
+            left = table.missing(path, wanted, KEY)
+            records = generate(system, left, task, args) if left else []
+            for record in tqdm(records, f"{name} answers", len(left), unit="text"):
+                append_record(log, record)
+    return list(find_answers(path, rows, settings).values())
+
+
+def answers_path(config: RunConfig, name: str) -> Path:
+    """outputs/RUN/eval/answers/SYSTEM.jsonl, the system's name made a file name."""
+    return config.eval_dir / "answers" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.jsonl"
+
+
+def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
+    """Complete the answers of all systems that `args` names."""
+    systems, path = systems_of(config, args.systems), config.eval_dir / "answers/asked.json"
+    asked = {s: settings_of(one, config.task, args) for s, one in systems.items() if one.model}
+    # All of them before the first answer: what is half made is never scored beside another's.
+    write_text(path, json.dumps(read_json(path) | asked, indent=1) + "\n")
+    for name, system in systems.items():
+        answer_rows(name, system, rows, answers_path(config, name), config.task, args)
+
+
+def load_answers(
+    config: RunConfig, rows: list[dict], systems: list[str] | None, asked: dict | None = None
+) -> dict[str, dict[str, dict]]:
+    """system -> id -> record, as they were asked for last, or with the settings in `asked`.
+
+    Raises UserError if a system lacks a text.
+    """
+    asked, answers = asked or read_json(config.eval_dir / "answers/asked.json"), {}
+    for name in systems or config.task.systems:
+        if name in ("lead", "second"):
+            answers[name] = {one["id"]: one for one in read_answers(name, rows, config.task)}
+        elif name in asked:
+            answers[name] = find_answers(answers_path(config, name), rows, asked[name])
+        else:
+            raise UserError(f"{name} was not asked for yet; make its answers with `just answers`")
+    return answers
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
+    option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
+    option("--batch-tokens", type=positive, default=16384, help="most tokens of a padded batch")
+    option("--budget-usd", type=float, help="ceiling for all that the endpoints ever cost")
+    option("--concurrency", type=positive, default=64, help="most requests in flight")
+    option("--timeout", type=float, default=300, help="seconds to wait for an endpoint")
+    option("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="$ per million tokens")
+
+
+def main() -> None:
+    parser = script_parser(__doc__)
+    add_run_options(parser)
+    add_generation_options(parser)
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="which texts")
+    args = parser.parse_args()
+    config = run_of(args)
+    if args.split == "test":
+        return answer_all(config, load_test_rows(config, args.n), args)
+    args.systems = args.systems or ["instructed"]
+    answer_all(config, train_rows(config, args.data, args.n), args)
+
+
+if __name__ == "__main__":
+    run(main)
