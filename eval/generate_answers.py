@@ -90,23 +90,24 @@ def settings_of(system: System, task: Task, args: argparse.Namespace) -> dict:
     return made | {"decoding": "greedy", "precision": precision()}
 
 
-def prompt_limit(model, settings: dict) -> int:
+def prompt_limit(model, max_new_tokens: int, max_prompt_tokens: int) -> int:
     """The longest prompt that leaves room for an answer."""
-    context = getattr(model.config, "max_position_embeddings", 10**9)
-    return min(settings["max_prompt_tokens"], context - settings["max_new_tokens"])
+    return min(max_prompt_tokens, model.config.max_position_embeddings - max_new_tokens)
 
 
 def generate(system: System, rows: list[dict], task: Task, args) -> Iterator[dict]:
     """The records of the rows, which hold their settings, by a model, batch by batch."""
     model, tokenizer = load_model(system.model)
-    settings = {"settings": rows[0]["settings"]}
-    n_new, limit = rows[0]["settings"]["max_new_tokens"], prompt_limit(model, **settings)
+    settings = rows[0]["settings"]
+    n_new = settings["max_new_tokens"]
+    limit = prompt_limit(model, n_new, args.max_prompt_tokens)
     built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in rows]
     lengths = [len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt, _ in built]
     for batch in pack_batches(lengths, n_new, args.batch_tokens):
         outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
         for i, output in zip(batch, outputs, strict=True):
-            yield {"id": rows[i]["id"], **output, "n_cut_tokens": built[i][1], **settings}
+            cut = {"n_cut_tokens": built[i][1]}
+            yield {"id": rows[i]["id"], **output, **cut, "settings": settings}
 
 
 def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args) -> None:
@@ -211,11 +212,16 @@ def load_answers(
     return answers
 
 
-def add_generation_options(parser: argparse.ArgumentParser) -> None:
+def add_length_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
     option("--batch-tokens", type=positive, default=16384, help="most tokens of a padded batch")
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    add_length_options(parser)
+    option = parser.add_argument
     option("--budget-usd", type=float, help="ceiling for all that the endpoints ever cost")
     option("--concurrency", type=positive, default=64, help="most requests in flight")
     option("--timeout", type=float, default=300, help="seconds to wait for an endpoint")

@@ -18,7 +18,7 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model, or a base and the adapter on it, with the config's rope settings if any.
+    """A whole model, or a base and the adapter on it.
 
     `four_bits`: whether the adapter was trained on 4 bits, None where nothing tells.
     """
@@ -27,7 +27,6 @@ class Weights:
     revision: str | None = None
     adapter: str | None = None
     four_bits: bool | None = False
-    overrides: dict | None = None
 
     @property
     def settings(self) -> dict:
@@ -46,6 +45,12 @@ def precision() -> str:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def trained_for(folder: str | Path | None) -> str | None:
+    """The task of the run whose folder it is, None if it is of none."""
+    made = read_json(Path(folder or "") / "inputs/made.json")
+    return made.get("task", "summarize") if made else None
 
 
 def config_in(folder: Path) -> RunConfig | None:
@@ -72,10 +77,6 @@ def weights_in(folder: Path) -> Weights:
     return Weights(adapter["base_model_name_or_path"], revision, str(folder), four_bits)
 
 
-def base_of_run(config: RunConfig) -> Weights:
-    return Weights(config.base_model, config.base_revision, overrides=config.overrides)
-
-
 def weights_of_run(config: RunConfig, folder: Path | None = None) -> Weights:
     """The base of a run and its adapter on it. Raises UserError if it has none of this base."""
     folder = folder or config.output_dir
@@ -85,7 +86,9 @@ def weights_of_run(config: RunConfig, folder: Path | None = None) -> Weights:
     if not there or adapter.get("base_model_name_or_path") != base:
         reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
         raise UserError(f"{reason}; train it with `just train {config.path.stem}`")
-    return Weights(base, revision, str(folder), config.four_bits, config.overrides)
+    if config.overrides:
+        raise UserError(f"{config.path}: overrides_of_model_config is not known here")
+    return Weights(base, revision, str(folder), config.four_bits)
 
 
 def merge_settings(config: RunConfig) -> dict:
@@ -116,29 +119,11 @@ def weights_on_hub(name: str) -> Weights:
     return weights_in(Path(snapshot_download(name)))
 
 
-def model_config(weights: Weights):
-    """The model's configuration with the run's `overrides_of_model_config`, as axolotl sets them.
-
-    A rope_scaling such as YaRN's (Peng et al. 2023) keeps the model's own rope base.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(weights.model, revision=weights.revision)
-    for key, value in (weights.overrides or {}).items():
-        if key in ("rope_scaling", "rope_parameters"):
-            config.rope_parameters = {**config.rope_parameters, **value}
-            own = value.get("original_max_position_embeddings", config.max_position_embeddings)
-            config.max_position_embeddings = int(own * value.get("factor", 1))
-        else:
-            setattr(config, key, value)
-    return config
-
-
 def load_base(weights: Weights, dequantize: bool = True):
     """The whole model, or the base as training rounded it; in the precision it is published in."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options = {"revision": weights.revision, "config": model_config(weights), "dtype": "auto"}
+    options = {"revision": weights.revision, "dtype": "auto"}
     if weights.four_bits:
         options["quantization_config"] = BitsAndBytesConfig(**NF4)
     model = AutoModelForCausalLM.from_pretrained(weights.model, **options)

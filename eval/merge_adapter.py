@@ -8,7 +8,6 @@ are from those of base + adapter as trained.
 """
 
 import shutil
-from dataclasses import replace
 
 from common.cli import UserError, run, script_parser
 from common.files import is_made, mark_made
@@ -52,8 +51,7 @@ def merge_run(config: RunConfig) -> None:
     if is_made(config.merged, settings):
         print(f"{config.merged} is up to date")
         return
-    # The merged model keeps its own configuration; whoever loads it for the run overrides it.
-    weights = replace(weights_of_run(config), overrides=None)
+    weights = weights_of_run(config)
     shutil.rmtree(partial, ignore_errors=True)
     merge(weights).save_pretrained(partial)
     load_tokenizer(weights).save_pretrained(partial)

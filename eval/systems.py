@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.cli import UserError, positive
 from common.files import is_made, load_records
-from eval.load_model import Weights, base_of_run, merge_settings, weights_in, weights_of_run
+from eval.load_model import Weights, merge_settings, weights_in, weights_of_run
 from prompts import Task, add_task_options, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
@@ -55,10 +55,7 @@ def systems_of(config: RunConfig, names: list[str] | None) -> dict[str, System]:
 
 
 def system_of(config: RunConfig, name: str) -> System:
-    """One system, its model under the overrides of the run.
-
-    Raises UserError if it is not there, or is an adapter of another base.
-    """
+    """One system. Raises UserError if it is not there, or is an adapter of another base."""
     bare, instructed = (config.task.student_template(told) for told in (False, True))
     kind, _, model = name.partition(":")
     if kind in ("endpoint", "endpoint-bare") and model:
@@ -67,10 +64,13 @@ def system_of(config: RunConfig, name: str) -> System:
         return System(None)
     if name in ("base", "instructed"):
         check_model_folder(config.base_model)
-        return System(base_of_run(config), instructed if name == "instructed" else bare)
+        return System(
+            Weights(config.base_model, config.base_revision),
+            instructed if name == "instructed" else bare,
+        )
     if name == "tuned":
         if is_made(config.merged, merge_settings(config)):
-            return System(Weights(str(config.merged), overrides=config.overrides), bare)
+            return System(Weights(str(config.merged)), bare)
         return System(weights_of_run(config), bare)
     if not Path(name).is_dir():
         raise UserError(f"no system {name}: --systems takes {CHOICES}")
@@ -78,8 +78,7 @@ def system_of(config: RunConfig, name: str) -> System:
     if weights.adapter and weights.model != config.base_model:
         raise UserError(f"{name} is an adapter of {weights.model}, not of {config.base_model}")
     revision = weights.revision or (weights.adapter and config.base_revision)
-    overrides = config.overrides or weights.overrides
-    return System(replace(weights, revision=revision, overrides=overrides), bare)
+    return System(replace(weights, revision=revision), bare)
 
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
