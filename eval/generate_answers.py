@@ -236,6 +236,7 @@ def main() -> None:
     args = parser.parse_args()
     config = run_of(args)
     if args.split == "test":
+        systems_of(config, args.systems)  # before the dataset is had
         return answer_all(config, load_test_rows(config, args.n), args)
     args.systems = args.systems or ["instructed"]
     answer_all(config, train_rows(config, args.data, args.n), args)

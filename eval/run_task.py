@@ -12,7 +12,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from common.cli import UserError, positive, run, script_parser, warn
+from common.cli import UserError, run, script_parser, warn
 from common.files import digest, write_text
 from common.table import load
 from eval import generate_answers as generate

@@ -97,6 +97,8 @@ def resolve_config(
         settings = with_key(settings, assignment)
     if launch:
         settings = with_launch(settings, launch)
+    if task and task.name != "summarize":
+        run = run or f"{task.name}-{config.path.stem}{f'-{method}' if method else ''}"
     if run := run or (f"{config.path.stem}-{method}" if method else None):
         output = config.output_dir.parent / run
         settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
