@@ -191,6 +191,7 @@ class Server:
 
 def make_app(server: Server) -> FastAPI:
     app = FastAPI()
+    app.state.server = server
 
     @app.exception_handler(HTTPException)
     def refuse(_, error: HTTPException) -> JSONResponse:
