@@ -21,15 +21,8 @@ from tqdm import tqdm
 from common import table
 from common.cli import UserError, positive, run, script_parser
 from common.files import append_record, appending, write_text
-from eval.load_model import load_model, precision
-from eval.systems import (
-    System,
-    add_run_options,
-    load_test_rows,
-    load_train_rows,
-    run_of,
-    systems_of,
-)
+from eval.load_model import load_model, precision, read_json
+from eval.systems import System, add_run_options, load_test_rows, run_of, systems_of, train_rows
 from prompts import Task, load_task
 from training.run_config import RunConfig
 
@@ -97,39 +90,35 @@ def settings_of(system: System, task: Task, args: argparse.Namespace) -> dict:
     return made | {"decoding": "greedy", "precision": precision()}
 
 
-def prompt_limit(model, settings: dict) -> int:
+def prompt_limit(model, max_new_tokens: int, max_prompt_tokens: int) -> int:
     """The longest prompt that leaves room for an answer."""
-    context = getattr(model.config, "max_position_embeddings", 10**9)
-    return min(settings["max_prompt_tokens"], context - settings["max_new_tokens"])
+    return min(max_prompt_tokens, model.config.max_position_embeddings - max_new_tokens)
 
 
-def generate(system: System, rows: list[dict], task: Task, settings: dict, args) -> Iterator[dict]:
-    """The records of the rows by a model, batch by batch."""
+def generate(system: System, rows: list[dict], task: Task, args) -> Iterator[dict]:
+    """The records of the rows, which hold their settings, by a model, batch by batch."""
     model, tokenizer = load_model(system.model)
-    n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
+    settings = rows[0]["settings"]
+    n_new = settings["max_new_tokens"]
+    limit = prompt_limit(model, n_new, args.max_prompt_tokens)
     built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in rows]
-    prompts, cuts = zip(*built, strict=True)
-    if n_cut := sum(cut > 0 for cut in cuts):
-        print(f"{n_cut} of {len(rows)} texts are cut to {limit:,} prompt tokens")
-    lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]
+    lengths = [len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt, _ in built]
     for batch in pack_batches(lengths, n_new, args.batch_tokens):
-        outputs = generate_batch(model, tokenizer, [prompts[i] for i in batch], n_new)
+        outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
         for i, output in zip(batch, outputs, strict=True):
-            made = {"n_cut_tokens": cuts[i], "settings": settings}
-            yield {"id": rows[i]["id"], **output, **made}
+            cut = {"n_cut_tokens": built[i][1]}
+            yield {"id": rows[i]["id"], **output, **cut, "settings": settings}
 
 
-def ask_endpoint(name: str, system: System, wanted: list[dict], path: Path, task: Task, args):
+def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args) -> None:
     """Complete the answers of a model behind an endpoint, asked as the teacher is."""
     from data_prep.teacher.ask import ask_all
 
-    requests = [
-        {**row, "messages": task.student_messages(row["text"], system.template)} for row in wanted
-    ]
-    longest = wanted[0]["settings"]["max_new_tokens"]
-    options = {"model": system.model, "max_tokens": longest, "temperature": 0.0}
-    options |= {"max_rate": None, "retry_refused": True}
-    ask_all(requests, path, argparse.Namespace(**vars(args) | options), f"{name} answers", KEY)
+    for row in rows:
+        row["messages"] = task.student_messages(row.pop("text"), system.template)
+    options = {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
+    options |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
+    ask_all(rows, path, argparse.Namespace(**vars(args) | options), system.model, KEY)
 
 
 def first_sentences(text: str, words: float, cut: bool = False) -> str:
@@ -137,23 +126,38 @@ def first_sentences(text: str, words: float, cut: bool = False) -> str:
     from pysbd import Segmenter
 
     beginning = " ".join(text[: 2000 + int(30 * words)].split())
-    sentences = Segmenter(language="en").segment(beginning)
+    sentences = [one.strip() for one in Segmenter(language="en").segment(beginning)]
     if cut:
         return " ".join(sentences[0].split()[: int(words)])
     lengths = np.cumsum([len(sentence.split()) for sentence in sentences])
-    best = int(np.abs(lengths - words).argmin())
-    return " ".join(sentence.strip() for sentence in sentences[: best + 1])
+    return " ".join(sentences[: np.abs(lengths - words).argmin() + 1])
 
 
-def read_answers(system: System, rows: list[dict], task: Task) -> list[dict]:
-    """What needs no model: the first sentences, or a column of the rows. Raises UserError."""
+def read_answers(name: str, rows: list[dict], task: Task) -> list[dict]:
+    """The answers that need no model, lead and second. Raises UserError."""
+    if name == "second" and not all(row["second"] for row in rows):
+        raise UserError("the test split holds no second answers of the teacher; leave out second")
     words = task.lead_words or float(np.mean([len(row["reference"].split()) for row in rows]))
     made = {"finish_reason": "stop", "settings": {"model": None, "words": words}}
-    if system.column and not all(row[system.column] for row in rows):
-        raise UserError(f"the test split has no {system.column} answers; leave {system.column} out")
-    cut, column = bool(task.lead_words), system.column
-    texts = (row[column] if column else first_sentences(row["text"], words, cut) for row in rows)
-    return [{"id": row["id"], "text": text, **made} for row, text in zip(rows, texts, strict=True)]
+    cut = bool(task.lead_words)
+    return [
+        {"id": row["id"], **made, "text": row["second"]}
+        if name == "second"
+        else {"id": row["id"], **made, "text": first_sentences(row["text"], words, cut)}
+        for row in rows
+    ]
+
+
+def find_answers(path: Path, rows: list[dict], settings: dict) -> dict[str, dict]:
+    """id -> record of each row, in their order. Raises UserError if the table lacks one."""
+    wanted = [{"id": row["id"], "settings": settings} for row in rows]
+    records = table.load(path, wanted, KEY)
+    if lacking := len(rows) - len(records):
+        raise UserError(
+            f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last; "
+            "complete them with the same `just answers`, or pass the same --n"
+        )
+    return records
 
 
 def answer_rows(
@@ -161,23 +165,18 @@ def answer_rows(
 ) -> list[dict]:
     """A system's answers to `rows`, in their order; what `path` lacks is made and kept there."""
     if not system.model:
-        return read_answers(system, rows, task)
+        return read_answers(name, rows, task)
     settings = settings_of(system, task, args)
     wanted = [{"id": row["id"], "text": row["text"], "settings": settings} for row in rows]
     if isinstance(system.model, str):
-        ask_endpoint(name, system, wanted, path, task, args)
+        ask_endpoint(system, wanted, path, task, args)
     else:
         with appending(path) as log:
-            if left := table.missing(path, wanted, KEY):
-                records = generate(system, left, task, settings, args)
-                for record in tqdm(records, f"{name} answers", len(left), unit="text"):
-                    append_record(log, record)
-            else:
-                print(f"{name}: all answers are there")
-    records = table.load(path, wanted, KEY)
-    if n_lacking := len(rows) - len(records):
-        raise UserError(f"{n_lacking} of {len(rows)} texts have no answer by {name}; run again")
-    return list(records.values())
+            left = table.missing(path, wanted, KEY)
+            records = generate(system, left, task, args) if left else []
+            for record in tqdm(records, f"{name} answers", len(left), unit="text"):
+                append_record(log, record)
+    return list(find_answers(path, rows, settings).values())
 
 
 def answers_path(config: RunConfig, name: str) -> Path:
@@ -185,18 +184,12 @@ def answers_path(config: RunConfig, name: str) -> Path:
     return config.eval_dir / "answers" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.jsonl"
 
 
-def read_asked(config: RunConfig) -> dict[str, dict]:
-    """system -> the settings with which it was asked last."""
-    path = config.eval_dir / "answers/asked.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
     """Complete the answers of all systems that `args` names."""
-    systems, asked = systems_of(config, args.systems), read_asked(config)
-    asked |= {s: settings_of(one, config.task, args) for s, one in systems.items() if one.model}
+    systems, path = systems_of(config, args.systems), config.eval_dir / "answers/asked.json"
+    asked = {s: settings_of(one, config.task, args) for s, one in systems.items() if one.model}
     # All of them before the first answer: what is half made is never scored beside another's.
-    write_text(config.eval_dir / "answers/asked.json", json.dumps(asked, indent=1) + "\n")
+    write_text(path, json.dumps(read_json(path) | asked, indent=1) + "\n")
     for name, system in systems.items():
         answer_rows(name, system, rows, answers_path(config, name), config.task, args)
 
@@ -208,31 +201,27 @@ def load_answers(
 
     Raises UserError if a system lacks a text.
     """
-    asked, answers = asked or read_asked(config), {}
+    asked, answers = asked or read_json(config.eval_dir / "answers/asked.json"), {}
     for name in systems or config.task.systems:
-        path = answers_path(config, name)
         if name in ("lead", "second"):
-            records = read_answers(systems_of(config, [name])[name], rows, config.task)
-            answers[name] = {record["id"]: record for record in records}
-            continue
-        if name not in asked:
-            raise UserError(f"{path} was not asked for yet; make it with `just answers`")
-        wanted = [{"id": row["id"], "settings": asked[name]} for row in rows]
-        answers[name] = table.load(path, wanted, KEY)
-        if lacking := len(rows) - len(answers[name]):
-            raise UserError(
-                f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last; "
-                "complete them with the same `just answers`, ask for the earlier settings again, "
-                "or pass the same --n"
-            )
+            answers[name] = {one["id"]: one for one in read_answers(name, rows, config.task)}
+        elif name in asked:
+            answers[name] = find_answers(answers_path(config, name), rows, asked[name])
+        else:
+            raise UserError(f"{name} was not asked for yet; make its answers with `just answers`")
     return answers
 
 
-def add_generation_options(parser: argparse.ArgumentParser) -> None:
+def add_length_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
     option("--batch-tokens", type=positive, default=16384, help="most tokens of a padded batch")
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    add_length_options(parser)
+    option = parser.add_argument
     option("--budget-usd", type=float, help="ceiling for all that the endpoints ever cost")
     option("--concurrency", type=positive, default=64, help="most requests in flight")
     option("--timeout", type=float, default=300, help="seconds to wait for an endpoint")
@@ -247,9 +236,10 @@ def main() -> None:
     args = parser.parse_args()
     config = run_of(args)
     if args.split == "test":
+        systems_of(config, args.systems)  # before the dataset is had
         return answer_all(config, load_test_rows(config, args.n), args)
     args.systems = args.systems or ["instructed"]
-    answer_all(config, load_train_rows(config, args.data, args.n), args)
+    answer_all(config, train_rows(config, args.data, args.n), args)
 
 
 if __name__ == "__main__":

