@@ -42,7 +42,7 @@ def check_adapter(config: RunConfig) -> None:
     merge_settings(config)
     if not (config.output_dir / "made.json").exists():
         warn(f"{config.output_dir} has no made.json: nothing tells that this config trained it")
-    elif not is_made(config.output_dir, inputs_of(config, config.task)):
+    elif not is_made(config.output_dir, inputs_of(config)):
         raise UserError(
             f"config, base or data changed since {config.output_dir} was made; "
             f"`just train {config.name}` trains anew"

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.cli import UserError, positive
 from common.files import is_made, load_records
 from eval.load_model import Weights, merge_settings, weights_in, weights_of_run
-from prompts import Task, add_task_options, task_of
+from prompts import add_task_options, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
 
@@ -21,13 +21,6 @@ class System:
 
     model: Weights | str | None
     template: str | None = None
-
-
-@dataclass(frozen=True)
-class UntrainedConfig(RunConfig):
-    """A config before its training, for the task that the command line names."""
-
-    task: Task | None = None
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +37,7 @@ def run_of(args: argparse.Namespace) -> RunConfig:
     config = load_run_config(own if own.is_file() else args.config)
     if args.task in ("summarize", config.task.name):
         return config
-    task = task_of(args)
-    config = resolve_config(args.config, None, [], None, None, task, args.data)
-    return UntrainedConfig(config.path, config.settings, task)
+    return resolve_config(args.config, task=task_of(args), data=args.data)
 
 
 def systems_of(config: RunConfig, names: list[str] | None) -> dict[str, System]:

@@ -36,14 +36,19 @@ def test_a_method_takes_the_place_of_another_and_names_the_run():
     assert config.settings["dataset_prepared_path"] == f"outputs/{DEFAULT}-simpo/prepared"
     sft = resolve(method="sft").settings
     assert "rl" not in sft and sft["datasets"][0]["name"] == "sft"
-    assert sft["datasets"][0]["path"] == "data/summarize/hub" and "field_chosen" not in sft["datasets"][0]
+    assert (
+        sft["datasets"][0]["path"] == "data/summarize/hub"
+        and "field_chosen" not in sft["datasets"][0]
+    )
 
 
 def test_a_task_has_its_own_data_and_its_own_run(tmp_path):
-    config = resolve_config(DEFAULT, "sft", ["seed=7"], task="title")
+    config = resolve_config(DEFAULT, "sft", ["seed=7"], task=load_task("title"))
     assert config.dataset == "data/title/hub" and config.name == f"title-{DEFAULT}-sft"
-    assert resolve_config(DEFAULT, task="title", data=tmp_path).dataset == f"{tmp_path}/title/hub"
-    own = resolve_config(DEFAULT, None, ["datasets.0.path=me/x"], None, "mine", "title")
+    assert resolve_config(DEFAULT, task=load_task("title"), data=tmp_path).dataset == (
+        f"{tmp_path}/title/hub"
+    )
+    own = resolve_config(DEFAULT, None, ["datasets.0.path=me/x"], None, "mine", load_task("title"))
     assert own.dataset == "me/x" and own.name == "mine"
 
 
@@ -127,11 +132,11 @@ def test_a_dataset_on_the_hub_is_told_by_its_revision(monkeypatch, capsys):
     state = {"sha": "one"}
     monkeypatch.setattr(train_adapter, "HfApi", Hub)
     config = resolve(keys=["datasets.0.path=me/x"])
-    before = train_adapter.inputs_of(config, load_task())
+    before = train_adapter.inputs_of(config)
     state["sha"] = "two"
-    assert train_adapter.inputs_of(config, load_task()) != before
+    assert train_adapter.inputs_of(config) != before
     state["sha"] = None
-    assert train_adapter.inputs_of(config, load_task())["dataset"] == ["me/x"]
+    assert train_adapter.inputs_of(config)["dataset"] == ["me/x"]
     assert "me/x is not pinned" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from common.cli import UserError
+from prompts import Task, load_task
 from training.run_config import CONFIGS, RunConfig, is_local, load_run_config
 
 DATA_KEYS = ("path", "split", "revision")  # of a dataset entry; the others are the method's
@@ -90,7 +91,7 @@ def resolve_config(
     keys: list[str] = (),
     launch: str | None = None,
     run: str | None = None,
-    task: str = "summarize",
+    task: Task | None = None,
     data: Path | None = None,
 ) -> RunConfig:
     """The config that a run trains; it is not on disk yet. Raises UserError.
@@ -99,7 +100,8 @@ def resolve_config(
     summarize before it.
     """
     config = load_run_config(name, trained=False)
-    settings = with_task(config.settings, task, data)
+    task = task or load_task()
+    settings = with_task(config.settings, task.name, data)
     if method:
         settings = with_method(settings, method)
     if keys:
@@ -108,9 +110,9 @@ def resolve_config(
         settings = with_key(settings, assignment)
     if launch:
         settings = with_launch(settings, launch)
-    of_task = None if task == "summarize" else task
+    of_task = None if task.name == "summarize" else task.name
     if run or method or of_task:
         own = "-".join(filter(None, [of_task, config.name, method]))
         output = config.output_dir.parent / (run or own)
         settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
-    return replace(config, settings=settings)
+    return replace(config, settings=settings, asked_task=task)

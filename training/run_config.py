@@ -24,6 +24,7 @@ class RunConfig:
 
     path: Path
     settings: dict
+    asked_task: Task | None = None  # of a config that is not trained yet
 
     base_model = property(lambda self: self.settings["base_model"])
     base_revision = property(lambda self: self.settings.get("revision_of_model"))
@@ -39,7 +40,9 @@ class RunConfig:
 
     @property
     def task(self) -> Task:
-        """The task that the run was trained for, summarize if nothing tells."""
+        """The task that the run is trained for, summarize if nothing tells."""
+        if self.asked_task:
+            return self.asked_task
         path = self.output_dir / "inputs/made.json"
         inputs = json.loads(path.read_text()) if path.is_file() else {}
         folder = Path(inputs.get("prompts_dir") or FOLDER)

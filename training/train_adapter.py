@@ -24,7 +24,7 @@ from huggingface_hub import HfApi
 
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import appending, file_sha, is_made, mark_made, write_text
-from prompts import FOLDER, Task, add_task_options, task_of
+from prompts import FOLDER, add_task_options, task_of
 from training.check_run import check_run
 from training.resolve_config import LAUNCHES, resolve_config
 from training.run_config import RunConfig, fingerprint
@@ -48,11 +48,11 @@ def dataset_state(config: RunConfig) -> list[str]:
         return []
 
 
-def inputs_of(config: RunConfig, task: Task) -> dict:
+def inputs_of(config: RunConfig) -> dict:
     """What the run depends on, by content: task, config, base model, dataset."""
-    folder = task.folder.parent
+    folder = config.task.folder.parent
     return {
-        "task": task.name,
+        "task": config.task.name,
         "prompts_dir": None if folder == FOLDER else str(folder.absolute()),
         "config": config.settings,
         "base_model": fingerprint(config.base_model),
@@ -123,9 +123,9 @@ def plot_curves(folder: Path) -> Path:
     return folder / "curves.png"
 
 
-def run_once(config: RunConfig, task: Task, accelerate_options: list[str]) -> None:
+def run_once(config: RunConfig, accelerate_options: list[str]) -> None:
     """Train what is not trained yet, under the run's lock. Raises UserError."""
-    folder, inputs = config.output_dir, inputs_of(config, task)
+    folder, inputs = config.output_dir, inputs_of(config)
     if is_made(folder, inputs):
         print(f"{folder} is trained on this data with this config")
         return
@@ -162,16 +162,14 @@ def main() -> None:
     option("--name", help="of the run and its folder (default: TASK-CONFIG-METHOD, as far as told)")
     option("--launch", choices=LAUNCHES, help="several GPUs: DeepSpeed ZeRO-2 or FSDP2")
     args, launch = parser.parse_known_args()
-    task = task_of(args)
-    config = resolve_config(
-        args.config, args.method, args.set, args.launch, args.name, task.name, args.data
-    )
+    told = (args.method, args.set, args.launch, args.name, task_of(args), args.data)
+    config = resolve_config(args.config, *told)
     settled = config.four_bits or any(key.startswith("bf16=") for key in args.set)
     if "--cpu" in launch and not settled and not config.settings.get("bf16") and computes_bf16():
         print("this CPU computes in bf16: so does the training (--set bf16=false for 32 bits)")
         config = replace(config, settings=config.settings | CPU_BF16)
         launch = [*launch, "--mixed_precision", "bf16"]
-    run_once(config, task, [*LAUNCHES.get(args.launch, []), *launch])
+    run_once(config, [*LAUNCHES.get(args.launch, []), *launch])
 
 
 if __name__ == "__main__":
