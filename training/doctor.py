@@ -1,4 +1,4 @@
-"""Show what is here and what is missing, as `just doctor`; asks for nothing that costs."""
+"""Show what is here and what is missing (python -m training.doctor); asks nothing that costs."""
 
 import os
 import platform
@@ -6,6 +6,7 @@ import shutil
 from importlib.util import find_spec
 
 import httpx
+import torch
 from huggingface_hub import get_token
 
 from common.cli import run, script_parser
@@ -13,27 +14,25 @@ from common.cli import run, script_parser
 
 def main() -> None:
     script_parser(__doc__).parse_args()
-    import torch
-
     gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     cpu = ", ".join(f for f, has in torch.cpu.get_capabilities().items() if has and "bf16" in f)
     key, base, token = os.getenv("TOGETHER_API_KEY"), os.getenv("TOGETHER_BASE_URL"), get_token()
     here = {  # what is missing begins with "no"
         "Python, torch": f"{platform.python_version()}, {torch.__version__} ({cpu or 'no bf16'})",
-        "GPU": ", ".join(f"{g.name}, {g.total_memory >> 30} GiB" for g in gpus) or "none seen by torch",
+        "GPU": ", ".join(f"{g.name}, {g.total_memory >> 30} GiB" for g in gpus) or "none for torch",
         "flash attention": "here" if any(map(find_spec, ("flash_attn", "kernels"))) else "not here",
         "vLLM": "here" if shutil.which("vllm") else "not here; `just serve` goes without",
         "disk": f"{shutil.disk_usage('.').free >> 30} GiB free; a full run takes some 20",
-        "TOGETHER_API_KEY": "set" if key else "absent; your endpoint may want none" if base else "not set",
+        "TOGETHER_API_KEY": "set" if key else "unset; yours may need none" if base else "not set",
         "TOGETHER_BASE_URL": "set" if base else "not set; Together is asked",
         "HF_TOKEN": "set" if token else "not set; `hf auth login` does as well",
     }
     hub = os.getenv("HF_ENDPOINT", "https://huggingface.co").rstrip("/") + "/api/whoami-v2"
-    teacher = (base or "https://api.together.ai").rstrip("/") + "/v1/models"
-    for name, url, secret in ("Hub", hub, token), ("teacher", teacher, key):
+    api = (base or "https://api.together.ai").rstrip("/") + "/v1/models"
+    for name, url, secret in ("Hub", hub, token), ("teacher", api, key):
         try:
             status = httpx.get(url, headers={"Authorization": f"Bearer {secret}"}).status_code
-            here[name] = f"no: {status}; check the key" if secret and status >= 400 else "answers"
+            here[name] = f"no: {status}; check key or URL" if secret and status >= 400 else "answers"
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # may quote the key
             here[name] = f"no answer ({type(error).__name__}); check network, proxy and address"
     for recipe, *needs in (
