@@ -32,7 +32,7 @@ def main() -> None:
     for name, url, secret in ("Hub", hub, token), ("teacher", api, key):
         try:
             status = httpx.get(url, headers={"Authorization": f"Bearer {secret}"}).status_code
-            here[name] = f"no: {status}; check key or URL" if secret and status >= 400 else "answers"
+            here[name] = f"no: {status}; check the key" if secret and status >= 400 else "answers"
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # may quote the key
             here[name] = f"no answer ({type(error).__name__}); check network, proxy and address"
     for recipe, *needs in (
