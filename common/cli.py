@@ -36,7 +36,7 @@ def warn(message: str) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; what a user can cause ends in one line and exit code 1, or 130."""
-    for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+    for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes", "pypdf", "trafilatura"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="bitsandbytes")
     try:

@@ -1,0 +1,49 @@
+"""A web server on loopback that answers each path as told, and knows what it was asked."""
+
+import threading
+from collections.abc import Callable, Iterable
+from http.server import BaseHTTPRequestHandler
+
+from quiet_server import QuietServer
+
+
+class PageServer:
+    """`pages`: path -> (status, headers, body); a body made of parts may be endless.
+
+    In the place of all that a function may stand, which is given the handler.
+    """
+
+    def __init__(self, pages: dict[str, tuple[int, dict, bytes | Iterable[bytes]] | Callable]):
+        self.pages, self.seen, self.headers = pages, [], []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                server.seen.append(self.path)
+                server.headers.append(dict(self.headers))
+                server.answer(self)
+
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        page = self.pages.get(request.path, (404, {}, b""))
+        if callable(page):
+            return page(request)
+        status, headers, body = page
+        request.send_response(status)
+        for name, value in headers.items():
+            request.send_header(name, value)
+        request.end_headers()
+        for part in [body] if isinstance(body, bytes) else body:
+            request.wfile.write(part)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()

@@ -1,0 +1,100 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import run_here
+from page_server import PageServer
+
+NOWHERE = "http://127.0.0.1:9"  # the port that discards, where nobody listens
+H100 = SimpleNamespace(name="NVIDIA H100", total_memory=80 << 30)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Stands in for torch, so that no test takes long to load it: a CPU; GPUs to be put in."""
+    gpus = []
+    flags = {"amx_bf16": True, "avx512_bf16": True, "avx2": True, "num_sockets": 1}
+    cuda = SimpleNamespace(device_count=lambda: len(gpus), get_device_properties=lambda i: gpus[i])
+    cpu = SimpleNamespace(get_capabilities=lambda: flags)
+    torch = SimpleNamespace(__version__="2.13.0+cu130", cuda=cuda, cpu=cpu)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.delitem(sys.modules, "training.doctor", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if gpus else None)
+    yield SimpleNamespace(gpus=gpus, flags=flags)
+    sys.modules.pop("training.doctor", None)
+
+
+@pytest.fixture
+def server():
+    server = PageServer({"/api/whoami-v2": (200, {}, b"{}"), "/v1/models": (200, {}, b"[]")})
+    yield server
+    server.close()
+
+
+def diagnose(**env: str) -> dict[str, str]:
+    """The doctor's lines as told on the command line: name -> what is said of it."""
+    nowhere = {"https_proxy": NOWHERE, "no_proxy": "", "HF_ENDPOINT": NOWHERE}
+    result = run_here("training.doctor", **{**nowhere, **env})
+    assert (result.returncode, result.stderr) == (0, "")
+    for secret in ("hf_secret", "tg_secret", "secret.example"):
+        assert secret not in result.stdout
+    return {line[:20].rstrip(): line[20:] for line in result.stdout.splitlines()}
+
+
+def test_all_that_is_here_is_told_and_all_recipes_can_run(machine, server):
+    machine.gpus += [H100, H100]
+    told = diagnose(
+        HF_ENDPOINT=f"{server.url}/",
+        HF_TOKEN="hf_secret",
+        TOGETHER_API_KEY="tg_secret",
+        TOGETHER_BASE_URL=server.url,
+    )
+    assert told["GPU"] == "NVIDIA H100, 80 GiB, NVIDIA H100, 80 GiB"
+    assert told["Python, torch"].endswith("2.13.0+cu130 (amx_bf16, avx512_bf16)")
+    assert [told[key] for key in ("TOGETHER_API_KEY", "TOGETHER_BASE_URL", "HF_TOKEN")] == 3 * [
+        "set"
+    ]
+    assert told["Hub"] == told["teacher"] == "answers"
+    assert "GiB free" in told["disk"]
+    recipes = {told[name] for name in told if name.startswith("just ")}
+    assert recipes == {"can run"}
+    assert server.seen == ["/api/whoami-v2", "/v1/models"]
+    assert [asked["Authorization"] for asked in server.headers] == [
+        "Bearer hf_secret",
+        "Bearer tg_secret",
+    ]
+
+
+def test_all_that_is_missing_is_told_with_what_to_do(machine, monkeypatch):
+    machine.flags.clear()
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    told = diagnose()
+    assert told["GPU"] == "none for torch" and "(no bf16)" in told["Python, torch"]
+    assert told["TOGETHER_API_KEY"] == "not set" and "hf auth login" in told["HF_TOKEN"]
+    assert told["Hub"] == "no answer (ConnectError); check network, proxy and address"
+    assert told["teacher"].startswith("no answer")
+    assert told["just demo"] == "can run"
+    assert told["just dataset"] == "lacks Hub, lacks teacher, lacks TOGETHER_API_KEY"
+    assert told["just train (QLoRA)"] == "lacks Hub, lacks GPU"
+    assert told["just serve (vLLM)"] == "lacks GPU, lacks vLLM"
+    assert told["just publish-*"] == "lacks Hub, lacks HF_TOKEN"
+
+
+def test_an_endpoint_of_ones_own_needs_no_key(machine, server):
+    told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=server.url)
+    assert (told["TOGETHER_API_KEY"], told["teacher"]) == ("unset; yours may need none", "answers")
+    assert told["just dataset"] == "can run"
+
+
+def test_a_key_that_is_refused_or_broken_is_told_and_never_shown(machine, server):
+    server.pages["/api/whoami-v2"] = (401, {}, b"hf_secret")
+    server.pages["/v1/models"] = (503, {}, b"tg_secret")
+    keys = {"HF_TOKEN": "hf_secret", "TOGETHER_API_KEY": "tg_secret"}
+    told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=server.url, **keys)
+    assert (told["Hub"], told["teacher"]) == ("no: 401; check the key", "no: 503; check the key")
+    for key in ("tg_secret\nX: y", "tg_secret-é"):
+        told = diagnose(TOGETHER_API_KEY=key, TOGETHER_BASE_URL=server.url)
+        assert told["teacher"].startswith("no answer (")
+    for address in ("http://user:tg_secret@secret.example", "tg_secret", "http://[tg_secret"):
+        told = diagnose(TOGETHER_BASE_URL=address, http_proxy=NOWHERE)
+        assert told["teacher"].startswith("no answer (")
