@@ -166,7 +166,7 @@ def score(compared: Comparison, rows: list[dict]) -> tuple[pd.DataFrame, dict]:
         run_name, seconds = compared.train(recipe, seed)
         title = RECIPES.get(recipe, recipe)
         add(load_run_config(run_name), ["tuned"], seed, seconds, title)
-    return pd.concat(frames, names=["system", "seed", "text"]), settings
+    return pd.concat(frames, names=["system", "seed", "text"]).sort_index(), settings
 
 
 def gain(scores: pd.DataFrame, measure: str, ours: str, other: str = "") -> tuple:

@@ -23,7 +23,7 @@ BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL", "rouge_lsum": "rougeLsum"}
 SEGMENTER = Segmenter(language="en", clean=False)
 PARTS = ("bertscore_p", "bertscore_r", "bertscore_f1")
-PASSAGE_WORDS, PASSAGES = 80, 8  # for faithfulness: length and most of a document's passages
+PASSAGE, PASSAGES = 4, 8  # sentences, and passages that a sentence is held against
 Columns = dict[str, list[float]]
 
 
@@ -143,14 +143,8 @@ def is_entailment_model(model: str) -> bool:
 
 @cache
 def passages_of(document: str) -> list[str]:
-    """Passages of whole sentences, at most `PASSAGE_WORDS` long if no sentence is longer."""
-    passages: list[str] = []
-    for sentence in split_sentences(document):
-        if passages and len(f"{passages[-1]} {sentence}".split()) <= PASSAGE_WORDS:
-            passages[-1] += f" {sentence}"
-        else:
-            passages.append(sentence)
-    return passages
+    sentences = split_sentences(document)
+    return [" ".join(sentences[i : i + PASSAGE]) for i in range(0, len(sentences), PASSAGE)]
 
 
 class Entailment:
@@ -164,7 +158,7 @@ class Entailment:
         self.classifier = pipeline(
             "text-classification", model, dtype="float32", top_k=None, **options
         )
-        self.settings = {"nli": model, "passage_words": PASSAGE_WORDS, "passages": PASSAGES}
+        self.settings = {"nli": model, "passage_sentences": PASSAGE, "passages": PASSAGES}
 
     def probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:
         """Probability that each (premise, hypothesis) is an entailment."""

@@ -37,7 +37,6 @@ TITLES = {
 MORE = "bertscore_p_rescaled bertscore_r_rescaled rouge_1 rouge_2 rouge_lsum coverage density"
 MORE += " repetition empty stopped_at_limit documents_cut over_512_tokens"
 MORE_TITLES = {measure: measure.replace("_", " ") for measure in MORE.split()}
-MEASURES = ("bertscore", "rouge", "extractiveness", "faithfulness")
 COMPARED = ("bertscore_f1", "rouge_l", "faithfulness")
 
 
@@ -80,19 +79,21 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
 
 def load_measures(task: Task, args: argparse.Namespace) -> dict[str, Callable]:
     """The measures that a task names. Raises UserError for one that does not exist."""
-    wanted, nli = task.measures, args.nli or args.encoder
-    if unknown := {*wanted} - {*MEASURES}:
+    nli, wanted = args.nli or args.encoder, {"basics", *task.measures}
+    makers = {
+        "basics": lambda: basics,
+        "bertscore": lambda: BertScore(args.encoder, args.encoder_layers, args.encoder_batch),
+        "rouge": lambda: rouge,
+        "extractiveness": lambda: extractiveness,
+        "faithfulness": lambda: Entailment(nli, args.encoder_batch),
+    }
+    if unknown := wanted - makers.keys():
         place = f"{task.folder / 'task.yaml'}: measures: no {', '.join(sorted(unknown))}"
-        raise UserError(f"{place}; there are {', '.join(MEASURES)}")
-    found = {"basics": basics, "rouge": rouge, "extractiveness": extractiveness}
-    found = {name: found[name] for name in found if name in ("basics", *wanted)}
-    if "bertscore" in wanted:
-        found["bertscore"] = BertScore(args.encoder, args.encoder_layers, args.encoder_batch)
-    if "faithfulness" in wanted and (args.nli or is_entailment_model(nli)):
-        found["faithfulness"] = Entailment(nli, args.encoder_batch)
-    elif "faithfulness" in wanted:
+        raise UserError(f"{place}; there are {', '.join(makers)}")
+    if "faithfulness" in wanted and not (args.nli or is_entailment_model(nli)):
         print(f"no faithfulness: {nli} is no entailment model; --nli names one")
-    return found
+        wanted.remove("faithfulness")
+    return {name: make() for name, make in makers.items() if name in wanted}
 
 
 def score_texts(texts: list[str], rows: list[dict], measures: dict[str, Callable]) -> pd.DataFrame:

@@ -233,7 +233,9 @@ def test_only_the_measures_that_the_task_names_are_computed(finished_run, tmp_pa
 
 def test_a_measure_that_does_not_exist_is_named(tmp_path):
     task = load_task("rhyme", write_task(tmp_path / "prompts/rhyme", "[rouge, blue]"))
-    with pytest.raises(UserError, match=r"rhyme/task.yaml: measures: no blue; there are bertscore"):
+    with pytest.raises(
+        UserError, match=r"rhyme/task.yaml: measures: no blue; there are basics, bertscore"
+    ):
         load_measures(task, argparse.Namespace(nli=None, encoder="x"))
 
 
