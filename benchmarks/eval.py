@@ -17,11 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.files import load_records
-from eval.generate_summaries import build_prompt, generate_batch, pack_batches
+from eval.generate_answers import build_prompt, generate_batch, pack_batches
 from eval.load_model import load_model
 from eval.measures import PARTS, BertScore, split_sentences
 from eval.systems import load_test_rows
-from prompts import student_messages
+from prompts import load_task
 from training.run_config import load_run_config
 
 STUDENT, ENCODER, LAYERS = "models/smollm2-135m-instruct", "models/minilm", 6
@@ -44,7 +44,7 @@ def snippet(texts: list[str], n_new: int) -> tuple[list[str], np.ndarray]:
     summaries, started = [], now()
     for text in texts:
         inputs = tokenizer.apply_chat_template(
-            student_messages(text, None),
+            load_task().student_messages(text, None),
             add_generation_prompt=True,
             return_tensors="pt",
             return_dict=True,

@@ -38,14 +38,13 @@ def build_prompt(
         messages = (task or load_task()).student_messages(part, template)
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    n_tokens = len(tokenizer(prompt_of(text), add_special_tokens=False).input_ids)
-    if n_tokens <= max_tokens:
+    over = len(tokenizer(prompt_of(text), add_special_tokens=False).input_ids) - max_tokens
+    if over <= 0:
         return prompt_of(text), 0
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    keep = len(ids) - (n_tokens - max_tokens)
-    if keep < 1:
+    if over >= len(ids):
         raise UserError(f"--max-prompt-tokens {max_tokens} leaves no room for any text")
-    return prompt_of(tokenizer.decode(ids[:keep])), len(ids) - keep
+    return prompt_of(tokenizer.decode(ids[:-over])), over
 
 
 def generate_batch(
@@ -85,29 +84,29 @@ def settings_of(system: System, task: Task, args: argparse.Namespace) -> dict:
     made = {"template": task.sha(system.template) if system.template else None}
     made["max_new_tokens"] = args.max_new_tokens or task.max_new_tokens
     if isinstance(system.model, str):
-        return made | {"model": system.model, "decoding": "temperature 0"}
-    made |= {"max_prompt_tokens": args.max_prompt_tokens, **system.model.settings}
-    return made | {"decoding": "greedy", "precision": precision()}
+        return made | {"model": system.model}
+    made |= {"max_prompt_tokens": args.max_prompt_tokens, "precision": precision()}
+    return made | system.model.settings
 
 
-def prompt_limit(model, max_new_tokens: int, max_prompt_tokens: int) -> int:
+def prompt_limit(model, settings: dict) -> int:
     """The longest prompt that leaves room for an answer."""
-    return min(max_prompt_tokens, model.config.max_position_embeddings - max_new_tokens)
+    room = model.config.max_position_embeddings - settings["max_new_tokens"]
+    return min(settings["max_prompt_tokens"], room)
 
 
 def generate(system: System, rows: list[dict], task: Task, args) -> Iterator[dict]:
     """The records of the rows, which hold their settings, by a model, batch by batch."""
     model, tokenizer = load_model(system.model)
     settings = rows[0]["settings"]
-    n_new = settings["max_new_tokens"]
-    limit = prompt_limit(model, n_new, args.max_prompt_tokens)
+    n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
     built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in rows]
     lengths = [len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt, _ in built]
     for batch in pack_batches(lengths, n_new, args.batch_tokens):
         outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
         for i, output in zip(batch, outputs, strict=True):
-            cut = {"n_cut_tokens": built[i][1]}
-            yield {"id": rows[i]["id"], **output, **cut, "settings": settings}
+            about = {"id": rows[i]["id"], "settings": settings, "n_cut_tokens": built[i][1]}
+            yield about | output
 
 
 def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args) -> None:
@@ -116,9 +115,9 @@ def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args)
 
     for row in rows:
         row["messages"] = task.student_messages(row.pop("text"), system.template)
-    options = {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
-    options |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
-    ask_all(rows, path, argparse.Namespace(**vars(args) | options), system.model, KEY)
+    how = {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
+    how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True, "timeout": 300}
+    ask_all(rows, path, argparse.Namespace(**vars(args) | how), system.model, KEY)
 
 
 def first_sentences(text: str, words: float, cut: bool = False) -> str:
@@ -135,17 +134,14 @@ def first_sentences(text: str, words: float, cut: bool = False) -> str:
 
 def read_answers(name: str, rows: list[dict], task: Task) -> list[dict]:
     """The answers that need no model, lead and second. Raises UserError."""
-    if name == "second" and not all(row["second"] for row in rows):
-        raise UserError("the test split holds no second answers of the teacher; leave out second")
     words = task.lead_words or float(np.mean([len(row["reference"].split()) for row in rows]))
+    texts = [row["second"] for row in rows]
+    if name != "second":
+        texts = [first_sentences(row["text"], words, bool(task.lead_words)) for row in rows]
+    elif not all(texts):
+        raise UserError("the test split holds no second answers of the teacher; leave out second")
     made = {"finish_reason": "stop", "settings": {"model": None, "words": words}}
-    cut = bool(task.lead_words)
-    return [
-        {"id": row["id"], **made, "text": row["second"]}
-        if name == "second"
-        else {"id": row["id"], **made, "text": first_sentences(row["text"], words, cut)}
-        for row in rows
-    ]
+    return [{"id": row["id"], "text": text, **made} for row, text in zip(rows, texts, strict=True)]
 
 
 def find_answers(path: Path, rows: list[dict], settings: dict) -> dict[str, dict]:
@@ -212,19 +208,13 @@ def load_answers(
     return answers
 
 
-def add_length_options(parser: argparse.ArgumentParser) -> None:
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
     option("--batch-tokens", type=positive, default=16384, help="most tokens of a padded batch")
-
-
-def add_generation_options(parser: argparse.ArgumentParser) -> None:
-    add_length_options(parser)
-    option = parser.add_argument
     option("--budget-usd", type=float, help="ceiling for all that the endpoints ever cost")
-    option("--concurrency", type=positive, default=64, help="most requests in flight")
-    option("--timeout", type=float, default=300, help="seconds to wait for an endpoint")
+    option("--concurrency", type=positive, default=64, help="most requests to an endpoint at once")
     option("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="$ per million tokens")
 
 

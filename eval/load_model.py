@@ -29,6 +29,11 @@ class Weights:
     four_bits: bool | None = False
 
     @property
+    def base(self) -> str:
+        """The base in words."""
+        return f"{self.model} {self.revision or ''}{' in 4 bits' * bool(self.four_bits)}".strip()
+
+    @property
     def settings(self) -> dict:
         """What tells these weights from others, for what is made with them."""
         base = fingerprint(self.model) if self.adapter else None

@@ -12,7 +12,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from common.cli import UserError, run, script_parser, warn
+from common.cli import UserError, positive, run, script_parser, warn
 from common.files import digest, write_text
 from common.table import load
 from eval import generate_answers as generate
@@ -67,8 +67,8 @@ def stream(system: System, texts: dict[str, str], task: Task, args: Namespace) -
 
     model, tokenizer = load_model(system.model)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    longest = args.max_new_tokens or task.max_new_tokens
-    limit = generate.prompt_limit(model, longest, args.max_prompt_tokens)
+    settings = generate.settings_of(system, task, args)
+    longest, limit = settings["max_new_tokens"], generate.prompt_limit(model, settings)
     for name, text in texts.items():
         prompt, cut = generate.build_prompt(tokenizer, text, system.template, limit, task)
         if cut:
@@ -106,7 +106,9 @@ def main() -> None:
     only.add_argument("--instructed", action="store_true", help="compare: its base, instructed")
     option("--output-dir", type=Path, help="write a file for each text instead")
     option("--prompts-dir", type=Path, default=FOLDER, help="where the tasks are")
-    generate.add_length_options(parser)
+    option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
+    option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
+    parser.set_defaults(batch_tokens=16384)
     args = parser.parse_args()
     task = load_task(args.task, args.prompts_dir)
     texts = find_texts(args.texts, args.output_dir)

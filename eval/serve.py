@@ -15,8 +15,9 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import uvicorn
@@ -44,11 +45,8 @@ def find_served(models: list[str], names: list[str]) -> dict[str, Weights]:
     bases = {(one.model, bool(one.four_bits)) for one in found}
     revisions = {one.revision for one in found if one.revision}
     if len(bases) > 1 or len(revisions) > 1:
-        needed = [
-            f"{n} {w.model} {w.revision or ''}{' in 4 bits' * bool(w.four_bits)}"
-            for n, w in served.items()
-        ]
-        raise UserError(f"serve them apart, they need unlike bases: {'; '.join(needed)}")
+        needed = ", ".join(f"{name} {one.base}" for name, one in served.items())
+        raise UserError(f"serve them apart, they need unlike bases: {needed}")
     base = Weights(found[0].model, next(iter(revisions), None), four_bits=found[0].four_bits)
     if not base.four_bits and all(one.adapter for one in found):
         served[Path(base.model).name if Path(base.model).exists() else base.model] = base
@@ -69,13 +67,7 @@ def vllm_line(served: dict[str, Weights], args) -> list[str]:
     line += ["--revision", base.revision] if base.revision else []
     if adapters:
         fitting = next(most for most in RANKS if most >= rank)
-        line += [
-            "--enable-lora",
-            "--max-loras",
-            str(len(adapters)),
-            "--max-lora-rank",
-            str(fitting),
-        ]
+        line += f"--enable-lora --max-loras {len(adapters)} --max-lora-rank {fitting}".split()
         line += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     return line
 
@@ -89,23 +81,10 @@ class Chat(BaseModel):
     stream: bool = False
 
 
-@dataclass
-class Job:
-    """A request, its tokens so far, and a word on each step: None, or why it was the last one."""
-
-    adapter: str
-    prompt: str
-    n_prompt: int
-    longest: int
-    ids: list[int] = field(default_factory=list)
-    news: queue.Queue = field(default_factory=queue.Queue)
-    finish: str | None = None
-
-
 class HandOut(StoppingCriteria):
     """Gives the requests of a batch their tokens as they come, and ends each on its own."""
 
-    def __init__(self, jobs: list[Job], ends: list[int]):
+    def __init__(self, jobs: list[SimpleNamespace], ends: list[int]):
         self.jobs, self.ends = jobs, ends
 
     def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
@@ -128,14 +107,14 @@ class Server:
         *_, base = served.values()
         self.model, self.tokenizer = load_model(replace(base, adapter=None), dtype)
         self.tokenizers = {name: load_tokenizer(one) for name, one in served.items()}
-        self.adapters = {
-            n: str(i) if one.adapter else "__base__" for i, (n, one) in enumerate(served.items())
-        }
-        for name, one in served.items():
-            if self.adapters[name] == "0":
-                self.model = PeftModel.from_pretrained(self.model, one.adapter, "0").eval()
-            elif one.adapter:
-                self.model.load_adapter(one.adapter, self.adapters[name])
+        self.adapters = dict.fromkeys(served, "__base__")  # name -> what peft calls it
+        for number, (name, one) in enumerate(served.items()):
+            if one.adapter:
+                self.adapters[name] = str(number)
+                if number == 0:
+                    self.model = PeftModel.from_pretrained(self.model, one.adapter, "0").eval()
+                else:
+                    self.model.load_adapter(one.adapter, str(number))
         self.waiting, self.batch = queue.Queue(), batch
         threading.Thread(target=self.work, daemon=True).start()
 
@@ -146,47 +125,52 @@ class Server:
             time.sleep(GATHER)
             while len(jobs) < self.batch and not self.waiting.empty():
                 jobs.append(self.waiting.get())
-            options = {
-                "stopping_criteria": [HandOut(jobs, self.model.generation_config.eos_token_id)]
-            }
-            if "0" in self.adapters.values():
-                options["adapter_names"] = [job.adapter for job in jobs]
-            longest = max(job.longest for job in jobs)
             try:
-                generate_batch(
-                    self.model, self.tokenizer, [job.prompt for job in jobs], longest, **options
-                )
+                self.answer(jobs)
             except Exception as error:  # such as too little memory
                 warn(f"{len(jobs)} requests failed: {one_line(error)}")
                 for job in jobs:
                     job.news.put("error")
 
-    def accept(self, asked: Chat) -> Job:
-        """Queue a request. Raises HTTPException for one that cannot be answered."""
+    def answer(self, jobs: list[SimpleNamespace]) -> None:
+        ends = self.model.generation_config.eos_token_id
+        options = {"stopping_criteria": [HandOut(jobs, ends)]}
+        if isinstance(self.model, PeftModel):
+            options["adapter_names"] = [job.adapter for job in jobs]
+        prompts, longest = [job.prompt for job in jobs], max(job.longest for job in jobs)
+        generate_batch(self.model, self.tokenizer, prompts, longest, **options)
+
+    def accept(self, asked: Chat) -> SimpleNamespace:
+        """Queue a request, whose `news` gets a word on each of its tokens: None, or why it was the
+        last one. Raises HTTPException for a request that cannot be answered."""
         if asked.model not in self.adapters:
-            raise HTTPException(
-                404, f"no model {asked.model}; there are {', '.join(self.adapters)}"
-            )
+            there = ", ".join(self.adapters)
+            raise HTTPException(404, f"no model {asked.model}; there are {there}")
         to_prompt = self.tokenizers[asked.model].apply_chat_template
         prompt = to_prompt(asked.messages, tokenize=False, add_generation_prompt=True)
         n_prompt = len(self.tokenizer(prompt, add_special_tokens=False).input_ids)
         room = self.model.config.max_position_embeddings - n_prompt
         if room < (asked.max_tokens or 1):
             raise HTTPException(400, f"{n_prompt} tokens and the answer are beyond the context")
-        job = Job(self.adapters[asked.model], prompt, n_prompt, asked.max_tokens or min(512, room))
+        job = SimpleNamespace(adapter=self.adapters[asked.model], prompt=prompt, n_prompt=n_prompt)
+        job.longest, job.finish = asked.max_tokens or min(512, room), None
+        job.ids, job.news = [], queue.Queue()
         self.waiting.put(job)
         return job
 
-    def parts(self, job: Job) -> Iterator[str]:
+    def parts(self, job: SimpleNamespace) -> Iterator[str]:
         """The answer's text, piece by piece as it comes. Raises HTTPException if it fails."""
         sent, finish = "", None
-        while not finish:
-            if (finish := job.news.get()) == "error":
-                raise HTTPException(500, "no answer could be made; the server's output says why")
-            text = self.tokenizer.decode(job.ids, skip_special_tokens=True).strip()
-            if finish or not text.endswith("\ufffd"):  # half a character
-                yield text[len(sent) :]
-                sent = text
+        try:
+            while not finish:
+                if (finish := job.news.get()) == "error":
+                    raise HTTPException(500, "it could not be answered; the server says why")
+                text = self.tokenizer.decode(job.ids, skip_special_tokens=True).strip()
+                if finish or not text.endswith("\ufffd"):  # half a character
+                    yield text[len(sent) :]
+                    sent = text
+        finally:
+            job.finish = job.finish or "gone"  # where the client reads no further
 
 
 def make_app(server: Server) -> FastAPI:

@@ -208,6 +208,6 @@ def test_adapters_that_need_unlike_bases(adapters, tmp_path):
     one = changed(adapters["summarize"], tmp_path / "one", revision="v1")
     two = changed(adapters["summarize"], tmp_path / "two", revision="v2")
     line = one_error_line(run_stage(STAGE, one, two, "--name", "a", "b", code=1))
-    assert " v1;" in line and " v2" in line
+    assert " v1, " in line and " v2" in line
     assert "a name of its own by --name" in refused(adapters["title"])
     assert "a name of its own by --name" in refused(adapters["summarize"], "--name", "one")

@@ -1,0 +1,107 @@
+"""Two adapters served over one base beside two merged models, and mixed batches beside one adapter
+after the other.
+
+SmolLM2-135M with random adapters of rank 32, in 32 bits on a CPU. Waves of requests, half of them
+for each adapter, wait at the same time: served together they are one batch, one adapter after the
+other they are two. Prints the ratios, and how many answers are the same.
+
+    python -m benchmarks.serve
+"""
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+BASE = "models/smollm2-135m-instruct"
+
+
+def make_adapters(folder: Path) -> list[str]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = LoraConfig(r=32, target_modules="all-linear")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), lora)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.02)
+        model.save_pretrained(folder / f"adapter{seed}")
+    return [str(folder / f"adapter{seed}") for seed in (1, 2)]
+
+
+def measure_memory(together: bool, adapters: list[str]) -> float:
+    """GiB that the models take, in a process of its own."""
+    from eval.load_model import load_model
+    from eval.serve import Server, find_served
+
+    before = psutil.Process().memory_info().rss
+    kept = [Server(find_served(adapters, []), 16, None)] if together else []
+    kept += [] if together else [load_model(adapter) for adapter in adapters]
+    return (psutil.Process().memory_info().rss - before) / 2**30
+
+
+def measure_speed(adapters: list[str], args: argparse.Namespace) -> None:
+    from eval.serve import Chat, Server, find_served
+
+    prose = "\n\n".join(path.read_text() for path in sorted(Path("docs").glob("*.md")))
+    texts = [part for part in prose.split("\n\n") if 200 < len(part) < 900]
+    names = [Path(adapter).name for adapter in adapters]
+    server = Server(find_served(adapters, []), args.wave, None)
+
+    def ask(model: str, i: int) -> tuple[str, int]:
+        content = texts[i % len(texts)]
+        message = {"role": "user", "content": content}
+        asked = Chat(model=model, messages=[message], max_tokens=args.max_new_tokens)
+        job = server.accept(asked)
+        return "".join(server.parts(job)), len(job.ids)
+
+    def run(groups: list[list[tuple]]) -> tuple[dict, float]:
+        """The answers to groups of requests, one group after the other, and the seconds."""
+        started, answers = time.monotonic(), {}
+        with ThreadPoolExecutor(args.wave) as pool:
+            for group in groups:
+                answers |= dict(zip(group, pool.map(lambda one: ask(*one), group), strict=True))
+        return answers, time.monotonic() - started
+
+    waves = [range(i, i + args.wave // 2) for i in range(0, args.n, args.wave // 2)]
+    mixed = [[(name, i) for i in wave for name in names] for wave in waves]
+    apart = [[(name, i) for i in wave] for wave in waves for name in names]
+    run(mixed[:1])  # warm
+    (ours, fast), (theirs, slow) = run(mixed), run(apart)
+    made = sum(count for _, count in ours.values())
+    same = sum(ours[one][0] == theirs[one][0] for one in ours)
+    unlike = sum(ours[names[0], i] != ours[names[1], i] for wave in waves for i in wave)
+    print(
+        f"{len(ours)} requests, {args.wave} at a time, {made} tokens: mixed {made / fast:.1f} a "
+        f"second, one adapter after the other {made / slow:.1f}, {slow / fast:.2f} times; {same} "
+        f"of {len(ours)} answers the same; the two adapters answer {unlike} of {args.n} unlike"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--n", type=int, default=24, help="texts for each adapter")
+    parser.add_argument("--wave", type=int, default=8, help="requests that wait at the same time")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = make_adapters(Path(folder))
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            one, two = (pool.apply(measure_memory, (kind, adapters)) for kind in (True, False))
+        print(
+            f"memory: two adapters over one base {one:.2f} GiB, two merged models {two:.2f} GiB, "
+            f"{two / one:.2f} times",
+            flush=True,
+        )
+        measure_speed(adapters, args)
+
+
+if __name__ == "__main__":
+    main()
