@@ -69,7 +69,7 @@ class Task:
         """What tables call a system."""
         return self.titles.get(system) or TITLES.get(system, system)
 
-    def render(self, name: str, **variables: object) -> str:
+    def render(self, name: str, /, **variables: object) -> str:
         """The task's template `name`.jinja, or the shared one. Raises UserError if it is faulty."""
         try:
             return self._environment.get_template(f"{name}.jinja").render(task=self, **variables)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 BASE, REPO = "other/tiny-base", "me/tiny-summarize"
 BASE_CARD = b"---\nlicense: other\nlicense_name: tiny-1\n---\n# A base\n"
 RUN = "tiny-dpo-lora"
-TEXT = "The text to be summarized, and nothing else."
+TEXT = "The text to be given summary, and nothing else."
 
 
 def write_dataset(folder):
@@ -67,6 +67,7 @@ def write_scores(run) -> None:
     interval = {"bertscore_f1": [0.1, 0.05, 0.15], "rouge_l": [0.2, 0.1, 0.3]}
     result = {
         "n": 3,
+        "target": "tuned",
         "systems": {"base": {**scores, "bertscore_f1": 0.6}, "tuned": scores},
         "differences": {"base": interval},
         "settings": {
@@ -148,15 +149,12 @@ def snippets(finished, repo: str) -> list[str]:
 
 
 def local_summary(finished) -> str:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from eval.generate_answers import build_prompt, generate_batch
+    from eval.load_model import load_model
 
-    from eval.generate_summaries import build_prompt, generate_batch
-
-    folder = load_run_config(finished[1]).merged
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model, tokenizer = load_model(str(load_run_config(finished[1]).merged))
     prompt, _ = build_prompt(tokenizer, TEXT, None, 4000)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return " ".join(generate_batch(model.eval(), tokenizer, [prompt], 64)[0]["text"].split())
+    return " ".join(generate_batch(model, tokenizer, [prompt], 64)[0]["text"].split())
 
 
 def test_the_cards_code_gives_the_local_summary(pushed):
@@ -236,7 +234,7 @@ def test_the_data_is_named_by_repo_and_revision_where_exactly_it_was_pushed(push
 def test_a_second_push_sends_what_changed_and_keeps_what_was_written_by_hand(pushed):
     hub, _ = pushed
     files, commits = hub.repos[f"models/{REPO}"], len(hub.commits)
-    assert "nothing to push" in push(pushed).stdout
+    assert "holds all of this already" in push(pushed).stdout
     files["README.md"] += b"\n## By hand\n"
     hub.move_on(f"models/{REPO}")
     dry = push(pushed, "--dry-run", "--unevaluated").stdout
@@ -271,7 +269,7 @@ def test_what_cannot_be_published_ends_in_one_line(finished, tmp_path):
     nowhere = changed(finished, tmp_path, output_dir=str(tmp_path))
     assert "no adapter in" in refused(config=nowhere)
     other = changed(finished, tmp_path, base_model="other/large-base")
-    assert f"is for the base {BASE}, but" in refused(config=other)
+    assert "or it is not of other/large-base" in refused(config=other)
     assert "changed since" in refused(config=changed(finished, tmp_path, lora_r=8))
     scores, made = run.eval_dir / "scores.json", run.merged / "made.json"
     scores.rename(tmp_path / "scores.json")

@@ -39,13 +39,13 @@ def write_folder(folder, key: str = A, title: str = "Pairs", rows: int = 50):
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_folder(tmp_path / "hub")
+    return write_folder(tmp_path / "summarize/hub")
 
 
 def push(hub, folder, *options, code=0, token=TOKEN, repo="me/pairs"):
     token = {"HF_TOKEN": token} if token else {}
     with hub.here(folder.parent):
-        result = run_here(STAGE, repo, "--folder", folder, *options, **token)
+        result = run_here(STAGE, repo, "--data", folder.parent.parent, *options, **token)
     assert result.returncode == code and "Traceback" not in result.stderr, result.stderr
     return result
 
@@ -113,7 +113,7 @@ def test_a_fault_of_ours_is_not_taken_for_one_of_the_connection(hub, folder, mon
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
     with hub.here(folder.parent):
-        result = run_here(STAGE, "me/pairs", "--folder", folder, HF_TOKEN=TOKEN)
+        result = run_here(STAGE, "me/pairs", "--data", folder.parent.parent, HF_TOKEN=TOKEN)
     assert "RuntimeError: a fault of ours" in result.stderr and "connection" not in result.stderr
 
 
@@ -129,7 +129,7 @@ def test_a_repo_of_others_is_not_overwritten_silently(hub, folder):
 
 def test_what_did_not_change_makes_no_commit(hub, folder):
     push(hub, folder)
-    assert "nothing to push" in push(hub, folder).stdout
+    assert "holds all of this already" in push(hub, folder).stdout
     assert len(hub.commits) == 1 and hub.uploads == 1
     (folder / "README.md").write_text((folder / "README.md").read_text().replace("Pairs", "New"))
     changed = push(hub, folder, "--dry-run").stdout
@@ -150,20 +150,16 @@ def test_what_was_written_by_hand_on_the_hub_stays(hub, folder):
     assert "train-0-aaaaaaaaaaaa" not in card and "# Pairs" not in card
 
     files["README.md"] = b"# All by hand\n"
-    assert "--overwrite-card" in one_error_line(push(hub, folder, code=1))
+    assert "put the lines back there" in one_error_line(push(hub, folder, code=1))
     assert files["README.md"] == b"# All by hand\n"
-    push(hub, folder, "--overwrite-card")
-    assert b"# New title" in files["README.md"]
 
 
-def test_a_branch_and_a_tag(hub, folder):
-    push(hub, folder, "--revision", "v2", "--tag", "first")
-    assert "data/train-0-aaaaaaaaaaaa.parquet" in hub.branches["datasets/me/pairs", "v2"]
-    assert "data/train-0-aaaaaaaaaaaa.parquet" not in hub.repos["datasets/me/pairs"]
+def test_a_tag(hub, folder):
+    push(hub, folder, "--tag", "first")
     lock = json.loads((folder.parent / "hub.lock").read_text())
     assert hub.tags == {"first": lock["revision"]}
-    line = one_error_line(push(hub, folder, "--revision", "v2", "--tag", "first", code=1))
-    assert "has this tag or branch already" in line
+    line = one_error_line(push(hub, folder, "--tag", "first", code=1))
+    assert "has this tag already" in line
 
 
 def test_a_dry_run_sends_nothing(hub, folder):
@@ -201,6 +197,14 @@ def test_a_hub_that_is_not_there(hub, folder):
     assert "run again" in one_error_line(push(hub, folder, code=1))
 
 
+def test_pairs_of_a_name_are_pushed_from_their_own_folder(hub, folder):
+    write_folder(folder.with_name("hub-student"), B)
+    push(hub, folder, "--name", "student")
+    assert f"data/train-0-{B}.parquet" in hub.repos["datasets/me/pairs"]
+    assert (folder.parent / "hub-student.lock").is_file()
+
+
 def test_a_folder_that_is_no_dataset(hub, tmp_path):
-    write_jsonl(tmp_path / "x/rows.jsonl", [])
-    assert "not a staged dataset" in one_error_line(push(hub, tmp_path / "x", code=1))
+    write_jsonl(tmp_path / "summarize/hub/rows.jsonl", [])
+    line = one_error_line(push(hub, tmp_path / "summarize/hub", code=1))
+    assert "not a staged dataset" in line
