@@ -104,8 +104,7 @@ def finished(tmp_path_factory, tiny_qwen2):
     mark_made(run.merged, merge_settings(run))
     write_scores(run)
     yield hub, config
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
 
 
 def push(finished, *options, repo=REPO, code=0, token=TOKEN, config=None):
