@@ -114,4 +114,4 @@ def publish(args: Namespace, kind: str, files: dict, lock: Path, obsolete=(), **
         commit = api.create_commit(**of, operations=[*additions, *stale], commit_message=message)
     state = {"repo": args.repo, "revision": commit.oid, "files": sorted(files), **more}
     write_text(lock, json.dumps(state) + "\n")
-    print(f"pushed: {commit.commit_url}, revision also in {lock}")
+    print(f"pushed: {args.repo} is at {commit.commit_url}; the revision is also in {lock}")

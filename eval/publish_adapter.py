@@ -42,7 +42,7 @@ def without_places(settings: dict) -> dict:
 def check_run(config: RunConfig) -> None:
     """Raise UserError if there is no adapter, or it was made otherwise."""
     merge_settings(config)
-    if not is_made(config.output_dir, inputs_of(config, config.task)):
+    if not is_made(config.output_dir, inputs_of(config)):
         what = f"{config.output_dir} was not made of this config, base and data"
         raise UserError(f"{what}; `just train {config.name}` trains anew")
 

@@ -61,7 +61,7 @@ def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
     assert files.items() >= local.items()
     assert RepoCard(files["README.md"].decode()).data.to_dict() == card.data.to_dict()
     assert len(hub.commits) == 1 and hub.private["datasets/me/pairs"]
-    assert f"pushed: {hub.url}/datasets/me/pairs/commit/" in result.stdout
+    assert f"is at {hub.url}/datasets/me/pairs/commit/" in result.stdout
     assert TOKEN not in result.stdout + result.stderr
     lock = json.loads((folder.parent / "hub.lock").read_text())
     hashes = [file_sha(path) for path in folder.glob("data/*.parquet")]
