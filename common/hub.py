@@ -82,7 +82,7 @@ def hub_session(repo: str) -> Iterator[HfApi]:
 def publish(args: Namespace, kind: str, files: dict, lock: Path, obsolete=(), **more) -> None:
     """Show what is pushed to a repo of a `kind` and, unless --dry-run is given, push it.
 
-    `files`: path in the repo -> a Path or bytes, the card's among them. `lock` gets repo, revision,
+    `files`: path in the repo -> a Path or bytes; the card as bytes. `lock` gets repo, revision,
     the files' names and what `more` gives. Of the files in the repo that are not in `files` those
     are deleted that `lock` names, or `obsolete`. Raises UserError.
     """
