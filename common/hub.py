@@ -1,68 +1,55 @@
 """Push files to a repo on the Hub in one commit, private unless --public is given.
 
 A repo that was not pushed to from here before is left alone unless --update is given. Of a card on
-the Hub only the part between the "generated" lines and the front matter's keys that follow from the
-files are renewed. Files are deleted only if an earlier push made them. The token is the one of
-HF_TOKEN or `hf auth login`.
+the Hub only the "generated" lines and the keys in OWNED are renewed. Files are deleted only if an
+earlier push from here made them, as the lock file tells. The token: HF_TOKEN or `hf auth login`.
 """
 
-import argparse
 import json
 import re
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from common.cli import UserError
 from common.files import write_text
 
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, httpx.HTTPError)
 CARD = "README.md"
 GENERATED = re.compile(r"<!-- generated: begin.*?<!-- generated: end -->", re.DOTALL)
+OWNED = ("base_model", "base_model_relation", "datasets", "library_name", "model-index")
+OWNED += ("configs", "size_categories")
 ANSWERS = {  # by status
     401: "the Hub refuses the token; check HF_TOKEN",
     403: "this token may not write to {repo}; check the name and the token's rights",
-    409: "{repo} has this tag already; choose another",
+    404: "{repo} is not on the Hub, not at this revision, or not for this token",
 }
 
 
-def add_hub_options(parser: argparse.ArgumentParser) -> None:
+def add_hub_options(parser: ArgumentParser) -> None:
     """Give a script's parser the options of a push."""
     option = parser.add_argument
     option("repo", help="where to, as NAMESPACE/NAME")
     option("--public", action="store_true", help="make a new repo public")
-    option("--tag", help="name to give the new revision")
     option("--update", action="store_true", help="push over what others put into the repo")
     option("--dry-run", action="store_true", help="only show what would be pushed and deleted")
 
 
-def merge_cards(ours: str, theirs: str, owned: tuple[str, ...]) -> str:
-    """The Hub's card with our generated part and our `owned` keys of the front matter in it.
-
-    Raises UserError if the Hub's card has no such part to renew.
-    """
-    if not (theirs.startswith("---\n") and GENERATED.search(theirs)):
+def merge_cards(ours: RepoCard, theirs: RepoCard) -> RepoCard:
+    """The Hub's card with our generated lines and OWNED keys in it. Raises UserError."""
+    if not GENERATED.search(theirs.text):
         raise UserError(
-            "the card on the Hub has no front matter or no 'generated' lines, so it was written by "
-            "hand; put the lines back there, or delete that card"
+            "the card on the Hub was written by hand: it lacks the two 'generated' lines; paste "
+            "them into it where our part may stand, or delete it there"
         )
-    mine, card = RepoCard(ours).data, RepoCard(theirs)
-    front = theirs.removesuffix(card.text)
-    changed = [key for key in owned if mine.get(key) != card.data.get(key)]
-    card.text = GENERATED.sub(lambda _: GENERATED.search(ours)[0], card.text, count=1)
-    for key in changed:
-        card.data[key] = mine.get(key)  # None is left out of the card
-    return str(card) if changed else front + card.text  # as it was, comments and all
+    for key in OWNED:
+        theirs.data[key] = ours.data.get(key)  # None is left out of the card
+    theirs.text = GENERATED.sub(lambda _: GENERATED.search(ours.text)[0], theirs.text, count=1)
+    return theirs
 
 
 def explain(error: Exception, repo: str) -> str:
@@ -71,92 +58,60 @@ def explain(error: Exception, repo: str) -> str:
         return "no Hub token: set HF_TOKEN or run `hf auth login`"
     if isinstance(error, HFValidationError):
         return f"{repo} is not a repo name like me/summarize-dpo"
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
+    if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        other = f"the Hub answered {status} for {{repo}}; run again to finish"
-        return ANSWERS.get(status, other).format(repo=repo)
-    cause = type(error.__cause__ or error).__name__
-    return f"the connection to the Hub failed ({cause}); run again to finish"
+        return ANSWERS.get(status, f"the Hub answered {status}; run again").format(repo=repo)
+    return f"the connection to the Hub failed ({type(error).__name__}); run again to finish"
 
 
 @contextmanager
 def hub_session(repo: str) -> Iterator[HfApi]:
     """A Hub client whose token is good. Raises UserError for what the Hub refuses in the block."""
-    huggingface_hub.logging.set_verbosity_error()  # a commit of nothing is told by us
     try:
         api = HfApi()
         api.whoami()
         yield api
-    except HUB_ERRORS as error:
+    except (httpx.HTTPError, HFValidationError, LocalTokenNotFoundError) as error:
         raise UserError(explain(error, repo)) from None
-
-
-def push(api: HfApi, args: argparse.Namespace, repo_type: str, operations: list) -> str:
-    """Make the repo if it is missing, and commit; files that have not changed are not sent.
-
-    Returns the revision. Raises UserError if an upload fails.
-    """
-    api.create_repo(args.repo, repo_type=repo_type, private=not args.public, exist_ok=True)
-    before = api.repo_info(args.repo, repo_type=repo_type).sha
-    try:
-        message = f"Publish the {repo_type}"
-        commit = api.create_commit(
-            args.repo, operations, commit_message=message, repo_type=repo_type
-        )
     except RuntimeError as error:  # in which the client wraps a failed upload
-        raise UserError(explain(error, args.repo)) from None
-    same = commit.oid == before
-    print(f"{args.repo} holds all of this already" if same else f"pushed: {commit.commit_url}")
-    if args.tag:
-        api.create_tag(args.repo, tag=args.tag, revision=commit.oid, repo_type=repo_type)
-    return commit.oid
+        if not isinstance(error.__cause__, httpx.HTTPError):
+            raise
+        raise UserError(explain(error.__cause__, repo)) from None
 
 
-def publish(
-    args: argparse.Namespace,
-    repo_type: str,
-    files: dict[str, bytes | Path],
-    lock: Path,
-    owned_keys: tuple[str, ...],
-    ours: str = "(?!)",
-    **more: object,
-) -> None:
-    """Show what is pushed and, unless --dry-run is given, push it.
+def publish(args: Namespace, kind: str, files: dict, lock: Path, obsolete=(), **more) -> None:
+    """Show what is pushed to a repo of a `kind` and, unless --dry-run is given, push it.
 
-    files: path in the repo -> content, a README.md with front matter and "generated" lines among
-    them. `owned_keys` of the front matter are ours. `lock` gets repo, revision, the files' names
-    and what `more` gives. Of the files that are in the repo and no longer in `files`, those are
-    deleted that `lock` names or that match the regular expression `ours`. Raises UserError.
+    `files`: path in the repo -> a Path or bytes; the card as bytes. `lock` gets repo, revision,
+    the files' names and what `more` gives. Of the files in the repo that are not in `files` those
+    are deleted that `lock` names, or `obsolete`. Raises UserError.
     """
     known = json.loads(lock.read_text()) if lock.exists() else {}
-    mine = known.get("repo") == args.repo
+    mine, of = known.get("repo") == args.repo, {"repo_id": args.repo, "repo_type": kind}
     with hub_session(args.repo) as api:
-        try:
-            held = api.list_repo_files(args.repo, repo_type=repo_type)
-        except RepositoryNotFoundError:
-            held = []
-        foreign = [name for name in held if name != ".gitattributes"]
-        if foreign and not args.update and not mine:
+        held = api.list_repo_files(**of) if api.repo_exists(**of) else []
+        if not mine and not args.update and set(held) - {".gitattributes"}:
             raise UserError(
-                f"{args.repo} already holds {len(foreign)} files that were not pushed from here; "
+                f"{args.repo} already holds {len(held)} files that were not pushed from here; "
                 "pass --update to push over them (the old state stays in its history)"
             )
+        card = RepoCard(files[CARD].decode())
         if CARD in held:
-            there = api.hf_hub_download(args.repo, CARD, repo_type=repo_type, force_download=True)
-            card = files[CARD] if isinstance(files[CARD], bytes) else files[CARD].read_bytes()
-            merged = merge_cards(card.decode(), Path(there).read_text(), owned_keys)
-            files = {**files, CARD: merged.encode()}
+            card = merge_cards(card, RepoCard.load(args.repo, repo_type=kind))
+        files = files | {CARD: str(card).encode()}
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
-        earlier = known.get("files", []) if mine else []
-        stale = [n for n in held if n not in files and (n in earlier or re.fullmatch(ours, n))]
-        for addition in additions:
-            print(f"  {addition.path_in_repo} ({addition.upload_info.size:,} bytes)")
-        print("".join(f"  delete {name}\n" for name in stale), end="")
+        deletable = {*(known.get("files", ()) if mine else ()), *obsolete} - files.keys()
+        stale = [CommitOperationDelete(name) for name in held if name in deletable]
+        for one in additions:
+            print(f"  {one.path_in_repo} ({one.upload_info.size:,} bytes)")
+        for one in stale:
+            print(f"  delete {one.path_in_repo}")
         if args.dry_run:
-            visibility = "public" if args.public else "private"
-            print(f"dry run: nothing sent to {args.repo} ({visibility} if new)")
+            print(f"dry run: nothing sent; a new repo is {'public' if args.public else 'private'}")
             return
-        revision = push(api, args, repo_type, [*additions, *map(CommitOperationDelete, stale)])
-    state = {"repo": args.repo, "revision": revision, "files": sorted(files), **more}
+        api.create_repo(**of, private=not args.public, exist_ok=True)
+        message = f"Publish the {kind}"  # what has not changed is not sent again
+        commit = api.create_commit(**of, operations=[*additions, *stale], commit_message=message)
+    state = {"repo": args.repo, "revision": commit.oid, "files": sorted(files), **more}
     write_text(lock, json.dumps(state) + "\n")
-    print(f"revision {revision}, also in {lock}")
+    print(f"pushed: {args.repo} is at {commit.commit_url}; the revision is also in {lock}")

@@ -176,8 +176,7 @@ def endpoint():
 def hub():
     hub = Hub()
     yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
 
 
 def make_tokenizer(folder: Path, template: str = QWEN2_TEMPLATE):

@@ -1,9 +1,12 @@
 """An adapter and its merged model, pushed to the loopback Hub and used from there by its card."""
 
+import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +18,9 @@ from huggingface_hub import ModelCard
 
 from common.files import mark_made
 from data_prep.publish_dataset import row_hashes
-from eval.merge_adapter import merge_settings
+from eval.load_model import merge_settings
+from eval.publish_adapter import without_places
+from prompts import FOLDER, load_task
 from training.run_config import fingerprint, load_run_config
 from training.train_adapter import inputs_of
 
@@ -24,7 +29,7 @@ pytestmark = pytest.mark.slow
 BASE, REPO = "other/tiny-base", "me/tiny-summarize"
 BASE_CARD = b"---\nlicense: other\nlicense_name: tiny-1\n---\n# A base\n"
 RUN = "tiny-dpo-lora"
-TEXT = "The text to be given summary, and nothing else."
+TEXT = "The text, and nothing else."
 
 
 def write_dataset(folder):
@@ -34,6 +39,7 @@ def write_dataset(folder):
             "source": "wikipedia",
             "prompt": [{"role": "user", "content": f"{TEXT} {i}"}],
             "chosen": [{"role": "assistant", "content": "A text."}],
+            "rejected_by": "tiny-dpo-lora:instructed",
             "teacher": "openai/gpt-oss-120b",
         }
         for i in range(3)
@@ -97,15 +103,14 @@ def finished(tmp_path_factory, tiny_qwen2):
         "dataset_prepared_path": str(folder / "outputs/tiny-dpo-lora/prepared"),
         "output_dir": str(folder / "outputs/tiny-dpo-lora"),
     }
-    config.write_text("# A reason beside a value.\n" + yaml.safe_dump(settings))
+    config.write_text(yaml.safe_dump(settings))
     run = load_run_config(config)
     write_models(tiny_qwen2, run.output_dir, BASE)
     mark_made(run.output_dir, inputs_of(run))
     mark_made(run.merged, merge_settings(run))
     write_scores(run)
     yield hub, config
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
 
 
 def push(finished, *options, repo=REPO, code=0, token=TOKEN, config=None):
@@ -199,7 +204,7 @@ def test_what_is_pushed_is_whole_private_and_tells_of_no_machine(pushed):
     for content in (*files.values(), *merged.values()):
         assert str(config.parent).encode() not in content and b"local_files_only" not in content
     uploaded = files[config.name].decode()
-    assert uploaded.startswith("# A reason") and yaml.safe_load(uploaded)["output_dir"] == RUN
+    assert yaml.safe_load(uploaded)["output_dir"] == RUN and b"datasets:" in files["README.md"]
 
 
 def test_the_card_tells_data_recipe_results_and_licences(pushed):
@@ -211,7 +216,9 @@ def test_the_card_tells_data_recipe_results_and_licences(pushed):
     for said in (
         "2 rows (`train[:2]`; texts from wikipedia)",
         "not on the Hub in this state",
-        "# A reason beside a value.",
+        "told what to do and not yet trained for it (`tiny-dpo-lora:instructed`)",
+        "max_new_tokens=512",
+        "lora_r: 12",
         "+0.100 [+0.050, +0.150]",
         "under 30",
         "other, tiny-1",
@@ -234,7 +241,8 @@ def test_the_data_is_named_by_repo_and_revision_where_exactly_it_was_pushed(push
 def test_a_second_push_sends_what_changed_and_keeps_what_was_written_by_hand(pushed):
     hub, _ = pushed
     files, commits = hub.repos[f"models/{REPO}"], len(hub.commits)
-    assert "holds all of this already" in push(pushed).stdout
+    push(pushed)
+    assert len(hub.commits) == commits
     files["README.md"] += b"\n## By hand\n"
     hub.move_on(f"models/{REPO}")
     dry = push(pushed, "--dry-run", "--unevaluated").stdout
@@ -270,10 +278,10 @@ def test_what_cannot_be_published_ends_in_one_line(finished, tmp_path):
     assert "no adapter in" in refused(config=nowhere)
     other = changed(finished, tmp_path, base_model="other/large-base")
     assert "or it is not of other/large-base" in refused(config=other)
-    assert "changed since" in refused(config=changed(finished, tmp_path, lora_r=8))
+    assert "was not made of" in refused(config=changed(finished, tmp_path, lora_r=8))
     scores, made = run.eval_dir / "scores.json", run.merged / "made.json"
     scores.rename(tmp_path / "scores.json")
-    assert "just scores tiny-dpo-lora" in (line := refused()) and "--unevaluated" in line
+    assert "just scores tiny-dpo-lora" in refused()
     stale = json.loads((tmp_path / "scores.json").read_text())
     stale["settings"]["generation"]["tuned"]["fingerprint"] = "0" * 12
     scores.write_text(json.dumps(stale))
@@ -291,12 +299,39 @@ def test_a_base_that_others_cannot_get(finished, tmp_path, tiny_qwen2):
     hub, _ = finished
     local = changed(finished, tmp_path, base_model=str(tiny_qwen2), output_dir=str(tmp_path))
     write_models(tiny_qwen2, tmp_path, str(tiny_qwen2))
+    assert "was not made of" in one_error_line(push(finished, config=local, code=1))
+    mark_made(tmp_path, inputs_of(load_run_config(local)))
     options = ("--unevaluated", "--dry-run")
     assert "--base NAME" in one_error_line(push(finished, *options, config=local, code=1))
     revision = hub.sha(f"models/{BASE}")
     missing = push(finished, *options, "--base", f"{BASE}@v9", config=local, code=1)
-    assert f"{BASE} is not on the Hub at v9" in one_error_line(missing)
+    assert f"{BASE} is not on the Hub, not at this revision" in one_error_line(missing)
     result = push(finished, *options, "--base", f"{BASE}@{revision}", config=local, repo="me/new")
-    assert "no made.json" in result.stderr and "nothing sent to me/new" in result.stdout
+    assert "dry run: nothing sent" in result.stdout
     card = (tmp_path / "model_card.md").read_text()
     assert "a local copy of the base" in card and str(tmp_path) not in card
+
+
+def test_a_task_with_a_template_of_its_own_for_the_student(finished, tmp_path):
+    tasks = tmp_path / "prompts"
+    shutil.copytree(FOLDER / "title", tasks / "title")
+    (tasks / "title/student.jinja").write_text("<text>\n{{ text }}\n</text>\nIt's titled:")
+    shutil.copytree(load_run_config(finished[1]).output_dir, tmp_path / "title-run")
+    config = changed(finished, tmp_path, output_dir=str(tmp_path / "title-run"))
+    task = load_task("title", tasks)
+    inputs = inputs_of(replace(load_run_config(config), asked_task=task))
+    mark_made(tmp_path / "title-run/inputs", inputs)
+    mark_made(tmp_path / "title-run", inputs)
+    push(finished, "--unevaluated", "--dry-run", config=config, repo="me/titles")
+    card = ModelCard((tmp_path / "title-run/model_card.md").read_text())
+    assert "title-generation" in card.data.tags and "that writes titles" in card.content
+    assert card.content.count("max_new_tokens=32") == 2 and "max_tokens=32" in card.content
+    shown = re.findall(r"^messages = (.*)$", card.content, re.MULTILINE)
+    assert [ast.literal_eval(one) for one in shown] == 3 * [task.student_messages(TEXT, "student")]
+    assert "summar" not in card.content.replace("summarization", "")
+
+
+def test_places_on_this_machine_are_cut_out_wherever_they_stand():
+    told = {"a": "/home/me too/x/base", "b": [{"path": "~/data/hub"}], "c": "org/name", "d": "/"}
+    cut = {"a": "base", "b": [{"path": "hub"}], "c": "org/name", "d": "/"}
+    assert without_places({**told, "_name_or_path": "x", "is_local": True}) == cut

@@ -8,6 +8,7 @@ import pytest
 from conftest import clean_environment, one_error_line, run_here, write_jsonl
 from datasets import Dataset
 from hub_server import TOKEN
+from huggingface_hub import RepoCard
 
 from common.files import file_sha
 
@@ -56,14 +57,16 @@ def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
     local = {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }
+    card = RepoCard(local.pop("README.md").decode())
     assert files.items() >= local.items()
+    assert RepoCard(files["README.md"].decode()).data.to_dict() == card.data.to_dict()
     assert len(hub.commits) == 1 and hub.private["datasets/me/pairs"]
-    assert f"pushed: {hub.url}/datasets/me/pairs/commit/" in result.stdout
+    assert f"is at {hub.url}/datasets/me/pairs/commit/" in result.stdout
     assert TOKEN not in result.stdout + result.stderr
     lock = json.loads((folder.parent / "hub.lock").read_text())
     hashes = [file_sha(path) for path in folder.glob("data/*.parquet")]
     revision = hub.sha("datasets/me/pairs")
-    names = sorted(local)
+    names = sorted([*local, "README.md"])
     assert lock == {"repo": "me/pairs", "revision": revision, "files": names, "hashes": hashes}
 
     script = (
@@ -92,18 +95,19 @@ def test_pushing_again_sends_only_what_changed(hub, folder):
 
 
 @pytest.mark.parametrize("locked", [True, False])
-def test_only_files_that_a_push_of_ours_made_are_deleted(hub, folder, locked):
+def test_only_files_that_a_push_from_here_made_are_deleted(hub, folder, locked):
     (folder / "extra.txt").write_text("ours")
     push(hub, folder)
     files = hub.repos["datasets/me/pairs"]
     by_hand = {"data/validation.parquet": b"rows", "data/train-more.parquet": b"rows"}
     files.update(by_hand)
     (folder / "extra.txt").unlink()
-    if not locked:  # as on another machine: only the names tell
+    if not locked:  # as on another machine, which cannot know what is ours
         (folder.parent / "hub.lock").unlink()
     result = push(hub, write_folder(folder, B), *([] if locked else ["--update"]))
     ours = {f"data/train-0-{B}.parquet", "README.md", ".gitattributes"}
-    assert files.keys() == by_hand.keys() | ours | (set() if locked else {"extra.txt"})
+    earlier = {f"data/train-0-{A}.parquet", "extra.txt"}
+    assert files.keys() == by_hand.keys() | ours | (set() if locked else earlier)
     assert "validation" not in result.stdout
 
 
@@ -111,7 +115,7 @@ def test_a_fault_of_ours_is_not_taken_for_one_of_the_connection(hub, folder, mon
     def fail(*args, **kwargs):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", fail)
     with hub.here(folder.parent):
         result = run_here(STAGE, "me/pairs", "--data", folder.parent.parent, HF_TOKEN=TOKEN)
     assert "RuntimeError: a fault of ours" in result.stderr and "connection" not in result.stderr
@@ -129,7 +133,7 @@ def test_a_repo_of_others_is_not_overwritten_silently(hub, folder):
 
 def test_what_did_not_change_makes_no_commit(hub, folder):
     push(hub, folder)
-    assert "holds all of this already" in push(hub, folder).stdout
+    push(hub, folder)
     assert len(hub.commits) == 1 and hub.uploads == 1
     (folder / "README.md").write_text((folder / "README.md").read_text().replace("Pairs", "New"))
     changed = push(hub, folder, "--dry-run").stdout
@@ -143,6 +147,7 @@ def test_what_was_written_by_hand_on_the_hub_stays(hub, folder):
     files = hub.repos["datasets/me/pairs"]
     card = files["README.md"].decode().replace("license: other", "license: cc-by-4.0")
     files["README.md"] = f"{card}\n## A note by hand\n".encode()
+    hub.move_on("datasets/me/pairs")
     push(hub, write_folder(folder, B, "New title"))
     card = files["README.md"].decode()
     for said in ("license: cc-by-4.0", "train-0-bbbbbbbbbbbb", "# New title", "## A note by hand"):
@@ -150,16 +155,9 @@ def test_what_was_written_by_hand_on_the_hub_stays(hub, folder):
     assert "train-0-aaaaaaaaaaaa" not in card and "# Pairs" not in card
 
     files["README.md"] = b"# All by hand\n"
-    assert "put the lines back there" in one_error_line(push(hub, folder, code=1))
+    hub.move_on("datasets/me/pairs")
+    assert "delete it there" in one_error_line(push(hub, folder, code=1))
     assert files["README.md"] == b"# All by hand\n"
-
-
-def test_a_tag(hub, folder):
-    push(hub, folder, "--tag", "first")
-    lock = json.loads((folder.parent / "hub.lock").read_text())
-    assert hub.tags == {"first": lock["revision"]}
-    line = one_error_line(push(hub, folder, "--tag", "first", code=1))
-    assert "has this tag already" in line
 
 
 def test_a_dry_run_sends_nothing(hub, folder):
@@ -192,16 +190,16 @@ def test_a_dropped_upload_is_finished_by_running_again(hub, folder):
 
 
 def test_a_hub_that_is_not_there(hub, folder):
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
     assert "run again" in one_error_line(push(hub, folder, code=1))
 
 
-def test_pairs_of_a_name_are_pushed_from_their_own_folder(hub, folder):
-    write_folder(folder.with_name("hub-student"), B)
-    push(hub, folder, "--name", "student")
+def test_every_task_and_name_has_its_own_folder_and_lock(hub, folder):
+    write_folder(folder.parents[1] / "title/hub-student", B)
+    push(hub, folder, "--task", "title", "--name", "student")
     assert f"data/train-0-{B}.parquet" in hub.repos["datasets/me/pairs"]
-    assert (folder.parent / "hub-student.lock").is_file()
+    assert (folder.parents[1] / "title/hub-student.lock").is_file()
+    assert "pass --update" in one_error_line(push(hub, folder, code=1))  # the repo is another's
 
 
 def test_a_folder_that_is_no_dataset(hub, tmp_path):
