@@ -30,7 +30,7 @@ def extracts(tmp_path):
 
 
 def command(folder, *more, split="train"):
-    where = ("--extracts", folder / "extracts", "--output", folder / "replies")
+    where = ("--data", folder)
     return [*where, "--splits", split, *more]
 
 
@@ -39,12 +39,12 @@ def environment(url: str) -> dict[str, str]:
 
 
 def replied(folder) -> list[str]:
-    path = folder / "replies/train.jsonl"
+    path = folder / "summarize/replies/train.jsonl"
     return [r["id"] for r in read_jsonl(path)] if path.exists() else []
 
 
 def refused(folder) -> list[str]:
-    path = folder / "replies/train.refused.jsonl"
+    path = folder / "summarize/replies/train.refused.jsonl"
     return [r["id"] for r in read_jsonl(path)] if path.exists() else []
 
 
@@ -67,7 +67,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(extracts, endpoint):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         time.sleep(0.2)  # what was in flight is still answered, and paid for
-        whole = (folder / "replies/train.jsonl").read_bytes().count(b"\n")
+        whole = (folder / "summarize/replies/train.jsonl").read_bytes().count(b"\n")
         assert server.ledger.total() - whole <= concurrency * kill
     run_stage(STAGE, *options, **environment(server.url))
     assert sorted(replied(folder)) == sorted(f"a{i}" for i in range(n))
@@ -108,7 +108,7 @@ def test_what_the_teacher_refuses_never_stops_the_others(extracts, endpoint, per
     result = run_stage(STAGE, *command(folder), **environment(server.url))
     assert set(replied(folder)) == good and len(replied(folder)) == len(good)
     assert sorted(refused(folder)) == sorted(bad)
-    refusal = read_jsonl(folder / "replies/train.refused.jsonl")[0]
+    refusal = read_jsonl(folder / "summarize/replies/train.refused.jsonl")[0]
     assert refusal["reason"] == "content filter" and refusal["created"] and refusal["prompt_sha"]
     assert "train.refused.jsonl" in result.stdout
 
@@ -184,7 +184,7 @@ def test_two_processes_in_one_folder_share_the_budget(extracts, endpoint):
     assert all("the budget is spent" in text for text in out)
     assert 0.5 * budget < server.charged <= budget
     for split in ("train", "test"):
-        assert len(read_jsonl(folder / f"replies/{split}.jsonl")) > 10
+        assert len(read_jsonl(folder / f"summarize/replies/{split}.jsonl")) > 10
 
 
 def test_a_folder_of_an_earlier_version_has_spent_what_its_files_say(tmp_path):
@@ -207,7 +207,7 @@ def test_a_budget_without_a_price_is_an_error_that_says_what_to_pass(extracts, e
     assert "pass --price IN OUT" in one_error_line(result)
     assert not server.outcomes
     run_stage(STAGE, *options, "--price", 1, 2, **environment(server.url))
-    assert read_jsonl(folder / "replies/train.jsonl")[0]["cost_usd"] > 0
+    assert read_jsonl(folder / "summarize/replies/train.jsonl")[0]["cost_usd"] > 0
 
 
 def test_what_does_not_fit_the_window_is_skipped_unpaid_with_a_reason(extracts, endpoint):
@@ -224,7 +224,7 @@ def test_what_does_not_fit_the_window_is_skipped_unpaid_with_a_reason(extracts, 
 def test_a_reply_cut_off_is_kept_and_marked(extracts, endpoint):
     folder = extracts(2)
     result = run_stage(STAGE, *command(folder), **environment(endpoint(finish="length").url))
-    replies = read_jsonl(folder / "replies/train.jsonl")
+    replies = read_jsonl(folder / "summarize/replies/train.jsonl")
     assert [r["finish_reason"] for r in replies] == ["length"] * 2
     assert "2 replies (2 cut at the token limit)" in result.stdout
 
@@ -293,7 +293,7 @@ def test_another_model_is_asked_beside_the_old(extracts, endpoint):
     folder, server = extracts(5), endpoint()
     for more in ((), ("--model", "other/model"), ()):
         run_stage(STAGE, *command(folder, *more), **environment(server.url))
-    replies = read_jsonl(folder / "replies/train.jsonl")
+    replies = read_jsonl(folder / "summarize/replies/train.jsonl")
     assert len(replies) == 10 and len({(r["model"], r["prompt_sha"]) for r in replies}) == 2
 
 

@@ -136,7 +136,7 @@ def folder(tmp_path):
 
 
 def ask(folder, server, *more, code=0):
-    where = ["--extracts", folder / "extracts", "--output", folder / "replies"]
+    where = ["--data", folder]
     options = [*where, "--splits", "train", "--poll-seconds", 0.05, *more]
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY}
     if not server.kill_at:
@@ -153,14 +153,16 @@ def test_a_batch_ends_as_ordinary_replies_and_the_errors_are_told(folder):
     model = "meta-llama/Llama-3.3-70B-Instruct-Turbo"  # half price in a batch
     result = ask(folder, server, "--batch", "--model", model, code=1)
     assert "29 replies, 1 still without one" in result.stdout
-    replies = read_jsonl(folder / "replies/train.jsonl")
+    replies = read_jsonl(folder / "summarize/replies/train.jsonl")
     assert {r["id"] for r in replies} == {f"a{i}" for i in range(30)} - {"a3"}
     assert replies[0]["cost_usd"] == pytest.approx(1100 * 1.04 / 2 / 1e6)
     assert {r["longer"] for r in replies} == {1, 2} and replies[0]["usage"]["prompt_tokens"] == 1000
     assert "1: too hot" in result.stdout
     server.refuse = ()
     ask(folder, server, "--batch", "--model", model)  # asks for the one that is missing
-    assert len(read_jsonl(folder / "replies/train.jsonl")) == 30 and len(server.batches) == 2
+    assert (
+        len(read_jsonl(folder / "summarize/replies/train.jsonl")) == 30 and len(server.batches) == 2
+    )
     ask(folder, server, "--batch", "--model", model)
     assert len(server.batches) == 2  # nothing was missing
     assert sorted(p.name for p in (folder / "replies").glob("*batch*")) == []
@@ -170,11 +172,11 @@ def test_what_a_batch_refuses_for_good_is_remembered(folder):
     server = BatchServer(refuse_for_good=["a3"])
     for _ in range(2):
         ask(folder, server, "--batch")
-    (refusal,) = read_jsonl(folder / "replies/train.refused.jsonl")
+    (refusal,) = read_jsonl(folder / "summarize/replies/train.refused.jsonl")
     assert (refusal["id"], refusal["reason"]) == ("a3", "content filter")
     assert len(server.batches) == 1
-    spent = float((folder / "replies/.spent_usd").read_text())
-    costs = [r["cost_usd"] for r in read_jsonl(folder / "replies/train.jsonl")]
+    spent = float((folder / "summarize/replies/.spent_usd").read_text())
+    costs = [r["cost_usd"] for r in read_jsonl(folder / "summarize/replies/train.jsonl")]
     assert spent == pytest.approx(sum(costs))  # the worst case was given back
 
 
@@ -190,7 +192,7 @@ def test_cut_off_between_any_two_steps_the_same_batch_goes_on(folder):
     ask(folder, server, "--batch")
     assert not server.kill_at and len(server.batches) == 1
     assert list((folder / "replies").glob("*batch*")) == []
-    replies = read_jsonl(folder / "replies/train.jsonl")
+    replies = read_jsonl(folder / "summarize/replies/train.jsonl")
     assert sorted(r["id"] for r in replies) == sorted(f"a{i}" for i in range(30))
 
 
@@ -208,7 +210,7 @@ def test_a_batch_that_failed_leaves_the_way_free(folder, status):
     server = BatchServer(status=status, refuse=[f"a{i}" for i in range(30)])
     result = ask(folder, server, "--batch", code=1)
     assert f"ended as {status}" in result.stdout
-    assert not (folder / "replies/train.batch.json").exists()
+    assert not (folder / "summarize/replies/train.batch.json").exists()
     assert "30: too hot" in result.stdout
 
 

@@ -6,10 +6,11 @@ import pytest
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 
 from common.files import share_of
-from data_prep.generate_replies import TEACHER, to_request
-from prompts import render, template_sha
+from data_prep.generate_replies import to_request
+from prompts import load_task
 
 STAGE = "data_prep.generate_replies"
+TASK = load_task()
 KEY = "sk-secret-0123456789"
 
 
@@ -24,7 +25,7 @@ def extracts(tmp_path):
 
 
 def options(folder, *more):
-    return ["--extracts", folder / "extracts", "--output", folder / "replies", *more]
+    return ["--data", folder, *more]
 
 
 def ask(folder, url, *more, code=0):
@@ -36,7 +37,7 @@ def ask(folder, url, *more, code=0):
 def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
     server = endpoint()
     result = ask(extracts, server.url)
-    replies = read_jsonl(extracts / "replies/train.jsonl")
+    replies = read_jsonl(extracts / "summarize/replies/train.jsonl")
     assert sorted(r["id"] for r in replies) == sorted(f"train{i}" for i in range(60))
     assert replies[0]["usage"] == {"prompt_tokens": 1000, "completion_tokens": 100}
     assert replies[0]["cost_usd"] == pytest.approx((1000 * 0.15 + 100 * 0.60) / 1e6)
@@ -50,6 +51,7 @@ def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
         "cost_usd",
         "created",
         "longer",
+        "answers",
     }
     assert "$0.0126" in result.stderr  # 60 replies
     assert len(server.ledger) == 64 and set(server.ledger.values()) == {1}
@@ -57,7 +59,7 @@ def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
     ask(extracts, server.url)  # nothing is missing, so nothing is asked
     assert set(server.ledger.values()) == {1}
     ask(extracts, server.url, "--model", "another/model", "--splits", "test")
-    assert len(read_jsonl(extracts / "replies/test.jsonl")) == 8
+    assert len(read_jsonl(extracts / "summarize/replies/test.jsonl")) == 8
 
 
 def test_the_key_goes_to_the_endpoint_and_nowhere_else(extracts, endpoint):
@@ -71,7 +73,7 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(extracts, endpoint):
 
 
 def test_a_line_torn_by_a_kill_is_asked_for_again(extracts, endpoint):
-    server, path = endpoint(), extracts / "replies/train.jsonl"
+    server, path = endpoint(), extracts / "summarize/replies/train.jsonl"
     ask(extracts, server.url, "--limit", 59)
     with path.open("ab") as file:
         file.write(b'{"id": "train59", "mod')
@@ -96,25 +98,7 @@ def test_ctrl_c_says_how_to_go_on(extracts, endpoint):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err and "the same command goes on" in err
-    assert read_jsonl(extracts / "replies/train.jsonl")
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_leaves_what_is_in_flight(extracts, endpoint):
-    server = endpoint(delay=20)
-    environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY}
-    process = start_stage(STAGE, *options(extracts, "--concurrency", 2), **environment)
-    while len(server.headers) < 2:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
-    assert process.poll() is None  # it waits for the two
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=15)
-    assert process.returncode == 130 and "Traceback" not in err
-    assert "waiting for 2 replies in flight" in out + err
-    spent = extracts / "replies/.spent_usd"
-    assert float(spent.read_text()) > 0.004  # two worst cases, which may yet be charged
+    assert read_jsonl(extracts / "summarize/replies/train.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -140,9 +124,9 @@ def test_without_key_and_endpoint(extracts):
     assert "TOGETHER_API_KEY" in line and "TOGETHER_BASE_URL" in line
 
 
-def test_a_base_url_with_v1_is_refused(extracts):
-    result = run_stage(STAGE, *options(extracts), code=1, TOGETHER_BASE_URL="http://127.0.0.1:9/v1")
-    assert "leave out /v1" in one_error_line(result)
+def test_a_base_url_may_end_in_v1(extracts, endpoint):
+    ask(extracts, endpoint().url + "/v1", "--splits", "test")
+    assert len(read_jsonl(extracts / "summarize/replies/test.jsonl")) == 4
 
 
 @pytest.mark.parametrize("content", [None, "", "not json\n", "folder"])
@@ -162,34 +146,28 @@ def test_a_broken_line_is_named_and_the_rest_goes_on(extracts, endpoint):
     path.write_text(path.read_text() + '{"id": "torn\n')
     result = ask(extracts, endpoint().url, "--splits", "test")
     assert f"{path}:5: not valid JSON, line skipped" in result.stderr
-    assert len(read_jsonl(extracts / "replies/test.jsonl")) == 4
+    assert len(read_jsonl(extracts / "summarize/replies/test.jsonl")) == 4
 
 
 def test_a_folder_that_cannot_be_written(extracts, endpoint):
+    (data := extracts).joinpath("summarize").write_text("a file in the folder's place")
     result = run_stage(
-        STAGE,
-        "--extracts",
-        extracts / "extracts",
-        "--output",
-        "/proc/replies",
-        code=1,
-        TOGETHER_BASE_URL=endpoint().url,
-        TOGETHER_API_KEY=KEY,
+        STAGE, "--data", data, code=1, TOGETHER_BASE_URL=endpoint().url, TOGETHER_API_KEY=KEY
     )
-    assert "/proc/replies" in one_error_line(result)
+    assert str(data / "summarize") in one_error_line(result)
 
 
 def test_an_unknown_price_is_said(extracts, endpoint):
     result = ask(extracts, endpoint().url, "--model", "some/model", "--limit", 2)
     assert "no price for some/model" in result.stderr
-    assert read_jsonl(extracts / "replies/train.jsonl")[0]["cost_usd"] is None
-    assert len(read_jsonl(extracts / "replies/train.jsonl")) == 2
+    assert read_jsonl(extracts / "summarize/replies/train.jsonl")[0]["cost_usd"] is None
+    assert len(read_jsonl(extracts / "summarize/replies/train.jsonl")) == 2
 
 
 def test_an_empty_reply_is_paid_for_and_so_kept(extracts, endpoint):
     server = endpoint(content=None)
     ask(extracts, server.url, "--splits", "test")
-    replies = read_jsonl(extracts / "replies/test.jsonl")
+    replies = read_jsonl(extracts / "summarize/replies/test.jsonl")
     assert [r["text"] for r in replies] == [""] * 4 and replies[0]["cost_usd"] > 0
     ask(extracts, server.url, "--splits", "test")
     assert set(server.ledger.values()) == {1}
@@ -200,51 +178,60 @@ def test_a_number_that_makes_no_sense_is_wrong_usage(extracts, option):
     assert option in ask(extracts, "http://127.0.0.1:9", option, 0, code=2).stderr
 
 
-def test_the_plan_counts_what_is_missing_and_asks_nothing(extracts, endpoint):
+def test_the_plan_counts_what_is_missing_both_ways_and_asks_nothing(extracts, endpoint):
     ask(extracts, endpoint().url, "--splits", "train", "--limit", 20)
-    rows = read_jsonl(extracts / "extracts/test.jsonl")
-    rows[0]["text"] = "word " * 30_000  # 150,000 bytes, about 37,500 tokens
-    write_jsonl(extracts / "extracts/test.jsonl", rows)
-    result = run_stage(
-        STAGE, *options(extracts, "--plan", "--max-rate", 0.01, "--reply-tokens", 500)
-    )
+    result = run_stage(STAGE, *options(extracts, "--plan", "--reply-tokens", 500))
     rows_of = [re.split(r" *\| *", line)[1:-1] for line in result.stdout.splitlines()]
     lines = {row[0]: row[1:] for row in rows_of if row}
-    assert list(lines)[2] == "openai/gpt-oss-120b"  # the chosen one first
-    assert lines["Qwen/Qwen3.5-9B"][1] == "64"  # it has no reply yet
-    default = lines["openai/gpt-oss-120b"]
-    assert default[:3] == ["131,072", "44", "0"]
-    prompts = [to_request(row, True, 0) for row in rows]
-    prompts += [to_request(r, True, 0) for r in read_jsonl(extracts / "extracts/train.jsonl")[20:]]
-    tokens_in = sum(len(p["messages"][0]["content"].encode()) for p in prompts) / 4
-    assert float(default[3]) == pytest.approx(tokens_in / 1e6, abs=0.006)
-    assert float(default[5]) == pytest.approx((tokens_in * 0.15 + 44 * 500 * 0.6) / 1e6, abs=0.006)
-    assert default[7] == "1.2"  # 44 at one in 100 seconds
-    assert lines["Qwen/Qwen2-72B-Instruct (no longer served)"][1:3] == ["63", "1"]
-    assert "Llama" in result.stdout and "extractive" not in result.stdout
+    assert list(lines)[2] == "openai/gpt-oss-120b, 2 a reply"  # the chosen one first
+    two, one = (lines[f"openai/gpt-oss-120b, {n} a reply"] for n in (2, 1))
+    assert two[0] == "44" and one[0] == "64"  # the other prompt has no reply yet
+    rows = read_jsonl(extracts / "extracts/test.jsonl")
+    rows += read_jsonl(extracts / "extracts/train.jsonl")[20:]
+    prompts = [to_request(row, TASK, 2)["messages"][0]["content"] for row in rows]
+    tokens_in = sum(len(prompt.encode()) for prompt in prompts) / 4
+    assert float(two[1]) == pytest.approx(tokens_in / 1e6, abs=0.006)
+    assert float(two[3]) == pytest.approx((tokens_in * 0.15 + 44 * 500 * 0.6) / 1e6, abs=0.006)
+    assert float(one[3]) < float(two[3]) and "Llama" in result.stdout
+
+
+def test_one_answer_without_a_rating_is_half_the_work(extracts, endpoint):
+    server = endpoint(content="One answer.")
+    ask(extracts, server.url, "--splits", "test", "--single")
+    replies = read_jsonl(extracts / "summarize/replies/test.jsonl")
+    assert {(r["answers"], r["prompt_sha"]) for r in replies} == {(1, TASK.sha("teacher_single"))}
+    assert all("answer with the summary alone" in prompt for prompt in server.ledger)
+    ask(extracts, server.url, "--splits", "test")
+    assert len(read_jsonl(extracts / "summarize/replies/test.jsonl")) == 8
+
+
+def test_another_task_has_its_own_prompt_and_its_own_folder(extracts, endpoint):
+    server = endpoint(content="A title")
+    ask(extracts, server.url, "--splits", "test", "--task", "title")
+    assert all("Write a title for this text" in prompt for prompt in server.ledger)
+    assert len(read_jsonl(extracts / "title/replies/test.jsonl")) == 4
+    assert not (extracts / "summarize").exists()
 
 
 def test_the_draw_is_even_seeded_recorded_and_what_the_prompt_says(extracts, endpoint):
     server = endpoint()
     ask(extracts, server.url, "--splits", "train")
-    replies = {r["id"]: r["longer"] for r in read_jsonl(extracts / "replies/train.jsonl")}
+    replies = {r["id"]: r["longer"] for r in read_jsonl(extracts / "summarize/replies/train.jsonl")}
     assert 20 < sum(longer == 1 for longer in replies.values()) < 40
     for prompt in server.ledger:
         key = "train" + re.search(r"text train (\d+)", prompt)[1]
         shorter, longer = ("second", "first") if replies[key] == 1 else ("first", "second")
         assert f"Make the {shorter} summary a bit shorter than the {longer}." in prompt
     chosen = [key for key in map(str, range(400)) if share_of(key, 0) < 0.2]  # as extracts are
-    drawn = [to_request({"id": key, "text": ""}, True, 0)["longer"] for key in chosen]
+    drawn = [to_request({"id": key, "text": ""}, TASK, 2)["longer"] for key in chosen]
     assert 0.3 < drawn.count(1) / len(drawn) < 0.7
-    other = [to_request({"id": key, "text": ""}, True, 1)["longer"] for key in replies]
-    assert other != list(replies.values())
 
 
 def test_without_balance_the_first_is_the_longer_as_in_the_original(extracts, endpoint):
     server = endpoint()
     ask(extracts, server.url, "--splits", "test", "--no-balance")
     assert set(server.ledger) == {
-        render(TEACHER, text=f"text test {i}", longer=1) for i in range(4)
+        TASK.render("teacher", text=f"text test {i}", longer=1) for i in range(4)
     }
-    replies = read_jsonl(extracts / "replies/test.jsonl")
-    assert {(r["prompt_sha"], r["longer"]) for r in replies} == {(template_sha(TEACHER), 1)}
+    replies = read_jsonl(extracts / "summarize/replies/test.jsonl")
+    assert {(r["prompt_sha"], r["longer"]) for r in replies} == {(TASK.sha("teacher"), 1)}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from data_prep.teacher.parsing import ParseError, parse_reply, read_better
 from prompts import load_task
 
+TASK = load_task()
 CASES = yaml.safe_load((Path(__file__).parent / "fixtures/replies.yaml").read_text())
 
 
@@ -17,16 +18,16 @@ CASES = yaml.safe_load((Path(__file__).parent / "fixtures/replies.yaml").read_te
 def test_replies_written_by_hand(case):
     if "error" in case:
         with pytest.raises(ParseError, match=case["error"]):
-            parse_reply(case["reply"])
+            parse_reply(case["reply"], TASK)
         return
-    parsed = parse_reply(case["reply"])
-    assert list(parsed.summaries) == case["summaries"]
+    parsed = parse_reply(case["reply"], TASK)
+    assert list(parsed.answers) == case["summaries"]
     assert list(parsed.scores) == case["scores"]
     assert parsed.best == case["best"] - 1
 
 
 def test_criteria_are_kept():
-    parsed = parse_reply(teacher_reply(scores=(14, 14)))
+    parsed = parse_reply(teacher_reply(scores=(14, 14)), TASK)
     assert parsed.criteria[0] == {"coherence": 5, "consistency": 5, "fluency": 3, "relevance": 1}
 
 
@@ -39,7 +40,7 @@ def test_the_label_and_the_criteria_are_the_tasks():
         "**Second title:** Lakes\nTotal score for title 2: 4/8\n\nBest title: Title 1"
     )
     parsed = parse_reply(reply, TITLES)
-    assert parsed.summaries == ("Ice on lakes\nCoherence: of lakes", "Lakes")
+    assert parsed.answers == ("Ice on lakes\nCoherence: of lakes", "Lakes")
     assert parsed.scores == (7, 4) and parsed.best == 0
     assert parsed.criteria == ({"accuracy": 5, "Plain words": 2}, {})
     for wrong, why in ((reply.replace("7", "9"), "outside 2 to 8"), (teacher_reply(), "no two")):
@@ -75,7 +76,7 @@ def test_the_label_and_the_criteria_are_the_tasks():
     ],
 )
 def test_the_better_one_of_a_pair(text, better):
-    assert read_better(text) == better
+    assert read_better(text, TASK) == better
     of_titles = text.replace("Summary", "Title").replace("summary", "title")
     assert read_better(of_titles, TITLES) == better
 
@@ -165,21 +166,21 @@ def rendered(draw):
 @given(rendered())
 def test_every_mixture_of_shapes_gives_the_exact_pair_back(known):
     texts, scores, best, reply = known
-    parsed = parse_reply(reply)
-    assert (parsed.summaries, list(parsed.scores), parsed.best + 1) == (texts, scores, best)
+    parsed = parse_reply(reply, TASK)
+    assert (parsed.answers, list(parsed.scores), parsed.best + 1) == (texts, scores, best)
 
 
 @pytest.mark.parametrize("start", ["Summary", "Summary 1", "Better", "Total score for", ""])
 def test_a_long_run_of_blanks_is_read_at_once(start):
     blank = start + " " * 50_000 + "x"
     with pytest.raises(ParseError):
-        parse_reply(f"Summary 1\n{blank}\nSummary 2\n{blank}\nBest summary: 1")
+        parse_reply(f"Summary 1\n{blank}\nSummary 2\n{blank}\nBest summary: 1", TASK)
 
 
 @given(st.text())
 def test_any_text_is_read_or_refused(text):
     try:
-        read_better(text)
-        parse_reply(text)
+        read_better(text, TASK)
+        parse_reply(text, TASK)
     except ParseError as error:
         assert str(error)

@@ -1,186 +1,100 @@
-"""Ask for many replies through Together's batch API: later, apart from the rate limit, cheaper.
+"""Ask through Together's batch API: later, apart from the rate limit, cheaper for some models.
 
-Uploads files of requests, polls, downloads, appends to the same replies file. From the moment that
-something can be paid for, REPLIES.batch.json tells what is under way, so a run cut off anywhere
-goes on with the same batch.
+Uploads one file of requests, polls, downloads. From the moment that something can be paid for,
+REPLIES.batch.json tells what is under way, so a run cut off anywhere goes on with the same batch.
 """
 
-import argparse
 import asyncio
 import json
 import secrets
-from collections import Counter
-from itertools import accumulate, chain
 from pathlib import Path
+from typing import BinaryIO
 
 import together
-from together import AsyncTogether
 from tqdm import tqdm
 
-from common.cli import UserError, one_line
-from common.files import append_record, appending, write_text
+from common.cli import UserError
+from common.files import append_record, write_text
 from common.table import Key, missing
-from data_prep.teacher.ask import KEY, append_refusals, batch_state, refused_file, select_requests
-from data_prep.teacher.client import (
-    error_message,
-    is_refusal,
-    make_client,
-    price_of,
-    to_record,
-    to_refusal,
-    without_messages,
-    worst_case_usd,
-)
-from data_prep.teacher.limits import Budget
+from data_prep.teacher import client
 
-MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000  # of one file, by the API's limits
+BATCH = ".batch.json"  # in place of the .jsonl of the replies
+MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000  # of a file, by the API's limits
 RETRIES = 10  # the client's own, of an upload or a look: some minutes of an outage
 
 
-def save(path: Path, state: dict) -> None:
-    write_text(batch_state(path), json.dumps(state) + "\n")
+async def start(endpoint: together.AsyncTogether, queue, path: Path) -> dict:
+    """Upload as many requests as a file takes; what is known of their batch. Raises UserError."""
+    body = {name: getattr(queue.args, name) for name in client.OPTIONS}
+    nonce = secrets.token_hex(4)  # the endpoint knows files by content, also half-uploaded ones
+    file, asked, usd = path.with_suffix(".batch-input.jsonl"), [], 0.0
+    with file.open("w") as lines:
+        for request in list(queue.waiting)[:MOST_REQUESTS]:
+            body["messages"] = request["messages"]
+            line = json.dumps({"custom_id": f"{nonce}-{len(asked)}", "body": body}) + "\n"
+            if lines.tell() + len(line) > MOST_BYTES:
+                break
+            lines.write(line)
+            asked.append(client.to_record(request))
+            usd += client.worst_case_usd(request, queue.price, queue.args.max_tokens)
+    print(f"  {len(asked):,} in this batch, {len(queue.waiting) - len(asked):,} left for another")
+    uploaded = await endpoint.files.upload(file, purpose="batch-api", check=False)
+    file.unlink()
+    if not queue.budget.reserve(usd):
+        raise UserError(f"at worst this batch costs ${usd:,.2f}, which is over the budget")
+    return {"model": queue.args.model, "usd": usd, "file": uploaded.id, "requests": asked}
 
 
-def to_files(requests: list[dict], args: argparse.Namespace) -> list[list[bytes]]:
-    """The lines of the files of a batch, each file within the API's limits."""
-    body = {name: getattr(args, name) for name in ("model", "max_tokens", "temperature")}
-    # The endpoint knows files by their content, also those whose upload was cut off.
-    nonce, files, size = secrets.token_hex(4), [], MOST_BYTES
-    for number, request in enumerate(requests):
-        body["messages"] = request["messages"]
-        line = json.dumps({"custom_id": f"{nonce}-{number}", "body": body}).encode() + b"\n"
-        if size + len(line) > MOST_BYTES or len(files[-1]) == MOST_REQUESTS:
-            files.append([])
-            size = 0
-        files[-1].append(line)
-        size += len(line)
-    return files
-
-
-async def upload(client: AsyncTogether, files: list[list[bytes]], path: Path) -> list[dict]:
-    """Upload the files of a new batch, which costs nothing; return its parts."""
-    parts, file = [], path.with_suffix(".batch-input.jsonl")
-    try:
-        for lines in files:
-            file.write_bytes(b"".join(lines))
-            answer = await client.files.upload(file, purpose="batch-api", check=False)
-            parts.append({"file": answer.id, "requests": len(lines)})
-    finally:
-        file.unlink(missing_ok=True)
-    return parts
-
-
-async def start(client: AsyncTogether, part: dict) -> str:
-    """The id of the part's batch, which an earlier run may have made before it was cut off."""
-    jobs = [job for job in await client.batches.list() if job.input_file_id == part["file"]]
-    if jobs:
-        return jobs[0].id
-    endpoint = "/v1/chat/completions"
-    return (await client.batches.create(endpoint=endpoint, input_file_id=part["file"])).job.id
-
-
-async def finish(client: AsyncTogether, part: dict, label: str, seconds: float) -> list[dict]:
-    """Poll a part until the endpoint is done with it; the lines of its output and its errors."""
-    with tqdm(total=100, desc=f"{label}, {part['requests']:,} in a batch", unit="%") as bar:
-        job = await client.batches.retrieve(part["batch"])
+async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[dict]]:
+    """(what is known, results) of the batch under way, or of a new one. Raises UserError."""
+    file, args = path.with_suffix(BATCH), queue.args
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if known.get("model", args.model) != args.model:
+        raise UserError(f"{file}: finish the batch for {known['model']} first")
+    async with client.make_client(args, RETRIES) as endpoint:
+        if not known:
+            known = await start(endpoint, queue, path)
+            write_text(file, json.dumps(known))
+        if "batch" not in known:  # perhaps an earlier run made it before it was cut off
+            jobs = {job.input_file_id: job for job in await endpoint.batches.list()}
+            of = {"endpoint": "/v1/chat/completions", "input_file_id": known["file"]}
+            job = jobs.get(known["file"]) or (await endpoint.batches.create(**of)).job
+            known["batch"] = job.id
+            write_text(file, json.dumps(known))
+        job = await endpoint.batches.retrieve(known["batch"])
         while job.status in ("VALIDATING", "IN_PROGRESS"):
-            bar.set_postfix_str(job.status, refresh=False)
-            bar.update((job.progress or 0) - bar.n)
-            await asyncio.sleep(seconds)
-            job = await client.batches.retrieve(part["batch"])
-    if job.status != "COMPLETED":
-        print(f"batch {job.id} ended as {job.status}: {job.error or 'no reason given'}")
-    lines = []
-    for file in filter(None, (job.output_file_id, job.error_file_id)):
-        async with client.files.with_streaming_response.content(file) as answer:
-            lines += map(json.loads, (await answer.read()).splitlines())
-    return lines
+            bar.set_postfix_str(f"batch {job.status}, {job.progress or 0:.0f}%")
+            await asyncio.sleep(args.poll_seconds)
+            job = await endpoint.batches.retrieve(job.id)
+        if job.status != "COMPLETED":
+            print(f"batch {job.id} ended as {job.status}: {job.error or 'no reason given'}")
+        lines = []
+        for name in filter(None, (job.output_file_id, job.error_file_id)):
+            async with endpoint.files.with_streaming_response.content(name) as answer:
+                lines += map(json.loads, (await answer.read()).splitlines())
+    return known, lines
 
 
-async def run_batch(
-    requests: list[dict], path: Path, args: argparse.Namespace, price: dict, label: str
-) -> tuple[dict, list[dict]]:
-    """(state, results) of the batch under way, or of a new one that the budget covers at its worst.
-
-    Raises UserError.
-    """
-    async with make_client(args, retries=RETRIES) as client:
-        if batch_state(path).exists():
-            state = json.loads(batch_state(path).read_text())
-            if state["model"] != args.model or "requests" not in state:
-                was = f"a batch for {state['model']}, perhaps by an earlier version,"
-                raise UserError(f"{was} is under way ({batch_state(path)}); finish it first")
-        else:
-            budget = Budget(path.parent, args.budget_usd)
-            left = budget.left()
-            sums = accumulate(worst_case_usd(r, price, args.max_tokens) for r in requests)
-            costs = [usd for usd in sums if usd <= left]
-            if not costs:
-                raise UserError(f"${left:,.2f} are left of the budget, too few for one request")
-            requests = requests[: len(costs)]
-            parts = await upload(client, to_files(requests, args), path)
-            if not budget.reserve(costs[-1]):
-                raise UserError("another run has spent the budget meanwhile")
-            bare = list(map(without_messages, requests))
-            state = {"model": args.model, "usd": costs[-1], "requests": bare, "parts": parts}
-            save(path, state)
-        for part in state["parts"]:
-            if "batch" not in part:
-                part["batch"] = await start(client, part)
-                save(path, state)
-        parts = [await finish(client, part, label, args.poll_seconds) for part in state["parts"]]
-    return state, list(chain.from_iterable(parts))
-
-
-def read_result(line: dict, requests: list[dict], price: dict) -> tuple[int, dict]:
-    """(200, reply) of a line of results, or (another status, 0 if there is none, refusal)."""
-    request = requests[int(line["custom_id"].rpartition("-")[2])]
-    answer = line.get("response") or {}
-    status, body = answer.get("status_code") or 0, answer.get("body") or {}
+async def run_batch(queue, path: Path, key: Key, replies: BinaryIO, bar: tqdm) -> None:
+    """Do for the queue what its own `run` does, in one batch. Raises UserError."""
     try:
-        if status == 200:
-            return status, to_record(request, body, price)
-        error = line.get("error") or body.get("error") or body or "no reason given"
-    except ValueError as no_reply:
-        status, error = 0, no_reply
-    reason = error.get("message", error) if isinstance(error, dict) else error
-    return status, to_refusal(request, one_line(reason))
-
-
-def ask_batch(
-    requests: list[dict], path: Path, args: argparse.Namespace, label: str, key: Key = KEY
-) -> int:
-    """`ask_all` through the batch API; `args.poll_seconds` between two looks. Raises UserError.
-
-    Goes on with the batch under way if there is one.
-    """
-    price = price_of(args)
-    price |= {k: price[k] * price.get("batch", 1) for k in ("input", "output") if k in price}
-    with appending(path) as file:
-        wanted, answered = select_requests(requests, path, args, price, label, key)
-        if not wanted and not batch_state(path).exists():
-            return 0
+        known, lines = await fetch(queue, path, bar)
+    except together.APIError as error:
+        reason = client.error_message(error)
+        raise UserError(f"{reason}; the same command goes on with the batch") from None
+    found = []
+    for line in lines:
+        request = known["requests"][int(line["custom_id"].rpartition("-")[2])]
+        status, body = (line.get("response") or {}).get("status_code"), line
+        if line.get("response"):
+            status, body = line["response"].get("status_code"), line["response"].get("body")
         try:
-            state, lines = asyncio.run(run_batch(wanted, path, args, price, label))
-        except together.APIError as error:
-            message = error_message(error)
-            raise UserError(f"{message}; the same command goes on with the batch") from None
-        results = [read_result(line, state["requests"], price) for line in lines]
-        replies = [record for status, record in results if status == 200]
-        append_record(file, *missing(path, replies, key))
-        refusals = [record for status, record in results if is_refusal(status)]
-        if refusals and (answered or replies):
-            append_refusals(path, refusals)
-        # In this order a kill can leave the worst case counted as spent, but never settles twice.
-        usd, state["usd"] = state["usd"], 0.0
-        save(path, state)
-        if usd:
-            cost = sum(reply["cost_usd"] or 0 for reply in replies)
-            Budget(path.parent, args.budget_usd).settle(usd, cost)
-        batch_state(path).unlink()
-        left = missing(refused_file(path), missing(path, wanted, key), key)
-    print(f"{label}: {len(replies):,} replies, {len(left):,} still without one")
-    reasons = Counter(record["reason"] for status, record in results if status != 200)
-    for reason, number in reasons.most_common(5):
-        print(f"  {number:,}: {reason}")
-    return len(left)
+            found.append(client.to_reply(request, body, queue.price))
+        except ValueError:
+            queue.take_failure(request, status or 0, client.reason_in(body))
+    append_record(replies, *missing(path, found, key))
+    queue.count["replies"], queue.answered = len(found), queue.answered or bool(found)
+    # In this order a kill can leave the worst case counted as spent, but never settles twice.
+    path.with_suffix(BATCH).unlink()
+    queue.usd = sum(reply["cost_usd"] or 0 for reply in found)
+    queue.budget.settle(known["usd"], queue.usd)

@@ -1,20 +1,21 @@
-"""What is known of a teacher's endpoint: its client, costs and context, what its answers say."""
+"""What is known of a teacher's endpoint: its client, costs and terms, what its answers say."""
 
 import argparse
-import math
 import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import httpx
+import together
+import yaml
 
 from common.cli import UserError, one_line, warn
-from data_prep.teacher.prices import PRICES, load_prices
-from data_prep.teacher.prices import teacher_terms as teacher_terms
 
-if TYPE_CHECKING:
-    from together import AsyncTogether
-
+PRICES = Path(__file__).with_name("teachers.yaml")  # its comments say what each field is
 BYTES_A_TOKEN = 4  # of English text; the median of our documents is 4.3, by SmolLM2's tokenizer
 OVERHEAD = 256  # tokens, at most, that an endpoint's chat template adds to a prompt
+OPTIONS = ("model", "max_tokens", "temperature")  # of a request, by the names of our own
+BUSY = (429, 503)  # the endpoint wants fewer requests; nothing was made
 FATAL = {  # what is wrong with every request
     401: "the endpoint refuses the key ({reason}); check TOGETHER_API_KEY",
     402: "the endpoint wants payment ({reason})",
@@ -22,34 +23,30 @@ FATAL = {  # what is wrong with every request
 }
 
 
-def make_client(args: argparse.Namespace, retries: int = 0) -> "AsyncTogether":
+def make_client(args: argparse.Namespace, retries: int = 0) -> together.AsyncTogether:
     """A client of the endpoint in the environment. Raises UserError if there is none, or no key."""
-    base_url = os.environ.get("TOGETHER_BASE_URL") or None
-    key = os.environ.get("TOGETHER_API_KEY")
-    if not key and not base_url:
-        raise UserError(
-            "no teacher to ask: set TOGETHER_API_KEY to your key, or TOGETHER_BASE_URL "
-            "to an OpenAI-compatible endpoint (without /v1)"
-        )
-    if base_url and base_url.rstrip("/").endswith("/v1"):
-        raise UserError(f"TOGETHER_BASE_URL is {base_url}; leave out /v1, the client adds it")
-    import httpx
-    import together
-
+    url, key = os.environ.get("TOGETHER_BASE_URL"), os.environ.get("TOGETHER_API_KEY")
+    if not key and not url:
+        raise UserError("no teacher to ask; set TOGETHER_API_KEY, or TOGETHER_BASE_URL to another")
+    url = url and url.rstrip("/").removesuffix("/v1")  # the client adds it
     # aiohttp underneath: httpx's own pool looks at all its connections for each request, and stalls
     # for seconds with 128 of them on a busy machine (seen in `just bench replies`).
     limits = httpx.Limits(max_connections=args.concurrency)
     http, timeout = together.DefaultAioHttpClient(limits=limits), httpx.Timeout(args.timeout)
     options = {"timeout": timeout, "max_retries": retries, "http_client": http}
-    return together.AsyncTogether(api_key=key or "none", base_url=base_url, **options)
+    return together.AsyncTogether(api_key=key or "none", base_url=url or None, **options)
 
 
 def error_message(error: Exception) -> str:
     """What the endpoint said, in one line."""
-    body = getattr(error, "body", None)
-    inner = body.get("error", body) if isinstance(body, dict) else body
-    text = inner.get("message") if isinstance(inner, dict) else None
-    return one_line(text or error.__cause__ or error, 200)
+    return reason_in(getattr(error, "body", None)) or one_line(error.__cause__ or error, 200)
+
+
+def reason_in(body: object) -> str:
+    """The message of an error's body, in one line; empty if there is none."""
+    while isinstance(body, dict):
+        body = body.get("error") or body.get("message")
+    return one_line(body or "", 200)
 
 
 def is_refusal(status: int) -> bool:
@@ -57,19 +54,28 @@ def is_refusal(status: int) -> bool:
     return 400 <= status < 500 and status not in (408, 409, 429)
 
 
-def price_of(args: argparse.Namespace) -> dict:
-    """`input` and `output` in dollars per million tokens, `context` in tokens, as far as known.
+def load_prices() -> dict[str, dict]:
+    return yaml.safe_load(PRICES.read_text())
 
-    Raises UserError for a budget that could not be held.
-    """
-    price = dict(load_prices().get(args.model, {}))
+
+def teacher_terms(model: str) -> str:
+    """What a card says of the model's terms on what it writes."""
+    unknown = "See the model's licence and the provider's terms."
+    return load_prices().get(model, {}).get("outputs", unknown)
+
+
+def price_of(args: argparse.Namespace) -> dict:
+    """`input` and `output`, if known. Raises UserError for a budget that could not be held."""
+    price = load_prices().get(args.model, {})
     if args.price:
-        price |= dict(zip(("input", "output"), args.price, strict=True))
+        price["input"], price["output"] = args.price
     if "input" not in price:
-        unknown = f"no price for {args.model} in {PRICES.name}"
         if args.budget_usd is not None:
-            raise UserError(f"{unknown}, so no budget can be held; pass --price IN OUT")
-        warn(f"{unknown}: what this costs is not known here")
+            known = f"{PRICES.name} has no price of {args.model}"
+            raise UserError(f"{known}; for a budget pass --price IN OUT")
+        warn(f"no price for {args.model} in {PRICES.name}: what this costs is not known here")
+    elif args.batch:
+        price |= {k: price[k] * price.get("batch", 1) for k in ("input", "output")}
     return price
 
 
@@ -89,41 +95,19 @@ def worst_case_usd(request: dict, price: dict, max_tokens: int) -> float:
     return cost_usd(prompt_bytes(request) + OVERHEAD, max_tokens, price) or 0.0
 
 
-def fits_context(request: dict, price: dict, max_tokens: int) -> bool:
-    """Whether prompt and reply fit the model's context, as far as it is known."""
-    tokens = prompt_bytes(request) // BYTES_A_TOKEN + max_tokens
-    return tokens <= price.get("context", math.inf)
+def to_record(request: dict, **found: object) -> dict:
+    """What became of a request: all of it but its messages, with what was found."""
+    record = {name: value for name, value in request.items() if name != "messages"}
+    return record | found | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def to_record(request: dict, body: dict, price: dict) -> dict:
-    """The record of a reply, from the endpoint's JSON. Raises ValueError if it is no reply.
-
-    An empty text (all tokens spent on thinking) is paid for and so kept.
-    """
+def to_reply(request: dict, body: dict, price: dict) -> dict:
+    """The record of a reply, from the endpoint's JSON. Raises ValueError if it is no reply."""
     try:
         choice, usage = body["choices"][0], body.get("usage")
         text, reason = choice["message"]["content"] or "", choice.get("finish_reason")
         tokens = {k: int(usage[k]) if usage else 0 for k in ("prompt_tokens", "completion_tokens")}
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"an answer that is no reply ({type(error).__name__})") from None
-    return without_messages(request) | {
-        "text": text,
-        "finish_reason": reason,
-        "usage": tokens,
-        "cost_usd": cost_usd(*tokens.values(), price) if usage else None,
-        "created": now(),
-    }
-
-
-def to_refusal(request: dict, reason: str) -> dict:
-    """The record of a request that was refused for good."""
-    return without_messages(request) | {"reason": reason, "created": now()}
-
-
-def without_messages(request: dict) -> dict:
-    """What of a request goes into the record of its reply, or of its refusal."""
-    return {name: value for name, value in request.items() if name != "messages"}
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    cost = cost_usd(*tokens.values(), price) if usage else None
+    return to_record(request, text=text, finish_reason=reason, usage=tokens, cost_usd=cost)

@@ -1,4 +1,4 @@
-"""Ask a teacher which of two answers is the better one, in both orders."""
+"""Have the teacher judge pairs of answers, in both orders (judges lean to the one shown first)."""
 
 import pandas as pd
 
@@ -6,33 +6,27 @@ from common.files import digest
 from data_prep.teacher.parsing import read_better
 from prompts import Task
 
-ORDERS = ("first", "second")
+POINTS = {"first": {1: 1.0, 2: 0.0, 0: 0.5}, "second": {1: 0.0, 2: 1.0, 0: 0.5}}  # of answer one
 
 
 def pair_requests(rows: list[dict], first: dict, second: dict, task: Task) -> list[dict]:
-    """Both orders of every two unlike answers to a row's text; `first`, `second`: id -> answer."""
-    requests = []
+    """Both orders for each of `rows` whose answers, in `first` and `second` by id, are unlike."""
+    requests, sha = [], task.sha("judge_pair")
     for row in rows:
         pair = first[row["id"]].strip(), second[row["id"]].strip()
-        if pair[0] == pair[1]:
-            continue
-        for order, (one, two) in zip(ORDERS, (pair, pair[::-1]), strict=True):
+        for order, (one, two) in zip(POINTS, (pair, pair[::-1]), strict=True):
             prompt = task.render("judge_pair", text=row["text"], first=one, second=two)
             request = {"id": f"{row['id']} | {order}", "text_id": row["id"], "order": order}
-            request |= {"prompt_sha": task.sha("judge_pair")}
-            request |= {"settings": {"prompt": digest(prompt)[:12]}}
-            requests.append(request | {"messages": [{"role": "user", "content": prompt}]})
+            request |= {"prompt_sha": sha, "settings": {"prompt": digest(prompt)[:12]}}
+            if one != two:
+                requests.append(request | {"messages": [{"role": "user", "content": prompt}]})
     return requests
 
 
 def points(requests: list[dict], replies: dict[str, dict], task: Task) -> pd.DataFrame:
-    """Of answer one, by text id and order: 1 won, 0 lost, 0.5 draw, NaN without a verdict."""
-    found = pd.DataFrame(columns=[*ORDERS], dtype=float)
+    """By text and order: 1 if answer one won, 0 if it lost, 0.5 for a draw, NaN for no verdict."""
+    found = {order: {} for order in POINTS}
     for request in requests:
-        reply = replies.get(request["id"])
-        better = read_better(reply["text"], task) if reply else None
-        won = None if better is None else 0.5
-        if better:
-            won = float((better == 1) == (request["order"] == "first"))
-        found.loc[request["text_id"], request["order"]] = won
-    return found
+        better = read_better(replies.get(request["id"], {}).get("text", ""), task)
+        found[request["order"]][request["text_id"]] = POINTS[request["order"]].get(better)
+    return pd.DataFrame(found, dtype=float)
