@@ -28,6 +28,8 @@ KEY = ("id", "model", "prompt_sha")  # what tells a reply from others, unless `a
 REFUSED = ".refused.jsonl"  # in place of the .jsonl of the replies
 FIRST = 16  # requests before any reply; if all are refused, it is not about the texts
 MOST_FAILURES = 9  # moments in a row, about a minute; then the endpoint is taken to be down
+FAILURES_AT_FIRST = 5  # the same where nobody ever answered
+LONGEST_WAIT = 600  # seconds that an endpoint may ask for
 TICK = 0.2  # seconds between two looks at whether a request may go out
 COUNTED = ("replies", "cut at the token limit", "429s", "errors")
 OVER_BUDGET, INTERRUPTED = "the budget is spent", "interrupted"
@@ -117,8 +119,11 @@ class RequestQueue:
             if self.take_failure(request, status, reason):
                 self.waiting.append(request)
                 self.limiter.failed(sent_at, asked, status in client.BUSY)
-            if self.limiter.failures >= MOST_FAILURES:
-                self.stop_for(f"{MOST_FAILURES} times in a row no reply, the last with: {reason}")
+            if self.limiter.failures >= (MOST_FAILURES if self.answered else FAILURES_AT_FIRST):
+                times = self.limiter.failures
+                self.stop_for(f"{times} times in a row no reply, the last with: {reason}")
+            elif asked > LONGEST_WAIT:
+                self.stop_for(f"the endpoint asks to wait {asked:,.0f} s ({reason})")
         else:
             async with self.disk:
                 await asyncio.to_thread(append_record, self.replies, reply)
@@ -184,6 +189,10 @@ def ask_all(
                 append_record(file, *queue.refusals)
     left = len(unanswered(wanted, path, key))
     print(f"{label}: {queue.summary()}; {left:,} still to ask")
+    if queue.refusals and queue.answered:
+        print(f"  the reasons of the refusals: {path.with_suffix(REFUSED)}")
+    if queue.stop == OVER_BUDGET:
+        print(f"{label}: {OVER_BUDGET}; {left:,} are left for a larger --budget-usd")
     if queue.stop == INTERRUPTED:
         raise KeyboardInterrupt
     if queue.refusals and not queue.answered:

@@ -7,6 +7,7 @@ REPLIES.batch.json tells what is under way, so a run cut off anywhere goes on wi
 import asyncio
 import json
 import secrets
+from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,7 +83,7 @@ async def run_batch(queue, path: Path, key: Key, replies: BinaryIO, bar: tqdm) -
     except together.APIError as error:
         reason = client.error_message(error)
         raise UserError(f"{reason}; the same command goes on with the batch") from None
-    found = []
+    found, reasons = [], Counter()
     for line in lines:
         request = known["requests"][int(line["custom_id"].rpartition("-")[2])]
         status, body = (line.get("response") or {}).get("status_code"), line
@@ -91,8 +92,10 @@ async def run_batch(queue, path: Path, key: Key, replies: BinaryIO, bar: tqdm) -
         try:
             found.append(client.to_reply(request, body, queue.price))
         except ValueError:
-            queue.take_failure(request, status or 0, client.reason_in(body))
+            queue.take_failure(request, status or 0, reason := client.reason_in(body))
+            reasons[reason] += 1
     append_record(replies, *missing(path, found, key))
+    print("".join(f"  {n:,}: {reason}\n" for reason, n in reasons.most_common(5)), end="")
     queue.count["replies"], queue.answered = len(found), queue.answered or bool(found)
     # In this order a kill can leave the worst case counted as spent, but never settles twice.
     path.with_suffix(BATCH).unlink()
