@@ -24,11 +24,11 @@ PAGES = {
     if path.name != "CHANGELOG.md"  # it names what is gone
 } | {"Justfile": JUSTFILE}
 PACKAGES = ("common", "prompts", "data_prep", "training", "eval")  # in the order of the imports
-MOST_LINES = 5770  # of Python in PACKAGES; lowered when code goes, never raised to fit
+MOST_LINES = 5050  # of Python in PACKAGES; lowered when code goes, never raised to fit
 MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
 STAGES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for folder in ("data_prep", "training", "eval", "demo")
+    for folder in ("prompts", "data_prep", "training", "eval", "demo")
     for p in (ROOT / folder).rglob("*.py")
     if "def main()" in p.read_text()
 )
