@@ -21,7 +21,7 @@ from pathlib import Path
 from common.cli import UserError, run, script_parser
 from common.files import digest, file_sha, load_records, read_records, replacing
 from demo.endpoint import Endpoint
-from prompts import FOLDER, add_task_options, data_folder, task_of
+from prompts import add_task_options, data_folder, task_of
 
 RECORDINGS = Path(__file__).parent / "recordings"
 KEPT = ("id", "prompt_sha", "answers", "longer", "text", "finish_reason", "usage")
