@@ -1,109 +1,142 @@
-"""Select the extracts in what a task was given to read: the part of the work that is spread out.
-
-`run_task` is a step of a datatrove pipeline. It writes its candidates, and what it read and dropped
-by source, into the folder of the unfinished run; data_prep.sample_extracts puts them together.
-"""
+"""Turn a record into a clean document of a known source, and that into its extracts."""
 
 import argparse
+import ast
 import json
-from collections import Counter
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
-from loguru import logger
+import orjson
 
-from common.cli import warn
-from common.files import digest, share_of, write_records, write_text
-from data_prep.clean_documents import cut_passages, has_prose, meta_of, source_of, to_document
-from data_prep.count_tokens import TokenCounter, load_counter
-from data_prep.read_blocks import Unit, parse_record, read_unit, subset_of
+from common.files import digest, share_of
+from data_prep.count_tokens import load_counter
 
-logger.disable("datatrove")  # in every worker: what goes wrong is reported by us, in one line
-Counts = Counter[tuple[str, str]]  # by source and row of the report
-
-
-def run_task(
-    data, rank: int, world_size: int, units: list[Unit], options: argparse.Namespace, work: Path
-) -> None:
-    """Write what every `world_size`-th unit holds into `work`/candidates and `work`/counts."""
-    counts = Counter()
-    candidates = find_candidates([Unit(*u) for u in units[rank::world_size]], options, counts)
-    write_records(work / "candidates" / f"{rank:05d}.jsonl", candidates)
-    rows = [[*key, number] for key, number in counts.items()]
-    write_text(work / "counts" / f"{rank:05d}.json", json.dumps(rows))
-
-
-def load_counts(work: Path) -> Counts:
-    """What all tasks counted."""
-    counts = Counter()
-    for path in (work / "counts").glob("*.json"):
-        for source, row, number in json.loads(path.read_bytes()):
-            counts[source, row] += number
-    return counts
+SUBSETS = "arxiv|wikipedia|stackexchange|common_crawl|c4|github|book"  # RedPajama's folders
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+TAIL_HEADING = "(?:See also|References|External links|Further reading|Notes|Bibliography)[ \\t]*"
+EMPTY_SECTIONS = {  # headings with another of their rank, or the end, right behind them
+    rf"\n(?:{TAIL_HEADING}(?:\n\s*)?(?={TAIL_HEADING}(?:\n|\Z)|\Z))+": "\n",
+    r"\n(?:(={2,6})[^=\n]+\1\s*(?=\1[^=]|\Z))+": "\n",
+    r"(\\(?:sub)*section)\*?\{[^\n]*\}\s*(?=\1\*?\{|\Z)": "",
+}
+NOT_PROSE = re.compile(
+    r"(?<!\\)%.*|\\begin\{(equation|align|eqnarray|gather|multline|figure|table|tabular|picture"
+    r"|verbatim|lstlisting|thebibliography|tikzpicture)(\*?)\}(?s:.*?)\\end\{\1\2\}"
+    r"|\$\$?[^$]*\$\$?|\\[a-zA-Z]+\*?(?:\[[^\]]*\]|\{[^{}]*\})*"
+)
+WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as fast as \w
+LEAST_PROSE = 0.25  # letters in prose, as a share of all characters but white space
+TEST_SHARE = 0.3  # of the documents, with --passages
 
 
-def find_candidates(
-    units: list[Unit], options: argparse.Namespace, counts: Counts
-) -> Iterator[dict]:
-    """Yield the extracts of `units`, with `split` and `order`; count what is read and dropped."""
-    counter = load_counter(options.tokenizer)
-    for record, path in read_records(units, options, counts):
-        meta = meta_of(record)
-        source = source_of(meta, path, options.source_name)
-        counts[source, "documents read"] += 1
-        if options.sources and source not in options.sources:
-            counts[source, "dropped: other source"] += 1
-            continue
-        document = to_document(record["text"], meta, source)
-        if isinstance(document, str):
-            counts[source, f"dropped: {document}"] += 1
-            continue
-        inside = list(inside_windows(document, counter, options))
-        extracts = [extract for extract in inside if has_prose(extract["text"])]
-        if not extracts:
-            counts[source, f"dropped: {'no prose' if inside else 'outside the windows'}"] += 1
-        for extract in extracts:
-            order = digest(options.seed, extract["id"]) + digest(extract["text"])
-            yield {**extract, "order": order}
+def subset_of(path: str) -> str | None:
+    """RedPajama's subset, as a file's name or the folders right above it tell."""
+    names = re.findall(rf"(?:^|/)({SUBSETS})(?=[/._])", "/".join(path.split("/")[-3:]))
+    return names[-1] if names else None
 
 
-def read_records(
-    units: list[Unit], options: argparse.Namespace, counts: Counts
-) -> Iterator[tuple[dict, str]]:
-    """Yield the usable records of `units` and their files; of others the first are named."""
-    named = set()
-    for unit in units:
-        subset = subset_of(unit.path)
-        for where, line in read_unit(unit, options):
-            if line in (b"\n", b"\r\n"):
-                continue
-            record = parse_record(line)
-            if isinstance(record, dict):
-                yield record, unit.path
-                continue
-            counts[subset, f"dropped: {record}"] += 1
-            if record not in named:
-                named.add(record)
-                warn(f"{unit.path}:{where}: {record}, skipped; more of this are only counted")
-        counts[subset, "MB drawn"] += (unit.end - unit.start) / 1e6
+def meta_of(record: dict) -> dict:
+    """RedPajama's meta, an object, JSON or a Python repr; else the fields beside the text."""
+    meta = record.get("meta")
+    if isinstance(meta, str):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            meta = json.loads(meta) if meta.startswith('{"') else ast.literal_eval(meta)
+    if meta and isinstance(meta, dict):
+        return meta
+    return {key: value for key, value in record.items() if key != "text"}
 
 
-def inside_windows(
-    document: dict, counter: TokenCounter, options: argparse.Namespace
-) -> Iterator[dict]:
-    """Yield what of `document` falls into the training or the test window, with its `split`."""
+def source_of(meta: dict, path: str, otherwise: str) -> str:
+    """Where a record, or RedPajama's file, says that it is from: a source brings its licence."""
+    if meta.get("source"):
+        return str(meta["source"])
+    if "arxiv_id" in meta:
+        return "arxiv"
+    if "question_score" in meta:
+        return "stackexchange"
+    if re.match(r"https?://[a-z-]+\.wikipedia\.org/", str(meta.get("url"))) and meta.get("title"):
+        return "wikipedia"  # RedPajama's rows of it carry no `source`
+    return subset_of(path) or otherwise
+
+
+def clean(text: str) -> str:
+    """`text` with plain line ends and without control characters and empty sections."""
+    text = text.replace("\r\n", "\n").replace("\x0c", "\n").replace("\r", "\n")
+    text = CONTROL.sub("", text)
+    for pattern, rest in EMPTY_SECTIONS.items():
+        text = re.sub(pattern, rest, text)
+    return text.strip()
+
+
+def has_prose(text: str) -> bool:
+    """Whether enough of `text`, as it begins, is words, once LaTeX's formulas and such are out.
+
+    Stands in for Gopher's rule that 80% of the words hold a letter (Rae et al., 2021, appendix A),
+    which a paper of nothing but LaTeX commands and a table of numbers under words both pass.
+    """
+    text = text[:8_000]
+    prose = NOT_PROSE.sub(" ", text) if "\\" in text else text
+    letters = sum(map(len, WORD.findall(prose)))
+    return letters > LEAST_PROSE * len("".join(text.split()))
+
+
+def cut_passages(text: str, size: Callable[[str], int], low: int, high: int) -> list[str]:
+    """Cut `text` at blank lines into passages with low < size(passage) < high, in order."""
+    passages, passage = [], ""
+    for paragraph in filter(None, map(str.strip, re.split(r"\n\s*\n", text))):
+        longer = f"{passage}\n\n{paragraph}" if passage else paragraph
+        if size(longer) < high:
+            passage = longer
+        else:
+            passages.append(passage)
+            passage = paragraph
+    return [p for p in [*passages, passage] if low < size(p) < high]
+
+
+def windows_of(document: dict, options: argparse.Namespace) -> Iterator[dict]:
+    """Yield what of a document falls into the training or the test window, with its `split`."""
     text, low, high = document["text"], options.min_tokens, options.max_tokens
+    size = partial(load_counter(options.tokenizer).count, enough=high)
     if not options.passages:
         if options.min_chars <= len(text) <= options.max_chars:
-            yield {**document, "split": "test"}
-        elif low < (number := counter.count(text, enough=high)) < high:
-            yield {**document, "split": "train", "n_tokens": number}
+            yield document | {"split": "test"}
+        elif low < size(text) < high:
+            yield document | {"split": "train"}
         return
-    split = "test" if share_of(document["id"], options.seed) < options.test_share else "train"
-    window = (partial(counter.count, enough=high), low, high)
+    split = "test" if share_of(document["id"], options.seed) < TEST_SHARE else "train"
     if split == "test":
-        window = (len, options.min_chars - 1, options.max_chars + 1)
+        size, low, high = len, options.min_chars - 1, options.max_chars + 1
     # The first passage tends to sum the document up already, so that its first sentence answers.
-    for number, passage in list(enumerate(cut_passages(text, *window)))[1:]:
-        yield {**document, "id": digest(document["id"], number), "text": passage, "split": split}
+    for number, passage in list(enumerate(cut_passages(text, size, low, high)))[1:]:
+        yield document | {"id": digest(document["id"], number), "text": passage, "split": split}
+
+
+def select(line: bytes | dict, path: str, options: argparse.Namespace) -> list[dict]:
+    """The candidates in a line or row of the file `path`, or {source, order, dropped: why}."""
+    try:
+        record = line if isinstance(line, dict) else orjson.loads(line)
+    except orjson.JSONDecodeError:
+        record = None
+    record, found = record if isinstance(record, dict) else {}, []
+    text, meta = record.get("text"), meta_of(record)
+    source, url = source_of(meta, path, options.source_name), str(meta.get("url") or "")
+    if not isinstance(text, str):
+        reason = "not JSON with a text"
+    elif options.sources and source not in options.sources:
+        reason = "other source"
+    elif str(meta.get("language") or "en").lower() not in ("en", "english"):
+        reason = "not English"
+    elif not (text := clean(text)):
+        reason = "no text"
+    else:
+        key = url or meta.get("arxiv_id") or meta.get("title") or text
+        document = {"id": digest(source, key), "source": source, "url": url, "text": text}
+        inside = list(windows_of(document, options))
+        reason = "no prose" if inside else "outside the windows"
+        found = [extract for extract in inside if has_prose(extract["text"])]
+    for one in found:
+        order = digest(options.seed, one["id"]) + digest(one["text"])
+        one["order"] = f"{one['split']} {order}"  # test first, for long documents are the rarer
+    return found or [{"source": source, "order": "", "dropped": reason}]
