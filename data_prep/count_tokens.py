@@ -16,28 +16,24 @@ PROBE = 'Two words, a (b) "c" 1 22 x. Y é ß 漢 字 -- ; \'s $x$ \\foo {a} _b_
 
 
 class TokenCounter:
-    """Remembers the counts of words, where the tokenizer looks at each with its space alone."""
+    """Remembers the counts of words, unless its tokenizer looks across single spaces."""
 
     def __init__(self, tokenizer: Tokenizer):
         tokenizer.no_truncation()
-        self.tokenizer, self.by_words = tokenizer, cuts_at_spaces(tokenizer)
-        self.count_piece = lru_cache(1 << 17 if self.by_words else 0)(self._tokenize)
+        self.tokenizer, cutter = tokenizer, tokenizer.pre_tokenizer
+        pieces = cutter.pre_tokenize_str(PROBE) if cutter else [(PROBE, (0, len(PROBE)))]
+        plain = json.loads(tokenizer.to_str())["normalizer"] in (None, {"type": "NFC"})
+        self.by_words = plain and all(" " not in PROBE[a + 1 : b] for _, (a, b) in pieces)
+        self.count_word = lru_cache(1 << 17)(self.count_whole)
+
+    def count_whole(self, text: str) -> int:
+        return len(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
 
     def count(self, text: str, enough: int = sys.maxsize) -> int:
         """The number of tokens; of a text with `enough` or more, any number from there up."""
-        words = WORD_BEGINS.split(text, enough)[:enough]  # each has at least one token
-        return sum(map(self.count_piece, words if self.by_words else [text]))
-
-    def _tokenize(self, text: str) -> int:
-        return len(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
-
-
-def cuts_at_spaces(tokenizer: Tokenizer) -> bool:
-    """Whether no piece that `tokenizer` makes has a single space inside (GPT-2, SmolLM2, Qwen2)."""
-    cutter, normalizer = tokenizer.pre_tokenizer, json.loads(tokenizer.to_str())["normalizer"]
-    if not cutter or normalizer not in (None, {"type": "NFC"}):
-        return False  # other normalizers may touch spaces, or leave nothing of a word
-    return all(" " not in PROBE[a + 1 : b] for _, (a, b) in cutter.pre_tokenize_str(PROBE))
+        if not self.by_words:
+            return self.count_whole(text)
+        return sum(map(self.count_word, WORD_BEGINS.split(text, enough)[:enough]))
 
 
 @lru_cache

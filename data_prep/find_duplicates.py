@@ -7,7 +7,8 @@ import xxhash
 
 RUN = 13  # words; the n-gram by which GPT-3 was cleared of its test sets (Brown et al., 2020)
 SHINGLE, BANDS, ROWS = 5, 14, 8  # datatrove's MinHash settings: a Jaccard index over about 0.75
-DRAW = np.random.default_rng(1).integers(0, 1 << 63, (2, BANDS * ROWS), np.uint64)
+FACTORS, TERMS = np.random.default_rng(1).integers(0, 1 << 63, (2, BANDS * ROWS), np.uint64)
+FACTORS = FACTORS * np.uint64(2) + np.uint64(1)
 
 
 def ngrams(text: str, n: int) -> np.ndarray:
@@ -28,18 +29,18 @@ class Duplicates:
     """
 
     def __init__(self):
-        self.bands, self.test_runs = set(), set()
+        self.marks, self.test_runs = set(), set()
 
-    def reason(self, text: str, split: str) -> str | None:
-        """Why `text` is not to be kept, or None, and from then on it counts as kept."""
-        runs = ngrams(text, RUN).tolist()
-        if split == "train" and not self.test_runs.isdisjoint(runs):
+    def reason(self, extract: dict) -> str | None:
+        """Why not to keep an extract; if there is no reason, it counts as kept from then on."""
+        runs = ngrams(extract["text"], RUN).tolist()
+        if extract["split"] == "train" and not self.test_runs.isdisjoint(runs):
             return "shares a run of words with a test document"
-        factors, terms = DRAW[0] * np.uint64(2) + np.uint64(1), DRAW[1]
-        smallest = (ngrams(text, SHINGLE)[:, None] * factors + terms).min(axis=0)
-        bands = {(i, band.tobytes()) for i, band in enumerate(smallest.reshape(BANDS, ROWS))}
-        if not bands.isdisjoint(self.bands):
+        smallest = (ngrams(extract["text"], SHINGLE)[:, None] * FACTORS + TERMS).min(axis=0)
+        bands = [(i, band.tobytes()) for i, band in enumerate(smallest.reshape(BANDS, ROWS))]
+        if not self.marks.isdisjoint([extract["id"], *bands]):
             return "near duplicate"
-        self.bands |= bands
-        self.test_runs.update(runs if split == "test" else ())
+        self.marks.update([extract["id"], *bands])
+        if extract["split"] == "test":
+            self.test_runs.update(runs)
         return None

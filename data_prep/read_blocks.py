@@ -4,17 +4,16 @@ Plain JSON Lines are cut into blocks, of which only those that are drawn are tra
 files and Parquet cannot be entered midway: they are streamed whole and sampled by line.
 """
 
-import io
 import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import pyarrow.parquet
-from fsspec.compression import compr
+import fsspec
 from fsspec.config import conf
 from fsspec.core import url_to_fs
 from fsspec.utils import infer_compression
+from pyarrow.parquet import ParquetFile
 from tqdm import tqdm
 
 from common.cli import UserError, one_line
@@ -23,12 +22,7 @@ conf["http"] = {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"t
 BLOCK = 1 << 20  # bytes; the last line of a block reaches beyond it, 3% to 10% in RedPajama
 AHEAD = 1 << 16  # bytes transferred beyond a block at first, to end its last line
 PAUSES = (0.5, 1, 2, 4, 8, 16, 0)  # seconds after each try over HTTP; hf:// tries again by itself
-Unit = tuple[str, int, int, int]  # a file, its size, and which bytes of it: from, up to
-
-
-def packing_of(path: str) -> str | None:
-    """What keeps a file from being entered midway, or None."""
-    return "parquet" if path.endswith(".parquet") else infer_compression(path)
+Unit = tuple[str, int, int, int | None]  # a file, its size, its bytes from and to; None: all
 
 
 def with_retries(action: Callable, path: str):
@@ -50,8 +44,8 @@ def read_block(path: str, size: int, start: int, end: int) -> list[bytes]:
 
     As fsspec's `read_block`, which transfers the borders twice.
     """
-    options = {"cache_type": "readahead", "block_size": AHEAD, "size": size}
-    with url_to_fs(path)[0].open(path, **options) as file:
+    cache = {"cache_type": "readahead", "block_size": AHEAD, "size": size}
+    with url_to_fs(path)[0].open(path, **cache) as file:
         file.seek(start)
         block = file.read(end - start)
         first = block.find(b"\n") + 1 if start else 0
@@ -60,21 +54,26 @@ def read_block(path: str, size: int, start: int, end: int) -> list[bytes]:
         return (block[first:] + file.readline()).split(b"\n")
 
 
-def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | dict]:
+def stream_file(path: str) -> Iterator[str | dict]:
+    """The lines or rows of a compressed or a Parquet file."""
+    if path.endswith(".parquet"):
+        with fsspec.open(path) as file:
+            for batch in ParquetFile(file).iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    else:
+        with fsspec.open(path, "rt", compression="infer", errors="replace") as file:
+            yield from file
+
+
+def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | str | dict]:
     """The lines or rows that are drawn of a unit. Raises UserError."""
-    path, packing = unit[0], packing_of(unit[0])
-    if not packing:
+    path, _, _, end = unit
+    if end is not None:
         yield from filter(bytes.strip, with_retries(partial(read_block, *unit), path))
         return
     draw = random.Random(f"{seed}/{path}")
     try:
-        with url_to_fs(path)[0].open(path) as file:
-            if packing == "parquet":
-                batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=256)
-                records = (row for batch in batches for row in batch.to_pylist())
-            else:
-                records = io.BufferedReader(compr[packing](file, mode="rb"))
-            yield from (record for record in records if draw.random() < fraction)
+        yield from (record for record in stream_file(path) if draw.random() < fraction)
     except Exception as error:  # each format raises its own
         raise UserError(f"cannot read {path}: broken, {one_line(error)}") from None
 
@@ -85,11 +84,11 @@ def expand(path: str) -> list[str]:
     if path.endswith(".txt"):
         listed = with_retries(partial(files.cat_file, path), path).decode(errors="replace")
         return [file for line in listed.split() for file in expand(line)]
-    if path.startswith("http"):
-        return [path]
-    if matches := sorted(with_retries(partial(files.glob, path), path)):
-        return [files.unstrip_protocol(match).removeprefix("file://") for match in matches]
-    raise UserError(f"no file matches {path}")
+    is_url = path.startswith("http")
+    matches = [path] if is_url else sorted(with_retries(partial(files.glob, path), path))
+    if not matches:
+        raise UserError(f"no file matches {path}")
+    return [files.unstrip_protocol(match).removeprefix("file://") for match in matches]
 
 
 def draw_units(paths: list[str], fraction: float, seed: int) -> list[Unit]:
@@ -102,8 +101,8 @@ def draw_units(paths: list[str], fraction: float, seed: int) -> list[Unit]:
         size = with_retries(partial(url_to_fs(path)[0].size, path), path)
         if size is None:
             raise UserError(f"cannot read {path}: its size is not told; download it")
-        if packing_of(path):
-            units.append((path, size, 0, size))
+        if path.endswith(".parquet") or infer_compression(path):
+            units.append((path, size, 0, None))
             continue
         draw, step = random.Random(f"{seed}/{path}"), int(fraction * size) // 20
         starts = range(0, size, max(4096, min(BLOCK, step)))

@@ -10,9 +10,7 @@ lengths.png beside them. datatrove runs the tasks: kills and workers change noth
 
 import argparse
 import heapq
-import json
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -20,7 +18,9 @@ from collections import Counter
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from shlex import quote
 
+import multiprocess
 import orjson
 import pandas as pd
 from loguru import logger
@@ -32,50 +32,40 @@ from common.report import drawing, markdown
 from data_prep.count_tokens import load_counter
 from data_prep.find_duplicates import Duplicates
 from data_prep.read_blocks import draw_units, expand, read_unit
-from data_prep.select_extracts import select, subset_of
+from data_prep.select_extracts import select
 
 logger.disable("datatrove")  # in every worker: what goes wrong is reported by us, in one line
 RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # lists 2,084 files
-NO_EFFECT = ("data", "slurm", "time", "workers")  # on the extracts
-ROOT = Path(__file__).parent.parent
+NO_EFFECT = ("data", "slurm", "workers")  # on the extracts
 TASKS = 64  # at most; what a kill can lose is one a worker
 
 
 def run_task(_, rank: int, world_size: int, units: list, options, work: Path) -> None:
     """A step of datatrove's: write the candidates in every `world_size`-th unit, in their order."""
+    if multiprocess.parent_process():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends us
     found = []
     for unit in tqdm(units[rank::world_size], f"task {rank + 1} of {world_size}", unit="block"):
         for record in read_unit(unit, options.fraction, options.seed):
-            found += select(record, unit[0], options)
+            found += select(record, options)
     write_records(work / f"candidates/{rank}.jsonl", sorted(found, key=itemgetter("order")))
 
 
 def run_tasks(options: argparse.Namespace, units: list, work: Path) -> None:
     """Run the tasks that are not yet complete. Raises UserError if any is left."""
     from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
-    from multiprocess import forkserver
 
-    tasks = min(TASKS, len(units))
-    common = {"pipeline": [partial(run_task, units=units, options=options, work=work)]}
-    common |= {
-        "tasks": tasks,
-        "workers": min(options.workers, tasks),
-        "logging_dir": f"{work}/logs",
-    }
-    if not options.slurm:
-        # What is forked from here on ignores Ctrl-C: the parent alone answers, and ends the others.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        forkserver.ensure_running()
-        signal.signal(signal.SIGINT, handler)
-        executor = LocalPipelineExecutor(**common)
-    elif shutil.which("sbatch"):
+    tasks, step = min(TASKS, len(units)), partial(run_task, units=units, options=options, work=work)
+    common = {"pipeline": [step], "tasks": tasks, "logging_dir": f"{work}/logs"}
+    common["workers"] = min(options.workers, tasks)
+    if options.slurm:
         # `just` activates no environment, and a job starts with a command of datatrove's.
-        commands = shlex.quote(str(Path(sys.executable).parent))
-        where = {"partition": options.slurm, "time": options.time, "mail_type": "NONE", "qos": None}
-        where["env_command"] = f"export PATH={commands}:$PATH PYTHONPATH={shlex.quote(str(ROOT))}"
-        executor = SlurmPipelineExecutor(**common, **where)
+        commands, code = Path(sys.executable).parent, Path(__file__).parent.parent
+        paths = f"export PATH={quote(str(commands))}:$PATH PYTHONPATH={quote(str(code))}"
+        common |= {"time": "04:00:00", "partition": options.slurm, "env_command": paths}
+        executor = SlurmPipelineExecutor(**common, mail_type="NONE", qos=None)
     else:
-        raise UserError("sbatch is not found; run --slurm where slurm takes jobs")
+        executor = LocalPipelineExecutor(**common)
     executor.run()
     if left := len(executor.get_incomplete_ranks(skip_completed=True)):
         raise UserError(f"{left} of {tasks} tasks are left, see {work}/logs; then run this again")
@@ -83,20 +73,20 @@ def run_tasks(options: argparse.Namespace, units: list, work: Path) -> None:
 
 def choose(work: Path, options: argparse.Namespace) -> tuple[dict[str, list[dict]], Counter]:
     """The first candidates that repeat none kept before, up to the caps; what became of all."""
-    count, duplicates, ids = load_counter(options.tokenizer).count, Duplicates(), set()
-    splits, counts, cap = {"train": [], "test": []}, Counter(), options.max_per_source
+    counter, duplicates, counts = load_counter(options.tokenizer), Duplicates(), Counter()
+    splits = {"train": [], "test": []}
     files = [map(orjson.loads, path.open("rb")) for path in work.glob("candidates/*")]
     for one in tqdm(heapq.merge(*files, key=itemgetter("order")), "choosing", unit=" candidates"):
-        source, reason, split = one["source"], one.get("dropped"), one.get("split")
-        if not reason:
-            full = len(splits[split]) == getattr(options, split) or counts[source, split] == cap
-            known = "repeated document" if one["id"] in ids else None
-            reason = "over the cap" if full else known or duplicates.reason(one["text"], split)
+        source, split, reason = one["source"], one.get("split"), one.get("dropped")
+        if split:
+            full = len(splits[split]) == getattr(options, split)
+            full = full or counts[source, split] == options.max_per_source
+            reason = "over the cap" if full else duplicates.reason(one)
         counts[source, f"dropped: {reason}" if reason else split] += 1
         if not reason:
-            ids.add(one["id"])
-            lengths = {"n_chars": len(one["text"]), "n_tokens": count(one["text"])}
-            splits[split].append({k: one[k] for k in ("id", "source", "url", "text")} | lengths)
+            lengths = {"n_chars": len(one["text"]), "n_tokens": counter.count(one["text"])}
+            fields = {key: one[key] for key in ("id", "source", "url", "text")}
+            splits[split].append(fields | lengths)
     return splits, counts
 
 
@@ -119,7 +109,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option = parser.add_argument
     option("--input", nargs="+", default=RED_PAJAMA, help="files, globs, URLs, .txt lists of them")
     option("--fraction", type=float, help="to read: 0.01 of RedPajama, all of another --input")
-    option("--sources", nargs="+", default=[], help="arxiv wikipedia stackexchange, all of another --input")
+    option(
+        "--sources",
+        nargs="+",
+        default=[],
+        help="arxiv wikipedia stackexchange, all of another --input",
+    )
     option("--source-name", default="other", help="source of records that are not RedPajama's")
     option("--data", type=Path, default=Path("data"), help="extracts/ in it is for all tasks")
     option("--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: id or folder")
@@ -134,7 +129,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--seed", type=int, default=0, help="draws, orders and splits")
     option("--workers", type=positive, default=os.cpu_count(), help=f"tasks at a time, of {TASKS}")
     option("--slurm", metavar="PARTITION", help="run the tasks there instead of here")
-    option("--time", default="04:00:00", help="with --slurm: limit of a task")
     options = parser.parse_args(arguments)
     options.fraction = options.fraction or (0.01 if options.input == RED_PAJAMA else 1.0)
     if options.input == RED_PAJAMA:
@@ -156,13 +150,9 @@ def main() -> None:
     if any(output.glob("*")) and not is_made(work, settings):
         raise UserError(f"{output} was made with other settings or input; delete it")
     mark_made(work, settings)
-    if not (work / "units.json").exists():
-        wanted = {*options.sources, None}
-        paths = [path for path in paths if not options.sources or subset_of(path) in wanted]
-        write_text(
-            work / "units.json", json.dumps(draw_units(paths, options.fraction, options.seed))
-        )
-    units = json.loads((work / "units.json").read_bytes())
+    if options.input == RED_PAJAMA:  # a folder for each source
+        paths = [path for path in paths if path.split("/")[-2] in options.sources]
+    units = draw_units(paths, options.fraction, options.seed)
     run_tasks(options, units, work)
     splits, counts = choose(work, options)
     if not any(splits.values()):
@@ -170,7 +160,12 @@ def main() -> None:
         raise UserError(f"no document falls into the windows; counted: {dict(counts)}")
     for split, extracts in splits.items():
         write_records(output / f"{split}.jsonl", extracts)
-    write_report(output, splits, counts, sum(end - start for _, _, start, end in units) / 1e6)
+    write_report(
+        output,
+        splits,
+        counts,
+        sum((size if end is None else end) - start for _, size, start, end in units) / 1e6,
+    )
     mark_made(output, settings)
     shutil.rmtree(work)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,7 +12,6 @@ import orjson
 from common.files import digest, share_of
 from data_prep.count_tokens import load_counter
 
-SUBSETS = "arxiv|wikipedia|stackexchange|common_crawl|c4|github|book"  # RedPajama's folders
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TAIL_HEADING = "(?:See also|References|External links|Further reading|Notes|Bibliography)[ \\t]*"
 EMPTY_SECTIONS = {  # headings with another of their rank, or the end, right behind them
@@ -27,14 +25,7 @@ NOT_PROSE = re.compile(
     r"|\$\$?[^$]*\$\$?|\\[a-zA-Z]+\*?(?:\[[^\]]*\]|\{[^{}]*\})*"
 )
 WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as fast as \w
-LEAST_PROSE = 0.25  # letters in prose, as a share of all characters but white space
 TEST_SHARE = 0.3  # of the documents, with --passages
-
-
-def subset_of(path: str) -> str | None:
-    """RedPajama's subset, as a file's name or the folders right above it tell."""
-    names = re.findall(rf"(?:^|/)({SUBSETS})(?=[/._])", "/".join(path.split("/")[-3:]))
-    return names[-1] if names else None
 
 
 def meta_of(record: dict) -> dict:
@@ -42,23 +33,19 @@ def meta_of(record: dict) -> dict:
     meta = record.get("meta")
     if isinstance(meta, str):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            meta = json.loads(meta) if meta.startswith('{"') else ast.literal_eval(meta)
+            meta = ast.literal_eval(meta)  # which reads its JSON as well
     if meta and isinstance(meta, dict):
         return meta
     return {key: value for key, value in record.items() if key != "text"}
 
 
-def source_of(meta: dict, path: str, otherwise: str) -> str:
-    """Where a record, or RedPajama's file, says that it is from: a source brings its licence."""
+def source_of(meta: dict, otherwise: str) -> str:
+    """Where a record says that it is from; nothing else is claimed, for it brings a licence."""
     if meta.get("source"):
         return str(meta["source"])
-    if "arxiv_id" in meta:
-        return "arxiv"
-    if "question_score" in meta:
-        return "stackexchange"
     if re.match(r"https?://[a-z-]+\.wikipedia\.org/", str(meta.get("url"))) and meta.get("title"):
         return "wikipedia"  # RedPajama's rows of it carry no `source`
-    return subset_of(path) or otherwise
+    return otherwise
 
 
 def clean(text: str) -> str:
@@ -79,7 +66,7 @@ def has_prose(text: str) -> bool:
     text = text[:8_000]
     prose = NOT_PROSE.sub(" ", text) if "\\" in text else text
     letters = sum(map(len, WORD.findall(prose)))
-    return letters > LEAST_PROSE * len("".join(text.split()))
+    return letters > 0.25 * len("".join(text.split()))
 
 
 def cut_passages(text: str, size: Callable[[str], int], low: int, high: int) -> list[str]:
@@ -113,15 +100,15 @@ def windows_of(document: dict, options: argparse.Namespace) -> Iterator[dict]:
         yield document | {"id": digest(document["id"], number), "text": passage, "split": split}
 
 
-def select(line: bytes | dict, path: str, options: argparse.Namespace) -> list[dict]:
-    """The candidates in a line or row of the file `path`, or {source, order, dropped: why}."""
+def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
+    """The candidates in a line or row, or {source, order, dropped: why}."""
     try:
         record = line if isinstance(line, dict) else orjson.loads(line)
     except orjson.JSONDecodeError:
         record = None
     record, found = record if isinstance(record, dict) else {}, []
     text, meta = record.get("text"), meta_of(record)
-    source, url = source_of(meta, path, options.source_name), str(meta.get("url") or "")
+    source, url = source_of(meta, options.source_name), str(meta.get("url") or "")
     if not isinstance(text, str):
         reason = "not JSON with a text"
     elif options.sources and source not in options.sources:
