@@ -20,7 +20,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from data_prep.build_dataset import to_row, to_sft_row
-from eval.generate_summaries import build_prompt
+from eval.generate_answers import build_prompt
 
 pytestmark = pytest.mark.slow
 
