@@ -179,10 +179,12 @@ def test_references_that_are_none(finished_run):
     rows = read_jsonl(finished_run.parent / "hub/test.jsonl")
     rows[2]["chosen"][0]["content"] = " "
     write_jsonl(finished_run.parent / "hub/test.jsonl", rows)
-    line = one_error_line(run_stage(STAGE, finished_run, code=1))
+    line = one_error_line(run_stage(STAGE, finished_run, "--systems", "base", code=1))
     assert "1 test texts" in line and "t2" in line
     (finished_run.parent / "hub/test.jsonl").write_text("")
-    assert "test split" in one_error_line(run_stage(STAGE, finished_run, code=1))
+    assert "test split" in one_error_line(
+        run_stage(STAGE, finished_run, "--systems", "base", code=1)
+    )
 
 
 def test_first_sentences_come_nearest_to_the_length_or_are_cut():
