@@ -157,7 +157,7 @@ def test_a_batch_ends_as_ordinary_replies_and_the_errors_are_told(folder):
     assert {r["id"] for r in replies} == {f"a{i}" for i in range(30)} - {"a3"}
     assert replies[0]["cost_usd"] == pytest.approx(1100 * 1.04 / 2 / 1e6)
     assert {r["longer"] for r in replies} == {1, 2} and replies[0]["usage"]["prompt_tokens"] == 1000
-    assert "1: too hot" in result.stdout
+    assert "1 without a reply, the last with: too hot" in result.stdout
     server.refuse = ()
     ask(folder, server, "--batch", "--model", model)  # asks for the one that is missing
     assert (
@@ -213,4 +213,4 @@ def test_a_batch_that_failed_leaves_the_way_free(folder, status):
     result = ask(folder, server, "--batch", code=1)
     assert f"ended as {status}" in result.stdout
     assert not (folder / "summarize/replies/train.batch.json").exists()
-    assert "30: too hot" in result.stdout
+    assert "30 without a reply, the last with: too hot" in result.stdout
