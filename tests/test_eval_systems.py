@@ -56,7 +56,7 @@ def test_adapters_endpoints_and_lead_sentences_stand_beside_the_base(
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": "k"}
     run_stage(STAGE, finished_run, *options, **environment)
     run_stage(STAGE, finished_run, *options, **environment)
-    names = {p.stem: p for p in (finished_run.parent / "out/eval/answers").glob("*.jsonl")}
+    names = {p.stem: p for p in (finished_run.parent / "out/eval/answers").glob("*[!d].jsonl")}
     plain = {"base", "endpoint_some_model", "endpoint-bare_some_model"}
     (adapted,) = set(names) - plain
     texts = {name: [r["text"] for r in answers(finished_run, name)] for name in names}
