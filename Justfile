@@ -7,6 +7,7 @@ set positional-arguments # options reach a script as they were typed, spaces and
 python := justfile_directory() / ".venv/bin/python"
 export HF_HUB_DISABLE_TELEMETRY := "1"
 export TOKENIZERS_PARALLELISM := "false"
+export OMP_WAIT_POLICY := "PASSIVE" # threads that spin while they wait make a busy machine ten times slower
 
 # List the recipes
 [private]
