@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from common.cli import UserError, positive, run, script_parser
-from eval.generate_summaries import build_prompt
-from eval.merge_adapter import NF4
+from eval.generate_answers import build_prompt
+from eval.load_model import NF4
 from eval.systems import load_test_rows
 from training.run_config import load_run_config
 
