@@ -135,7 +135,7 @@ def test_several_gpus_by_a_launch():
     ("options", "reason"),
     [
         ((DEFAULT, "--method", "magic"), "no method magic; methods.yaml has dpo, sft"),
-        (("nowhere",), "no config named nowhere; there are qwen2-1.5b-dpo-qlora"),
+        (("nowhere",), "no config named nowhere; there are the configs qwen2-1.5b-dpo-qlora"),
         ((DEFAULT, "--task", "titel"), "no task titel"),
     ],
 )

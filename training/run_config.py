@@ -45,12 +45,12 @@ class RunConfig:
 
 def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
     """A YAML by path, or by name that of a run, if `trained`, or a config's. Raises UserError."""
-    runs = [OUTPUTS / name / "config.yaml"] if trained else []
-    places = (Path(name), *runs, CONFIGS / f"{name}.yaml")
-    path = next((place for place in places if place.is_file()), None)
+    places = [Path(name), OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"]
+    path = next((p for p in places if p.is_file() and (trained or p != places[1])), None)
     if not path:
         there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*-*.yaml")))
-        raise UserError(f"no config named {name}; there are {there}")
+        what = "run or config" if trained else "config"
+        raise UserError(f"no {what} named {name}; there are the configs {there}")
     try:
         config = RunConfig(path, yaml.safe_load(path.read_text()))
         named = config.base_model and config.dataset and config.output_dir
