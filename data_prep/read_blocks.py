@@ -22,7 +22,11 @@ conf["http"] = {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"t
 BLOCK = 1 << 20  # bytes; the last line of a block reaches beyond it, 3% to 10% in RedPajama
 AHEAD = 1 << 16  # bytes transferred beyond a block at first, to end its last line
 PAUSES = (0.5, 1, 2, 4, 8, 16, 0)  # seconds after each try over HTTP; hf:// tries again by itself
-Unit = tuple[str, int, int, int | None]  # a file, its size, its bytes from and to; None: all
+Unit = tuple[str, int, int, int]  # a file, its size, which of its bytes: from, up to
+
+
+def is_plain(path: str) -> bool:
+    return not path.endswith(".parquet") and not infer_compression(path)
 
 
 def with_retries(action: Callable, path: str):
@@ -40,12 +44,9 @@ def with_retries(action: Callable, path: str):
 
 
 def read_block(path: str, size: int, start: int, end: int) -> list[bytes]:
-    """The lines that start in bytes (start, end] of a file, or in [0, end].
-
-    As fsspec's `read_block`, which transfers the borders twice.
-    """
+    """The lines that start in bytes (start, end] of a file, or in [0, end]."""
     cache = {"cache_type": "readahead", "block_size": AHEAD, "size": size}
-    with url_to_fs(path)[0].open(path, **cache) as file:
+    with url_to_fs(path)[0].open(path, **cache) as file:  # `read_block` there fetches borders twice
         file.seek(start)
         block = file.read(end - start)
         first = block.find(b"\n") + 1 if start else 0
@@ -54,26 +55,19 @@ def read_block(path: str, size: int, start: int, end: int) -> list[bytes]:
         return (block[first:] + file.readline()).split(b"\n")
 
 
-def stream_file(path: str) -> Iterator[str | dict]:
-    """The lines or rows of a compressed or a Parquet file."""
-    if path.endswith(".parquet"):
-        with fsspec.open(path) as file:
-            for batch in ParquetFile(file).iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-    else:
-        with fsspec.open(path, "rt", compression="infer", errors="replace") as file:
-            yield from file
-
-
 def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | str | dict]:
     """The lines or rows that are drawn of a unit. Raises UserError."""
-    path, _, _, end = unit
-    if end is not None:
+    path, draw = unit[0], random.Random(f"{seed}/{unit[0]}")
+    if is_plain(path):
         yield from filter(bytes.strip, with_retries(partial(read_block, *unit), path))
         return
-    draw = random.Random(f"{seed}/{path}")
+    is_table = path.endswith(".parquet")
+    mode = {"mode": "rb"} if is_table else {"mode": "rt", "errors": "replace"}
     try:
-        yield from (record for record in stream_file(path) if draw.random() < fraction)
+        with fsspec.open(path, compression="infer", **mode) as file:
+            batches = ParquetFile(file).iter_batches(256) if is_table else ()
+            records = (row for batch in batches for row in batch.to_pylist()) if is_table else file
+            yield from (record for record in records if draw.random() < fraction)
     except Exception as error:  # each format raises its own
         raise UserError(f"cannot read {path}: broken, {one_line(error)}") from None
 
@@ -101,8 +95,8 @@ def draw_units(paths: list[str], fraction: float, seed: int) -> list[Unit]:
         size = with_retries(partial(url_to_fs(path)[0].size, path), path)
         if size is None:
             raise UserError(f"cannot read {path}: its size is not told; download it")
-        if path.endswith(".parquet") or infer_compression(path):
-            units.append((path, size, 0, None))
+        if not is_plain(path):
+            units.append((path, size, 0, size))
             continue
         draw, step = random.Random(f"{seed}/{path}"), int(fraction * size) // 20
         starts = range(0, size, max(4096, min(BLOCK, step)))

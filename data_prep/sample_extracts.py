@@ -36,6 +36,7 @@ from data_prep.select_extracts import select
 
 logger.disable("datatrove")  # in every worker: what goes wrong is reported by us, in one line
 RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # lists 2,084 files
+SOURCES = ["arxiv", "wikipedia", "stackexchange"]
 NO_EFFECT = ("data", "slurm", "workers")  # on the extracts
 TASKS = 64  # at most; what a kill can lose is one a worker
 
@@ -55,17 +56,16 @@ def run_tasks(options: argparse.Namespace, units: list, work: Path) -> None:
     """Run the tasks that are not yet complete. Raises UserError if any is left."""
     from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 
-    tasks, step = min(TASKS, len(units)), partial(run_task, units=units, options=options, work=work)
-    common = {"pipeline": [step], "tasks": tasks, "logging_dir": f"{work}/logs"}
-    common["workers"] = min(options.workers, tasks)
+    step = partial(run_task, units=units, options=options, work=work)
+    tasks, kind, where = min(TASKS, len(units)), LocalPipelineExecutor, {}
     if options.slurm:
         # `just` activates no environment, and a job starts with a command of datatrove's.
         commands, code = Path(sys.executable).parent, Path(__file__).parent.parent
         paths = f"export PATH={quote(str(commands))}:$PATH PYTHONPATH={quote(str(code))}"
-        common |= {"time": "04:00:00", "partition": options.slurm, "env_command": paths}
-        executor = SlurmPipelineExecutor(**common, mail_type="NONE", qos=None)
-    else:
-        executor = LocalPipelineExecutor(**common)
+        where = {"partition": options.slurm, "time": "04:00:00", "env_command": paths, "qos": None}
+        kind = SlurmPipelineExecutor
+    workers = min(options.workers, tasks)
+    executor = kind([step], tasks=tasks, workers=workers, logging_dir=f"{work}/logs", **where)
     executor.run()
     if left := len(executor.get_incomplete_ranks(skip_completed=True)):
         raise UserError(f"{left} of {tasks} tasks are left, see {work}/logs; then run this again")
@@ -90,11 +90,11 @@ def choose(work: Path, options: argparse.Namespace) -> tuple[dict[str, list[dict
     return splits, counts
 
 
-def write_report(folder: Path, splits: dict, counts: Counter, megabytes: float) -> None:
+def write_report(folder: Path, splits: dict, counts: Counter) -> None:
     """Write report.md and lengths.png, and print the table."""
     table = pd.Series(counts).unstack(0, fill_value=0)
     text = markdown(table.assign(all=table.sum(axis=1)).map("{:,}".format))
-    text += f"\n\nof {table.to_numpy().sum():,} records in {megabytes:,.1f} MB drawn"
+    text += f"\n\nof {table.to_numpy().sum():,} records or passages"
     write_text(folder / "report.md", f"{text}\n")
     with drawing(folder / "lengths.png", (10, 7), 2, 2) as axes:
         for row, (split, extracts) in zip(axes, splits.items(), strict=True):
@@ -109,12 +109,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option = parser.add_argument
     option("--input", nargs="+", default=RED_PAJAMA, help="files, globs, URLs, .txt lists of them")
     option("--fraction", type=float, help="to read: 0.01 of RedPajama, all of another --input")
-    option(
-        "--sources",
-        nargs="+",
-        default=[],
-        help="arxiv wikipedia stackexchange, all of another --input",
-    )
+    option("--sources", nargs="+", default=SOURCES, help="folders of RedPajama to read")
     option("--source-name", default="other", help="source of records that are not RedPajama's")
     option("--data", type=Path, default=Path("data"), help="extracts/ in it is for all tasks")
     option("--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="the student's: id or folder")
@@ -130,9 +125,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--workers", type=positive, default=os.cpu_count(), help=f"tasks at a time, of {TASKS}")
     option("--slurm", metavar="PARTITION", help="run the tasks there instead of here")
     options = parser.parse_args(arguments)
-    options.fraction = options.fraction or (0.01 if options.input == RED_PAJAMA else 1.0)
-    if options.input == RED_PAJAMA:
-        options.sources = options.sources or ["arxiv", "wikipedia", "stackexchange"]
+    if options.fraction is None:
+        options.fraction = 0.01 if options.input == RED_PAJAMA else 1.0
+    if not 0 < options.fraction <= 1:
+        parser.error(f"--fraction {options.fraction} is not over 0 and up to 1")
     return options
 
 
@@ -160,12 +156,7 @@ def main() -> None:
         raise UserError(f"no document falls into the windows; counted: {dict(counts)}")
     for split, extracts in splits.items():
         write_records(output / f"{split}.jsonl", extracts)
-    write_report(
-        output,
-        splits,
-        counts,
-        sum((size if end is None else end) - start for _, size, start, end in units) / 1e6,
-    )
+    write_report(output, splits, counts)
     mark_made(output, settings)
     shutil.rmtree(work)
 

@@ -25,27 +25,17 @@ NOT_PROSE = re.compile(
     r"|\$\$?[^$]*\$\$?|\\[a-zA-Z]+\*?(?:\[[^\]]*\]|\{[^{}]*\})*"
 )
 WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as fast as \w
+WIKIPEDIA = re.compile(r"https?://[a-z-]+\.wikipedia\.org/")
 TEST_SHARE = 0.3  # of the documents, with --passages
 
 
 def meta_of(record: dict) -> dict:
     """RedPajama's meta, an object, JSON or a Python repr; else the fields beside the text."""
-    meta = record.get("meta")
+    meta, others = record.get("meta"), {k: v for k, v in record.items() if k != "text"}
     if isinstance(meta, str):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             meta = ast.literal_eval(meta)  # which reads its JSON as well
-    if meta and isinstance(meta, dict):
-        return meta
-    return {key: value for key, value in record.items() if key != "text"}
-
-
-def source_of(meta: dict, otherwise: str) -> str:
-    """Where a record says that it is from; nothing else is claimed, for it brings a licence."""
-    if meta.get("source"):
-        return str(meta["source"])
-    if re.match(r"https?://[a-z-]+\.wikipedia\.org/", str(meta.get("url"))) and meta.get("title"):
-        return "wikipedia"  # RedPajama's rows of it carry no `source`
-    return otherwise
+    return meta if meta and isinstance(meta, dict) else others
 
 
 def clean(text: str) -> str:
@@ -108,11 +98,11 @@ def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
         record = None
     record, found = record if isinstance(record, dict) else {}, []
     text, meta = record.get("text"), meta_of(record)
-    source, url = source_of(meta, options.source_name), str(meta.get("url") or "")
+    url, source = str(meta.get("url") or ""), meta.get("source") or options.source_name
+    if not meta.get("source") and meta.get("title") and WIKIPEDIA.match(url):
+        source = "wikipedia"  # RedPajama's rows of it carry no `source`
     if not isinstance(text, str):
         reason = "not JSON with a text"
-    elif options.sources and source not in options.sources:
-        reason = "other source"
     elif str(meta.get("language") or "en").lower() not in ("en", "english"):
         reason = "not English"
     elif not (text := clean(text)):

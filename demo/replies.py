@@ -21,7 +21,7 @@ from pathlib import Path
 from common.cli import UserError, run, script_parser
 from common.files import digest, file_sha, load_records, read_records, replacing
 from demo.endpoint import Endpoint
-from prompts import FOLDER, add_task_options, data_folder, task_of
+from prompts import add_task_options, data_folder, task_of
 
 RECORDINGS = Path(__file__).parent / "recordings"
 KEPT = ("id", "prompt_sha", "answers", "longer", "text", "finish_reason", "usage")
@@ -102,17 +102,19 @@ def serve(args) -> None:
 
 def main() -> None:
     parser = script_parser(__doc__)
-    actions = parser.add_subparsers(required=True)
-    packing = actions.add_parser("pack", help="write a recording from a folder of replies")
-    add_task_options(packing)
-    packing.add_argument("--model-file", type=Path, required=True, help="of the teacher's weights")
-    packing.set_defaults(action=pack, prompts_dir=FOLDER, data=Path("data/demo"))
-    serving = actions.add_parser("serve", help="answer from the recordings")
-    serving.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    serving.add_argument("command", nargs="*", help="what to run against the endpoint, after --")
-    serving.set_defaults(action=serve)
+    option = parser.add_argument
+    option("action", choices=("serve", "pack"), help="answer from the recordings, or write one")
+    option("command", nargs="*", help="serve: what to run against the endpoint, after --")
+    option("--port", type=int, default=0, help="serve: 0 takes a free one")
+    option("--model-file", type=Path, help="pack: of the teacher's weights")
+    add_task_options(parser)
     args = parser.parse_args()
-    args.action(args)
+    if args.action == "serve":
+        serve(args)
+    elif not args.model_file:
+        raise UserError("pack needs --model-file, whose hash tells the teacher")
+    else:
+        pack(args)
 
 
 if __name__ == "__main__":

@@ -116,13 +116,8 @@ def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args)
     for row in rows:
         row["messages"] = task.student_messages(row.pop("text"), system.template)
     how = {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
-    how |= {
-        "temperature": 0.0,
-        "max_rate": None,
-        "retry_refused": True,
-        "batch": False,
-        "timeout": 300,
-    }
+    how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
+    how |= {"batch": False, "timeout": 300}
     ask_all(rows, path, argparse.Namespace(**vars(args) | how), system.model, KEY)
 
 

@@ -68,32 +68,29 @@ def config_in(folder: Path) -> RunConfig | None:
     return None
 
 
-def weights_in(folder: Path) -> Weights:
-    """A model or adapter folder's."""
+def weights_in(folder: Path, config: RunConfig | None = None) -> Weights:
+    """A model or adapter folder's. Raises UserError."""
     if not (adapter := read_json(folder / "adapter_config.json")):
         check_model_folder(str(folder))
         return Weights(str(folder))
-    if config := config_in(folder):
-        return weights_of_run(config, folder)
-    four_bits = None
-    if trained_on := read_json(folder / "config.json"):  # of the base as axolotl had it
-        four_bits = (trained_on.get("quantization_config") or {}).get("load_in_4bit", False)
-    revision = adapter.get("revision")
-    return Weights(adapter["base_model_name_or_path"], revision, str(folder), four_bits)
+    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+    if config := config or config_in(folder):
+        if config.overrides:
+            raise UserError(f"{config.path}: overrides_of_model_config is not known here")
+        return Weights(base, config.base_revision or revision, str(folder), config.four_bits)
+    trained_on = read_json(folder / "config.json")  # the base as axolotl had it
+    quantized = (trained_on.get("quantization_config") or {}).get("load_in_4bit", False)
+    return Weights(base, revision, str(folder), quantized if trained_on else None)
 
 
-def weights_of_run(config: RunConfig, folder: Path | None = None) -> Weights:
+def weights_of_run(config: RunConfig) -> Weights:
     """The base of a run and its adapter on it. Raises UserError if it has none of this base."""
-    folder = folder or config.output_dir
-    adapter = read_json(folder / "adapter_config.json")
-    base, revision = config.base_model, config.base_revision or adapter.get("revision")
+    folder, base = config.output_dir, config.base_model
     there = (folder / "adapter_model.safetensors").is_file()
-    if not there or adapter.get("base_model_name_or_path") != base:
+    if not there or (weights := weights_in(folder, config)).model != base:
         reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
         raise UserError(f"{reason}; train it with `just train {config.path.stem}`")
-    if config.overrides:
-        raise UserError(f"{config.path}: overrides_of_model_config is not known here")
-    return Weights(base, revision, str(folder), config.four_bits)
+    return weights
 
 
 def merge_settings(config: RunConfig) -> dict:

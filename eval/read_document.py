@@ -67,6 +67,10 @@ def to_text(data: bytes) -> str:
     return text.replace("\0", "").encode(errors="ignore").decode()
 
 
+def is_address(source: str) -> bool:
+    return "://" in source or bool(re.match(ARXIV, source))
+
+
 def read_document(source: str, private: bool = False) -> str:
     """Raises UserError; `private` allows addresses of the machine's own network."""
     url = re.sub(ARXIV, r"https://arxiv.org/pdf/\1", source)

@@ -1,13 +1,15 @@
 """Do a task on your own texts with a run's model, a model or adapter folder, or one from the Hub.
 
-Reads files, folders of .txt and .md, or stdin (-). Streams the answers to stdout, or writes a file
-for each text into --output-dir, from the table answers.jsonl there: what it has is not made again,
-a changed text or another setting is. Prompt and greedy decoding are the evaluation's.
+Reads text, Markdown, HTML and PDF files, folders of them, web pages, arXiv addresses, or stdin (-).
+Streams the answers to stdout, or writes a file for each text into --output-dir, from the table
+answers.jsonl there: what it has is not made again, a changed text or another setting is. Prompt and
+greedy decoding are the evaluation's.
 
     python -m eval.run_task summarize paper.txt --model smollm2-135m-dpo-sft-lora
 """
 
 import os
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -21,6 +23,8 @@ from eval.systems import System
 from prompts import FOLDER, Task, load_task
 from training.run_config import OUTPUTS
 
+READ = (".txt", ".md", ".html", ".pdf")  # of a folder
+
 
 def newest_adapter(task: Task) -> str:
     """The folder of the task's adapter trained last. Raises UserError if there is none."""
@@ -31,33 +35,24 @@ def newest_adapter(task: Task) -> str:
     return str(folders[-1])
 
 
-def read_text(path: Path) -> str:
-    """The text of a file. Raises UserError if it is not there, empty or not UTF-8."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text or not text.strip():
-        why = "is not text in UTF-8; convert it first" if "\0" in text else "is empty"
-        raise UserError(f"{path} {why}")
-    return text
-
-
-def find_texts(inputs: list[str], output_dir: Path | None) -> dict[str, str]:
+def find_texts(inputs: list[str], output_dir: Path | None, private: bool) -> dict[str, str]:
     """Name -> text; a folder's names are relative to it. Raises UserError."""
+    from eval.read_document import is_address, read_document  # its packages take half a second
+
     texts: dict[str, str] = {}
     for given in inputs:
-        path = Path("/dev/stdin" if given == "-" else given)
-        below = [p for p in sorted(path.rglob("*")) if p.suffix in (".txt", ".md")]
+        source = "/dev/stdin" if given == "-" else given
+        path = Path(re.sub(r"\W+", "-", source).strip("-") if is_address(source) else source)
+        below = [p for p in sorted(path.rglob("*")) if p.suffix in READ]
         for file in below if path.is_dir() else [path]:
             name = str(file.relative_to(path)) if below else file.name
+            if file.suffix in (".html", ".pdf") or is_address(source):
+                name += ".txt"
             if name in texts or (output_dir and (output_dir / name).resolve() == file.resolve()):
                 raise UserError(f"{file} would be overwritten, or its answer; rename it")
-            texts[name] = read_text(file)
+            texts[name] = read_document(source if file == path else str(file), private)
     if not texts:
-        raise UserError(f"there is no .txt or .md in {' '.join(inputs)}")
+        raise UserError(f"there is no {', '.join(READ)} in {' '.join(inputs)}")
     return texts
 
 
@@ -99,19 +94,23 @@ def main() -> None:
     parser = script_parser(__doc__)
     option = parser.add_argument
     option("task", help="a folder in --prompts-dir, such as summarize")
-    option("texts", nargs="+", help="files, folders of .txt and .md, - for stdin")
+    option("texts", nargs="+", help="files, folders, https://..., arXiv:ID, - for stdin")
     option("--model", help="run, folder or Hub id (default: the task's adapter trained last)")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--base", action="store_true", help="compare: its base, not instructed")
     only.add_argument("--instructed", action="store_true", help="compare: its base, instructed")
     option("--output-dir", type=Path, help="write a file for each text instead")
+    option("--show-text", action="store_true", help="only show the text as it was read")
+    option("--private", action="store_true", help="also read addresses in your own network")
     option("--prompts-dir", type=Path, default=FOLDER, help="where the tasks are")
     option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
     parser.set_defaults(batch_tokens=16384)
     args = parser.parse_args()
     task = load_task(args.task, args.prompts_dir)
-    texts = find_texts(args.texts, args.output_dir)
+    texts = find_texts(args.texts, args.output_dir, args.private)
+    if args.show_text:
+        return print("\n\n".join(texts.values()))
     weights = find_weights(args.model or newest_adapter(task), args.base or args.instructed)
     system = System(weights, task.student_template(args.instructed))
     try:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,6 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
 from peft import PeftConfig, PeftModel
 from pydantic import BaseModel, Field
-from transformers import StoppingCriteria
 
 from common.cli import UserError, one_line, positive, run, script_parser, warn
 from eval.generate_answers import generate_batch
@@ -81,23 +81,18 @@ class Chat(BaseModel):
     stream: bool = False
 
 
-class HandOut(StoppingCriteria):
-    """Gives the requests of a batch their tokens as they come, and ends each on its own."""
-
-    def __init__(self, jobs: list[SimpleNamespace], ends: list[int]):
-        self.jobs, self.ends = jobs, ends
-
-    def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
-        for job, token in zip(self.jobs, input_ids[:, -1].tolist(), strict=True):
-            if job.finish:
-                continue
-            if token in self.ends:
-                job.finish = "stop"
-            else:
-                job.ids.append(token)
-                job.finish = "length" if len(job.ids) == job.longest else None
-            job.news.put(job.finish)
-        return torch.tensor([bool(job.finish) for job in self.jobs], device=input_ids.device)
+def hand_out(jobs: list[SimpleNamespace], ends: list[int], ids: torch.Tensor, *_) -> torch.Tensor:
+    """Give each request of a batch its newest token; which of them are done."""
+    for job, token in zip(jobs, ids[:, -1].tolist(), strict=True):
+        if job.finish:
+            continue
+        if token in ends:
+            job.finish = "stop"
+        else:
+            job.ids.append(token)
+            job.finish = "length" if len(job.ids) == job.longest else None
+        job.news.put(job.finish)
+    return torch.tensor([bool(job.finish) for job in jobs], device=ids.device)
 
 
 class Server:
@@ -107,14 +102,14 @@ class Server:
         *_, base = served.values()
         self.model, self.tokenizer = load_model(replace(base, adapter=None), dtype)
         self.tokenizers = {name: load_tokenizer(one) for name, one in served.items()}
-        self.adapters = dict.fromkeys(served, "__base__")  # name -> what peft calls it
+        # Name -> what peft calls it; the adapters come first.
+        self.adapters = {}
         for number, (name, one) in enumerate(served.items()):
-            if one.adapter:
-                self.adapters[name] = str(number)
-                if number == 0:
-                    self.model = PeftModel.from_pretrained(self.model, one.adapter, "0").eval()
-                else:
-                    self.model.load_adapter(one.adapter, str(number))
+            if one.adapter and not number:
+                self.model = PeftModel.from_pretrained(self.model, one.adapter, "0").eval()
+            elif one.adapter:
+                self.model.load_adapter(one.adapter, str(number))
+            self.adapters[name] = str(number) if one.adapter else "__base__"
         self.waiting, self.batch = queue.Queue(), batch
         threading.Thread(target=self.work, daemon=True).start()
 
@@ -125,20 +120,17 @@ class Server:
             time.sleep(GATHER)
             while len(jobs) < self.batch and not self.waiting.empty():
                 jobs.append(self.waiting.get())
+            ends = self.model.generation_config.eos_token_id
+            how = {"stopping_criteria": [partial(hand_out, jobs, ends)]}
+            if isinstance(self.model, PeftModel):
+                how["adapter_names"] = [job.adapter for job in jobs]
+            prompts, longest = [job.prompt for job in jobs], max(job.longest for job in jobs)
             try:
-                self.answer(jobs)
+                generate_batch(self.model, self.tokenizer, prompts, longest, **how)
             except Exception as error:  # such as too little memory
                 warn(f"{len(jobs)} requests failed: {one_line(error)}")
                 for job in jobs:
                     job.news.put("error")
-
-    def answer(self, jobs: list[SimpleNamespace]) -> None:
-        ends = self.model.generation_config.eos_token_id
-        options = {"stopping_criteria": [HandOut(jobs, ends)]}
-        if isinstance(self.model, PeftModel):
-            options["adapter_names"] = [job.adapter for job in jobs]
-        prompts, longest = [job.prompt for job in jobs], max(job.longest for job in jobs)
-        generate_batch(self.model, self.tokenizer, prompts, longest, **options)
 
     def accept(self, asked: Chat) -> SimpleNamespace:
         """Queue a request, whose `news` gets a word on each of its tokens: None, or why it was the
@@ -175,7 +167,6 @@ class Server:
 
 def make_app(server: Server) -> FastAPI:
     app = FastAPI()
-    app.state.server = server
 
     @app.exception_handler(HTTPException)
     def refuse(_, error: HTTPException) -> JSONResponse:

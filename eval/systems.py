@@ -55,10 +55,8 @@ def system_of(config: RunConfig, name: str) -> System:
         return System(None)
     if name in ("base", "instructed"):
         check_model_folder(config.base_model)
-        return System(
-            Weights(config.base_model, config.base_revision),
-            instructed if name == "instructed" else bare,
-        )
+        base = Weights(config.base_model, config.base_revision)
+        return System(base, instructed if name == "instructed" else bare)
     if name == "tuned":
         if is_made(config.merged, merge_settings(config)):
             return System(Weights(str(config.merged)), bare)

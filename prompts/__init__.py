@@ -79,7 +79,11 @@ class Task:
             raise UserError(f"{place}{line}: {type(error).__name__}, {one_line(error)}") from None
 
     def source(self, name: str) -> str:
-        return self._environment.loader.get_source(self._environment, f"{name}.jinja")[0]
+        """The template's text. Raises UserError if there is none."""
+        try:
+            return self._environment.loader.get_source(self._environment, f"{name}.jinja")[0]
+        except TemplateError:
+            raise UserError(f"{self.folder} has no {name}.jinja") from None
 
     def sha(self, name: str) -> str:
         """First 12 hex digits of the SHA-256 of the template's source and of what it includes."""

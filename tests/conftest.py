@@ -19,6 +19,8 @@ from common.cli import run
 from demo.endpoint import Endpoint as FakeEndpoint
 
 ROOT = Path(__file__).parent.parent
+# Two workers share two cores: more threads than cores only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 QWEN2_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"

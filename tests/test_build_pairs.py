@@ -456,3 +456,10 @@ def test_length_match_accounts_for_what_it_leaves_out(tmp_path):
 
 def test_checks_are_those_that_tasks_name():
     assert set(load_task().checks) == set(CHECKS) > set(load_task("title").checks)
+
+
+def test_replies_of_another_task_in_the_folder_are_one_line(tmp_path):
+    sha = load_task("title").sha("teacher")
+    replies = [reply("a", "A title", sha=sha) | {"answers": 1}]
+    line = one_error_line(build(tmp_path, replies, replies, code=1))
+    assert "holds replies for the task title; pass --task title" in line

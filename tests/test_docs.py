@@ -24,18 +24,18 @@ PAGES = {
     if path.name != "CHANGELOG.md"  # it names what is gone
 } | {"Justfile": JUSTFILE}
 PACKAGES = ("common", "prompts", "data_prep", "training", "eval")  # in the order of the imports
-MOST_LINES = 5770  # of Python in PACKAGES; lowered when code goes, never raised to fit
+MOST_LINES = 5050  # of Python in PACKAGES; lowered when code goes, never raised to fit
 MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
 STAGES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for folder in ("data_prep", "training", "eval", "demo")
+    for folder in ("prompts", "data_prep", "training", "eval", "demo")
     for p in (ROOT / folder).rglob("*.py")
     if "def main()" in p.read_text()
 )
 
 
 def recipes() -> set[str]:
-    return set(re.findall(r"^([a-z][\w-]*)(?: [^:=\n]*)?:(?!=)", JUSTFILE, re.MULTILINE))
+    return set(re.findall(r"^([a-z][\w-]*)(?: [^:\n]*)?:(?!=)", JUSTFILE, re.MULTILINE))
 
 
 def named_paths(text: str) -> set[str]:
@@ -68,7 +68,7 @@ def test_every_config_named_exists():
     found = re.findall(pattern, "".join(PAGES.values()))
     assert len(found) > 10
     for name in found:
-        assert (ROOT / f"axolotl_configs/{name}.yaml").is_file(), name
+        assert (ROOT / f"axolotl_configs/{name.removeprefix('title-')}.yaml").is_file(), name
 
 
 @pytest.mark.parametrize("page", PAGES)

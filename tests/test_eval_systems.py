@@ -56,7 +56,7 @@ def test_adapters_endpoints_and_lead_sentences_stand_beside_the_base(
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": "k"}
     run_stage(STAGE, finished_run, *options, **environment)
     run_stage(STAGE, finished_run, *options, **environment)
-    names = {p.stem: p for p in (finished_run.parent / "out/eval/answers").glob("*.jsonl")}
+    names = {p.stem: p for p in (finished_run.parent / "out/eval/answers").glob("*[!d].jsonl")}
     plain = {"base", "endpoint_some_model", "endpoint-bare_some_model"}
     (adapted,) = set(names) - plain
     texts = {name: [r["text"] for r in answers(finished_run, name)] for name in names}
@@ -179,10 +179,12 @@ def test_references_that_are_none(finished_run):
     rows = read_jsonl(finished_run.parent / "hub/test.jsonl")
     rows[2]["chosen"][0]["content"] = " "
     write_jsonl(finished_run.parent / "hub/test.jsonl", rows)
-    line = one_error_line(run_stage(STAGE, finished_run, code=1))
+    line = one_error_line(run_stage(STAGE, finished_run, "--systems", "base", code=1))
     assert "1 test texts" in line and "t2" in line
     (finished_run.parent / "hub/test.jsonl").write_text("")
-    assert "test split" in one_error_line(run_stage(STAGE, finished_run, code=1))
+    assert "test split" in one_error_line(
+        run_stage(STAGE, finished_run, "--systems", "base", code=1)
+    )
 
 
 def test_first_sentences_come_nearest_to_the_length_or_are_cut():

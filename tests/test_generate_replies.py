@@ -6,7 +6,6 @@ import pytest
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 
 from common.files import share_of
-from data_prep.generate_replies import to_request
 from prompts import load_task
 
 STAGE = "data_prep.generate_replies"
@@ -159,7 +158,7 @@ def test_a_folder_that_cannot_be_written(extracts, endpoint):
 
 def test_an_unknown_price_is_said(extracts, endpoint):
     result = ask(extracts, endpoint().url, "--model", "some/model", "--limit", 2)
-    assert "no price for some/model" in result.stderr
+    assert "no price of some/model" in result.stderr
     assert read_jsonl(extracts / "summarize/replies/train.jsonl")[0]["cost_usd"] is None
     assert len(read_jsonl(extracts / "summarize/replies/train.jsonl")) == 2
 
@@ -188,7 +187,7 @@ def test_the_plan_counts_what_is_missing_both_ways_and_asks_nothing(extracts, en
     assert two[0] == "44" and one[0] == "64"  # the other prompt has no reply yet
     rows = read_jsonl(extracts / "extracts/test.jsonl")
     rows += read_jsonl(extracts / "extracts/train.jsonl")[20:]
-    prompts = [to_request(row, TASK, 2)["messages"][0]["content"] for row in rows]
+    prompts = [TASK.render("teacher", text=row["text"], longer=1) for row in rows]
     tokens_in = sum(len(prompt.encode()) for prompt in prompts) / 4
     assert float(two[1]) == pytest.approx(tokens_in / 1e6, abs=0.006)
     assert float(two[3]) == pytest.approx((tokens_in * 0.15 + 44 * 500 * 0.6) / 1e6, abs=0.006)
@@ -222,9 +221,6 @@ def test_the_draw_is_even_seeded_recorded_and_what_the_prompt_says(extracts, end
         key = "train" + re.search(r"text train (\d+)", prompt)[1]
         shorter, longer = ("second", "first") if replies[key] == 1 else ("first", "second")
         assert f"Make the {shorter} summary a bit shorter than the {longer}." in prompt
-    chosen = [key for key in map(str, range(400)) if share_of(key, 0) < 0.2]  # as extracts are
-    drawn = [to_request({"id": key, "text": ""}, TASK, 2)["longer"] for key in chosen]
-    assert 0.3 < drawn.count(1) / len(drawn) < 0.7
 
 
 def test_without_balance_the_first_is_the_longer_as_in_the_original(extracts, endpoint):
@@ -235,3 +231,11 @@ def test_without_balance_the_first_is_the_longer_as_in_the_original(extracts, en
     }
     replies = read_jsonl(extracts / "summarize/replies/test.jsonl")
     assert {(r["prompt_sha"], r["longer"]) for r in replies} == {(TASK.sha("teacher"), 1)}
+
+
+def test_the_draw_is_another_than_that_of_the_extracts(tmp_path, endpoint):
+    chosen = [key for key in map(str, range(400)) if share_of(key, 0) < 0.2]
+    write_jsonl(tmp_path / "extracts/test.jsonl", [{"id": key, "text": key} for key in chosen])
+    ask(tmp_path, endpoint().url, "--splits", "test")
+    drawn = [r["longer"] for r in read_jsonl(tmp_path / "summarize/replies/test.jsonl")]
+    assert 0.3 < drawn.count(1) / len(drawn) < 0.7

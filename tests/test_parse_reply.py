@@ -7,7 +7,8 @@ from conftest import teacher_reply
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.teacher.parsing import ParseError, parse_reply, read_better
+from data_prep.teacher.judge import pair_requests, points
+from data_prep.teacher.parsing import ParseError, parse_answer, parse_reply, read_better
 from prompts import load_task
 
 TASK = load_task()
@@ -24,6 +25,14 @@ def test_replies_written_by_hand(case):
     assert list(parsed.answers) == case["summaries"]
     assert list(parsed.scores) == case["scores"]
     assert parsed.best == case["best"] - 1
+
+
+def test_emphasis_in_an_answer_stays_and_that_around_its_label_goes():
+    for label in ("**Summary 1:** {}", "* Summary 1: {}", "__Summary 1__: {}", "[Summary 1]: {}"):
+        for text in ("*Nature* says **so**.", "So says *Nature*", "_So_ it is"):
+            first = label.format(text) + "\nTotal score: 16\n"
+            second = label.format(text).replace("1", "2") + "\nTotal score: 12\nBest summary: 1"
+            assert parse_reply(first + second, TASK).answers == (text, text)
 
 
 def test_criteria_are_kept():
@@ -79,6 +88,84 @@ def test_the_better_one_of_a_pair(text, better):
     assert read_better(text, TASK) == better
     of_titles = text.replace("Summary", "Title").replace("summary", "title")
     assert read_better(of_titles, TITLES) == better
+
+
+PAIR = "Summary 1: Lakes.\n{}\nSummary 2: Ice.\n{}\n{}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict", "best", "scores"),
+    [
+        ("Total score: 16", "Total score: 12", "Best summary: 1", 0, (16, 12)),
+        ("Total score: 14", "Total score: 14", "Best summary: 2", 1, (14, 14)),
+        ("Total score: 14", "Total score: 14", "", None, (14, 14)),
+        ("Total score: 12", "Total score: 14", "", 1, (12, 14)),
+        ("Total score: 12", "Total score: 14", "Best summary: 1", None, (12, 14)),
+        ("", "", "Best summary: 2", 1, (None, None)),
+        ("", "Explanation: short.", "", None, (None, None)),
+        ("Total score: 99", "Total score: 14 to 16", "", None, (None, None)),
+    ],
+)
+def test_two_answers_are_read_though_nothing_tells_them_apart(first, second, verdict, best, scores):
+    parsed = parse_reply(PAIR.format(first, second, verdict), TASK, rated=False)
+    assert (parsed.answers, parsed.best, parsed.scores) == (("Lakes.", "Ice."), best, scores)
+
+
+TITLE = load_task("title")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Ice on lakes",
+        "Title: Ice on lakes",
+        "**Title:** Ice on lakes",
+        "**Title: Ice on lakes**",
+        "# Title\n\nIce on lakes",
+        '"Ice on lakes"',
+        '**"Ice on lakes"**',
+        "```\nIce on lakes\n```",
+        "<think>A title: short.</think>\n\nIce on lakes\n",
+        "Here is the title:\n\nIce on lakes",
+        "Sure! Here's a fitting title for this text:\n\n**Title:** *Ice on lakes*",
+    ],
+)
+def test_one_answer_without_what_stands_around_it(reply):
+    assert parse_answer(reply, TITLE) == "Ice on lakes"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["Title insurance: a history", "Lakes: the title", "Here is the sea: a title\nof two lines"],
+)
+def test_an_answer_that_speaks_of_titles_is_left_whole(reply):
+    assert parse_answer(reply, TITLE) == reply
+
+
+@pytest.mark.parametrize(
+    "reply", ["", " \n", "**Title:**", "```\n```", "<think>Title: x", "[title]"]
+)
+def test_no_answer_is_said(reply):
+    with pytest.raises(ParseError, match=r"an empty title|cut off while thinking"):
+        parse_answer(reply, TITLE)
+
+
+def test_pairs_are_judged_in_both_orders_and_points_are_of_the_first_answer():
+    rows = [{"id": str(i), "text": f"text {i}"} for i in range(4)]
+    ones = {str(i): f"one {i}" for i in range(4)}
+    twos = {"0": "two 0", "1": "two 1", "2": "two 2", "3": "one 3 "}  # the last are alike
+    requests = pair_requests(rows, ones, twos, TASK)
+    assert [r["id"] for r in requests] == [f"{i} | {o}" for i in "012" for o in ("first", "second")]
+    shown = [request["messages"][0]["content"] for request in requests]
+    assert shown[0].index("one 0") < shown[0].index("two 0")
+    assert shown[1].index("one 0") > shown[1].index("two 0")
+    assert len({request["settings"]["prompt"] for request in requests}) == 6
+    verdicts = ["Better: 1", "Better: 2", "Better: 2", "Better: 0", "Better: ?"]
+    replies = {r["id"]: {"text": v} for r, v in zip(requests, verdicts, strict=False)}
+    won = points(requests, replies, TASK)
+    assert won.loc["0"].tolist() == [1, 1] and won.loc["1"].tolist() == [0, 0.5]
+    assert won.loc["2"].isna().all() and list(won.columns) == ["first", "second"]
+    assert list(points([], {}, TASK).columns) == ["first", "second"]
 
 
 words = st.sampled_from(

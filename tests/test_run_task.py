@@ -141,9 +141,9 @@ def test_what_a_kill_leaves_of_a_folder_is_not_made_again(adapter, texts, tmp_pa
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b" \n", "is empty"),
-        (b"\xff\xfe\x00", "is not text in UTF-8"),
-        (b"%PDF-1.7\0", "is not text in UTF-8"),
+        (b" \n", "no text in it"),
+        (b"\xff\xfe\x00", "neither text in UTF-8 nor HTML nor PDF"),
+        (b"%PDF-1.7\0", "cannot read"),
         (None, "cannot read"),
     ],
 )

@@ -158,19 +158,19 @@ def test_an_evaluation_of_what_is_served_equals_that_of_the_adapter(adapters, ur
     run_stage("eval.generate_answers", config, *systems, TOGETHER_BASE_URL=url)
     served, adapted = (
         {record["id"]: record["text"] for record in read_jsonl(path)}
-        for path in (tmp_path / "out/eval/answers").glob("*.jsonl")
+        for path in (tmp_path / "out/eval/answers").glob("*[!d].jsonl")
     )
     assert served == adapted and len(served) == 4
 
 
 def test_a_model_without_adapters_in_bf16(tiny_qwen2):
     served = find_served([str(tiny_qwen2)], ["teacher"])
-    client = TestClient(make_app(Server(served, 4, "bfloat16")))
+    server = Server(served, 4, "bfloat16")
+    client = TestClient(make_app(server))
     body = {"model": "teacher", "messages": [{"role": "user", "content": TEXTS[0]}]}
     answer = client.post("/v1/chat/completions", json=body | {"max_tokens": 4}).json()
     assert answer["usage"]["completion_tokens"] <= 4 and answer["model"] == "teacher"
-    broken = client.app.state.server.model
-    broken.generate = None
+    server.model.generate = None
     assert client.post("/v1/chat/completions", json=body).status_code == 500
 
 
@@ -211,3 +211,20 @@ def test_adapters_that_need_unlike_bases(adapters, tmp_path):
     assert " v1, " in line and " v2" in line
     assert "a name of its own by --name" in refused(adapters["title"])
     assert "a name of its own by --name" in refused(adapters["summarize"], "--name", "one")
+
+
+def test_an_adapter_trained_on_4_bits_is_served_on_the_base_as_it_was_rounded(adapters, tmp_path):
+    folder = shutil.copytree(adapters["title"], tmp_path / "rounded")
+    base = json.loads((folder / "config.json").read_text())
+    base["quantization_config"] = {"load_in_4bit": True, "quant_method": "bitsandbytes"}
+    (folder / "config.json").write_text(json.dumps(base))
+    served = find_served([str(folder)], [])
+    assert list(served) == ["title"]  # the base that is in memory is not the published one
+    client = TestClient(make_app(Server(served, 4, None)))
+    body = {"model": "title", "messages": [{"role": "user", "content": TEXTS[0]}]}
+    answer = client.post("/v1/chat/completions", json=body | {"max_tokens": LONGEST}).json()
+    model, tokenizer = load_model(str(folder))
+    prompt, _ = build_prompt(tokenizer, TEXTS[0], None, 4000)
+    (record,) = generate_batch(model, tokenizer, [prompt], LONGEST)
+    assert answer["choices"][0]["message"]["content"] == record["text"]
+    assert "rounded to 4 bits" in one_error_line(run_stage(STAGE, folder, "--print", code=1))

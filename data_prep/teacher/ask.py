@@ -1,9 +1,8 @@
 """Ask a chat endpoint many times: as fast as it allows, within a budget, nothing paid for lost.
 
-Any OpenAI-compatible endpoint, through the `together` client. The client's own retries are off, as
-each would wait for itself; here one `RateLimiter` and one `Budget` serve all requests. A reply is
-on disk before it counts. What the endpoint refuses for good is remembered with its reason in
-REPLIES.refused.jsonl. Endpoint and key come from TOGETHER_BASE_URL and TOGETHER_API_KEY.
+Any OpenAI-compatible endpoint, through the `together` client, its own retries off: one RateLimiter
+and one Budget serve all requests. A reply is on disk before it counts. What the endpoint refuses
+for good is remembered, with its reason, in REPLIES.refused.jsonl.
 """
 
 import argparse
@@ -11,6 +10,7 @@ import asyncio
 import json
 import signal
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +22,7 @@ from common.files import append_record, appending
 from common.table import Key, missing
 from data_prep.teacher import client
 from data_prep.teacher.batch import BATCH, run_batch
-from data_prep.teacher.limits import Budget, RateLimiter, retry_after
+from data_prep.teacher.limits import Budget, RateLimiter
 
 KEY = ("id", "model", "prompt_sha")  # what tells a reply from others, unless `ask_all` gets another
 REFUSED = ".refused.jsonl"  # in place of the .jsonl of the replies
@@ -49,11 +49,6 @@ def teacher_options(parser: argparse.ArgumentParser) -> None:
     option("--retry-refused", action="store_true", help="ask again for what was refused for good")
 
 
-def unanswered(requests: list[dict], path: Path, key: Key) -> list[dict]:
-    """Those with neither a reply nor a final reason for none."""
-    return missing(path.with_suffix(REFUSED), missing(path, requests, key), key)
-
-
 class RequestQueue:
     """One run: workers, each of which takes the next request once it may go out, and asks it."""
 
@@ -75,9 +70,8 @@ class RequestQueue:
             await asyncio.gather(*(self.work(bar) for _ in range(workers)))
 
     def stop_for(self, reason: str) -> None:
-        if not self.stop:
-            self.stop = reason
-            tqdm.write(f"{reason}; waiting for {self.in_flight} replies in flight")
+        self.stop = self.stop or reason
+        tqdm.write(f"{reason}; waiting for {self.in_flight} replies in flight")
 
     async def work(self, bar: tqdm) -> None:
         while turn := await self.next_turn():
@@ -99,96 +93,89 @@ class RequestQueue:
                     return self.waiting.popleft(), worst, self.limiter.sent()
                 elif self.in_flight:  # a reply may yet come, or money be given back
                     await asyncio.sleep(TICK)
+                elif early:
+                    break
                 else:
-                    self.stop_for("nothing gets through" if early else OVER_BUDGET)
+                    self.stop_for(OVER_BUDGET)
         return None
 
     async def ask(self, request: dict, worst: float, sent_at: float) -> None:
         options = {name: getattr(self.args, name) for name in client.OPTIONS}
-        cost = None  # nobody knows
         try:
             answer = await self.create(messages=request["messages"], **options)
             reply = client.to_reply(request, json.loads(answer.http_response.content), self.price)
         except (together.APIError, ValueError) as error:
-            status, reason = getattr(error, "status_code", 0), client.error_message(error)
-            asked = retry_after(error.response.headers) if status else 0.0
-            if client.is_refusal(status) or status in client.BUSY:
-                cost = 0.0
-            if self.take_failure(request, status, reason):
-                self.waiting.append(request)
-                self.limiter.failed(sent_at, asked, status in client.BUSY)
-            if self.limiter.failures >= MOST_FAILURES:
-                self.stop_for(f"{MOST_FAILURES} times in a row no reply, the last with: {reason}")
+            cost = self.take_failure(request, error, sent_at)
         else:
             async with self.disk:
                 await asyncio.to_thread(append_record, self.replies, reply)
-            cost, self.answered = reply["cost_usd"], True
             self.limiter.replied()
+            self.answered, cost = True, reply["cost_usd"]
             self.count["replies"] += 1
             self.count["cut at the token limit"] += reply["finish_reason"] == "length"
-        cost = worst if cost is None else cost
+        cost = worst if cost is None else cost  # where nobody knows
         self.budget.settle(worst, cost)
         self.usd += cost
 
-    def take_failure(self, request: dict, status: int, reason: str) -> bool:
-        """Count it, stop or note a refusal; return whether to ask again."""
+    def take_failure(self, request: dict, error: Exception, sent_at: float) -> float | None:
+        """Stop, note the refusal, or ask again later; return what it cost, None if unknown."""
+        status, reason = getattr(error, "status_code", 0), client.reason_in(error)
+        busy = status in client.BUSY
         if status in client.FATAL:
             self.stop_for(client.FATAL[status].format(reason=reason, model=self.args.model))
         elif client.is_refusal(status):
             self.refusals.append(client.to_record(request, reason=reason))
         else:
-            self.count["429s" if status in client.BUSY else "errors"] += 1
-            return True
-        return False
+            self.waiting.append(request)
+            self.count["429s" if busy else "errors"] += 1
+            self.limiter.failed(sent_at, client.retry_after(error), busy)
+            if self.limiter.failures >= MOST_FAILURES:
+                self.stop_for(f"{MOST_FAILURES} times in a row no reply, the last with: {reason}")
+        return 0.0 if busy or client.is_refusal(status) else None
 
     def summary(self) -> str:
         counts = ", ".join(f"{n:,} {name}" for name, n in self.count.items())
         money = f"${self.usd:,.4f} in this run, ${self.budget.spent:,.4f} ever"
-        if "input" not in self.price:
-            money = "cost unknown"
         return f"{counts}, {len(self.refusals):,} refused, {money}"
 
 
 def ask_all(
     requests: list[dict], path: Path, args: argparse.Namespace, label: str, key: Key = KEY
 ) -> int:
-    """Append to `path` a reply to each request that has none there by its `key`.
+    """Append to `path` a reply to each request, {id, messages, ...}, that has none by its `key`.
 
-    `requests`: {id, messages, ...}; what else they hold goes into the record. Returns how many have
-    neither a reply nor were refused for good. Raises UserError where asking on is of no use,
-    KeyboardInterrupt after Ctrl-C; what came until then is on disk.
+    Returns how many have neither a reply nor were refused for good. Raises UserError where asking
+    on is of no use, KeyboardInterrupt after Ctrl-C; what came until then is on disk.
     """
     requests = [{"model": args.model} | request for request in requests]
+    batch, refused = path.with_suffix(BATCH), path.with_suffix(REFUSED)
     with appending(path) as replies:
         lacking = missing(path, requests, key)
-        wanted = lacking if args.retry_refused else unanswered(lacking, path, key)
+        wanted = lacking if args.retry_refused else missing(refused, lacking, key)
         print(f"{label}: {len(wanted):,} of {len(requests):,} to ask", flush=True)
-        if refused := len(lacking) - len(wanted):
-            print(f"  {refused:,} refused before, see *{REFUSED}; --retry-refused asks again")
-        under_way = path.with_suffix(BATCH).exists()
-        if under_way and not args.batch:
-            raise UserError(
-                f"{path.with_suffix(BATCH)}: a batch is under way; finish it by --batch"
-            )
-        if not wanted and not under_way:
+        if before := len(lacking) - len(wanted):
+            print(f"  {before:,} refused before, see {refused}; --retry-refused asks again")
+        if batch.exists() and not args.batch:
+            raise UserError(f"{batch}: a batch is under way; finish it with --batch")
+        if not wanted and not batch.exists():
             return 0
         queue = RequestQueue(wanted, len(lacking) < len(requests), path, args)
-        done = len(requests) - len(wanted)
-        with tqdm(total=len(requests), initial=done, desc=label, unit="reply") as bar:
-            run = (
-                run_batch(queue, path, key, replies, bar) if args.batch else queue.run(replies, bar)
-            )
-            asyncio.run(run)
+        with tqdm(total=len(requests), initial=len(requests) - len(wanted), desc=label) as bar:
+            work = partial(run_batch, queue, path, key) if args.batch else queue.run
+            asyncio.run(work(replies, bar))
         if queue.answered:
-            with appending(path.with_suffix(REFUSED)) as file:
+            with appending(refused) as file:
                 append_record(file, *queue.refusals)
-    left = len(unanswered(wanted, path, key))
+        elif queue.refusals:
+            many, why = len(queue.refusals), queue.refusals[-1]["reason"]
+            sent = f"all {many} requests sent were refused"
+            queue.stop_for(f"{sent}, the last with: {why}; check the options")
+    left = len(missing(refused, missing(path, wanted, key), key))
     print(f"{label}: {queue.summary()}; {left:,} still to ask")
     if queue.stop == INTERRUPTED:
         raise KeyboardInterrupt
-    if queue.refusals and not queue.answered:
-        many, why = len(queue.refusals), queue.refusals[-1]["reason"]
-        raise UserError(f"all {many} requests sent were refused, the last with: {why}; check them")
-    if queue.stop and queue.stop != OVER_BUDGET:
+    if queue.stop == OVER_BUDGET:
+        print(f"{label}: {OVER_BUDGET}; {left:,} are left for a larger --budget-usd")
+    elif queue.stop:
         raise UserError(f"{queue.stop}; {left:,} are left for another run")
     return left

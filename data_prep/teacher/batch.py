@@ -42,16 +42,14 @@ async def start(endpoint: together.AsyncTogether, queue, path: Path) -> dict:
     file.unlink()
     if not queue.budget.reserve(usd):
         raise UserError(f"at worst this batch costs ${usd:,.2f}, which is over the budget")
-    return {"model": queue.args.model, "usd": usd, "file": uploaded.id, "requests": asked}
+    return {"price": queue.price, "usd": usd, "file": uploaded.id, "requests": asked}
 
 
 async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[dict]]:
     """(what is known, results) of the batch under way, or of a new one. Raises UserError."""
-    file, args = path.with_suffix(BATCH), queue.args
+    file = path.with_suffix(BATCH)
     known = json.loads(file.read_text()) if file.exists() else {}
-    if known.get("model", args.model) != args.model:
-        raise UserError(f"{file}: finish the batch for {known['model']} first")
-    async with client.make_client(args, RETRIES) as endpoint:
+    async with client.make_client(queue.args, RETRIES) as endpoint:
         if not known:
             known = await start(endpoint, queue, path)
             write_text(file, json.dumps(known))
@@ -64,14 +62,13 @@ async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[dict]]:
         job = await endpoint.batches.retrieve(known["batch"])
         while job.status in ("VALIDATING", "IN_PROGRESS"):
             bar.set_postfix_str(f"batch {job.status}, {job.progress or 0:.0f}%")
-            await asyncio.sleep(args.poll_seconds)
+            await asyncio.sleep(queue.args.poll_seconds)
             job = await endpoint.batches.retrieve(job.id)
-        if job.status != "COMPLETED":
-            print(f"batch {job.id} ended as {job.status}: {job.error or 'no reason given'}")
         lines = []
         for name in filter(None, (job.output_file_id, job.error_file_id)):
             async with endpoint.files.with_streaming_response.content(name) as answer:
                 lines += map(json.loads, (await answer.read()).splitlines())
+    print(f"batch {job.id} ended as {job.status}, {job.error or 'no error'}")
     return known, lines
 
 
@@ -80,18 +77,20 @@ async def run_batch(queue, path: Path, key: Key, replies: BinaryIO, bar: tqdm) -
     try:
         known, lines = await fetch(queue, path, bar)
     except together.APIError as error:
-        reason = client.error_message(error)
+        reason = client.reason_in(error)
         raise UserError(f"{reason}; the same command goes on with the batch") from None
-    found = []
+    found, failed = [], []
     for line in lines:
         request = known["requests"][int(line["custom_id"].rpartition("-")[2])]
-        status, body = (line.get("response") or {}).get("status_code"), line
-        if line.get("response"):
-            status, body = line["response"].get("status_code"), line["response"].get("body")
+        answer = line.get("response") or {"body": line}
         try:
-            found.append(client.to_reply(request, body, queue.price))
+            found.append(client.to_reply(request, answer["body"], known["price"]))
         except ValueError:
-            queue.take_failure(request, status or 0, client.reason_in(body))
+            failed.append(client.reason_in(answer["body"]))
+            if client.is_refusal(answer.get("status_code", 0)):
+                queue.refusals.append(client.to_record(request, reason=failed[-1]))
+    if failed:
+        print(f"  {len(failed):,} without a reply, the last with: {failed[-1]}")
     append_record(replies, *missing(path, found, key))
     queue.count["replies"], queue.answered = len(found), queue.answered or bool(found)
     # In this order a kill can leave the worst case counted as spent, but never settles twice.

@@ -37,16 +37,21 @@ def make_client(args: argparse.Namespace, retries: int = 0) -> together.AsyncTog
     return together.AsyncTogether(api_key=key or "none", base_url=url or None, **options)
 
 
-def error_message(error: Exception) -> str:
-    """What the endpoint said, in one line."""
-    return reason_in(getattr(error, "body", None)) or one_line(error.__cause__ or error, 200)
+def reason_in(error: object) -> str:
+    """What the endpoint said, in one line; `error` is the body of its answer, or an exception."""
+    found = getattr(error, "body", error)
+    while isinstance(found, dict):
+        found = found.get("error") or found.get("message")
+    return one_line(found or getattr(error, "__cause__", None) or error, 200)
 
 
-def reason_in(body: object) -> str:
-    """The message of an error's body, in one line; empty if there is none."""
-    while isinstance(body, dict):
-        body = body.get("error") or body.get("message")
-    return one_line(body or "", 200)
+def retry_after(error: Exception) -> float:
+    """Seconds that the endpoint asks to wait (RFC 9110, 10.2.3), 600 at most; 0 if none."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    try:
+        return min(max(0.0, float(headers.get("retry-after", 0))), 600)
+    except ValueError:
+        return 0.0
 
 
 def is_refusal(status: int) -> bool:
@@ -70,10 +75,10 @@ def price_of(args: argparse.Namespace) -> dict:
     if args.price:
         price["input"], price["output"] = args.price
     if "input" not in price:
+        unknown = f"{PRICES.name} has no price of {args.model}"
         if args.budget_usd is not None:
-            known = f"{PRICES.name} has no price of {args.model}"
-            raise UserError(f"{known}; for a budget pass --price IN OUT")
-        warn(f"no price for {args.model} in {PRICES.name}: what this costs is not known here")
+            raise UserError(f"{unknown}; for a budget pass --price IN OUT")
+        warn(f"{unknown}: what this costs is not known here")
     elif args.batch:
         price |= {k: price[k] * price.get("batch", 1) for k in ("input", "output")}
     return price

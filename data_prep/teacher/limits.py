@@ -5,9 +5,6 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Mapping
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from common.files import read_records
@@ -18,16 +15,6 @@ INCREASE = 0.001  # requests a second, at each reply, shortly after that
 PROBING = 30  # seconds until the increase has doubled; it grows as in CUBIC (Ha et al. 2008)
 BACKOFF = 1 / 8  # seconds; doubled at each failure in a row
 LATENESS = 0.02  # seconds of delay that are made up for
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the endpoint asks to wait (RFC 9110, 10.2.3), 0 if it asks nothing readable."""
-    text = headers.get("retry-after", "")
-    with suppress(ValueError):
-        return max(0.0, float(text))
-    with suppress(ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return 0.0
 
 
 class RateLimiter:
@@ -104,7 +91,7 @@ class Budget:
             records = (r for replies in self.folder.glob("*.jsonl") for r in read_records(replies))
             self.spent = float(text) if text else sum(r.get("cost_usd") or 0 for r in records)
             fits = self.spent + usd <= most
-            self.spent += usd * fits
+            self.spent = max(0.0, self.spent + usd * fits)
             file.seek(0)
             file.write(b"%20.9f\n" % self.spent)  # always as long, so whole or not at all
         return fits

@@ -11,23 +11,19 @@ from typing import NamedTuple
 
 from prompts import Task
 
-FLAGS = re.IGNORECASE | re.MULTILINE
 MARKUP = str.maketrans(dict.fromkeys("*_`#<>[]", " "))  # read as blanks, so that places stay
-THINKING = re.compile(
-    r"<(think|thinking|reasoning)>.*?</\1>|^.*</(?:think|thinking|reasoning)>",
-    re.DOTALL | re.IGNORECASE,
-)
-FENCE = re.compile(r"^[ \t]*(?:```|~~~)\w*[ \t]*$\n?", re.MULTILINE)
-RULE = re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*$", re.MULTILINE)
+RUN = re.compile(r"([\s*_`#<>\[\]])\1{20,}")  # of blanks and markup, which the patterns are slow on
+THOUGHT = re.compile(r"(?is)<(think\w*|reasoning)>.*?</\1>|^.*</(?:think\w*|reasoning)>")
+UNFINISHED = re.compile(r"(?i)<(think\w*|reasoning)>")
+FENCE = re.compile(r"(?m)^[ \t]*(?:```|~~~)\w*[ \t]*$\n?")
+RULE = re.compile(r"(?m)^[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*$")
 OPEN = r"^[ \t]*(?:[-•][ \t]+)?"  # what may stand before a label
 # Behind it a note in parentheses, then a colon, a dash or the end of the line.
-END = r"[ \t]*(?:\([^()\n]*\))?[ \t]*(?::|[-\u2013\u2014=](?=[ \t])|$)[ \t]*"
+END = r"[ \t]*(?:\([^()\n]*\))?[ \t]*(?::|[-\u2013\u2014=](?=[ \t])|$)"
 NTH = {"1": 1, "one": 1, "first": 1, "2": 2, "two": 2, "second": 2}
-NUMBER = r"\d+(?:\.\d+)?"
 SCORE = (
-    rf"(?:\(?(?:[\d.+ \t]*+=)?[ \t(]*(?P<score>{NUMBER})"
-    r"(?P<range>[ \t]*(?:to|or|-|\u2013)[ \t]*\d)?"
-    rf"[ \t)]*(?:(?:/|out[ \t]+of)[ \t]*(?P<of>{NUMBER})|points?)?[ \t).,;]*(?P<word>\w)?)?"
+    r"(?:\(?(?:[\d.+ \t]*+=)?[ \t(]*(?P<score>\d+(?:\.\d+)?)(?P<range>[ \t]*(?:to|or|[-\u2013])"
+    r"[ \t]*\d)?[ \t)]*(?:(?:/|out[ \t]+of)[ \t]*(?P<of>\d+)|points?)?[ \t).,;]*(?P<word>\w)?)?"
 )
 
 
@@ -47,9 +43,9 @@ class ParsedReply(NamedTuple):
 @cache
 def _patterns(task: Task) -> dict[str, re.Pattern]:
     """What the parts of a reply are found by, in a text without markup."""
-    label, number = re.escape(task.label), r"[ \t]*(?:number|no\.?)?[ \t]*"
+    label, word = re.escape(task.label), re.escape(_word(task))
+    number = r"[ \t]*(?:number|no\.?)?[ \t]*"
     criteria = "|".join(map(re.escape, task.criteria)) or "(?!)"
-    word = re.escape(task.hub.get("answer", "answer"))
     patterns = {
         "label": rf"{OPEN}{label}{number}(?P<n>[12]|one|two){END}"
         rf"|{OPEN}(?:the[ \t]+)?(?P<nth>first|second)[ \t]+{label}{END}"
@@ -68,99 +64,105 @@ def _patterns(task: Task) -> dict[str, re.Pattern]:
         "one": rf"\A\s*{label}[ \t]*(?::|$)",
         "echo": rf"\A[<(\[].{{0,60}}{label}.{{0,60}}[>)\]]\Z",
     }
-    return {name: re.compile(pattern, FLAGS) for name, pattern in patterns.items()}
+    return {name: re.compile(one, re.IGNORECASE | re.MULTILINE) for name, one in patterns.items()}
 
 
 def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
     """Read two answers, if `rated` with scores and a verdict that agree. Raises ParseError."""
-    text, patterns, answer = _bare(reply), _patterns(task), task.hub.get("answer", "answer")
-    plain = text.translate(MARKUP)
-    verdicts = [match for match in patterns["verdict"].finditer(plain) if match["n"]]
-    end, named = len(text), 0
-    if verdicts:
-        end, named = verdicts[-1].start(), NTH[verdicts[-1]["n"].lower()]
-    labels = list(patterns["label"].finditer(plain, 0, end))
+    text, plain = _bare(reply)
+    verdicts = [match for match in _patterns(task)["verdict"].finditer(plain) if match["n"]]
+    end = verdicts[-1].start() if verdicts else len(text)
+    named = NTH[verdicts[-1]["n"].lower()] if verdicts else 0
+    labels = list(_patterns(task)["label"].finditer(plain, 0, end))
     if [NTH[match[match.lastgroup].lower()] for match in labels] != [1, 2]:
-        raise ParseError(
-            f"no two {task.hub.get('answers', 'answers')}, each labelled once, in order"
-        )
+        raise ParseError(f"no two {task.hub.get('answers', 'answers')}, labelled once, in order")
     if rated and not named:
-        raise ParseError(f"no best {answer} is named")
-    parts = slice(labels[0].end(), labels[1].start()), slice(labels[1].end(), end)
-    sections = [_read_section(text[part], plain[part], task, rated) for part in parts]
+        raise ParseError(f"no best {_word(task)} is named")
+    ends = labels[1].start(), end
+    sections = [
+        _read_section(_after(text, label, end), plain[label.end() : end], task, rated)
+        for label, end in zip(labels, ends, strict=True)
+    ]
     answers, scores, criteria = zip(*sections, strict=True)
     higher = 0 if None in scores or scores[0] == scores[1] else 1 + (scores[1] > scores[0])
     if rated and higher and higher != named:
-        raise ParseError(f"the best {answer} contradicts the scores")
+        raise ParseError(f"the best {_word(task)} contradicts the scores")
     found = {named, higher} - {0}
     return ParsedReply(answers, scores, criteria, found.pop() - 1 if len(found) == 1 else None)
 
 
 def parse_answer(reply: str, task: Task) -> str:
     """The one answer that a reply is, without what stands around it. Raises ParseError."""
-    text = _bare(reply)
+    text = _bare(reply)[0]
     for name in ("preface", "one"):
         if match := _patterns(task)[name].match(text.translate(MARKUP)):
-            text = _clean(text[match.end() :].lstrip("*_` \t"), task)
+            text = _clean(_after(text, match, len(text)), task)
     return _clean(text, task)
 
 
 def read_better(text: str, task: Task) -> int | None:
     """Which of two answers a judge names as the better one, 1 or 2; 0 a draw, None unreadable."""
     try:
-        plain = _bare(text).translate(MARKUP)
-    except ParseError:
+        *_, last = _patterns(task)["verdict"].finditer(_bare(text)[1])
+    except ValueError:  # nothing to unpack, or a ParseError
         return None
-    verdicts = list(_patterns(task)["verdict"].finditer(plain))
-    return NTH.get((verdicts[-1]["n"] or "").lower(), 0) if verdicts else None
+    return NTH.get((last["n"] or "").lower(), 0)
 
 
-def _bare(reply: str) -> str:
-    """A reply without code fences, thoughts, and runs that the patterns are slow on."""
-    text = re.sub(r"([\s*_`#<>\[\]])\1{20,}", r"\1\1\1", reply.replace("\r\n", "\n"))
-    text = FENCE.sub("", THINKING.sub("", text)).strip()
-    if re.search(r"<(think|thinking|reasoning)>", text, re.IGNORECASE):
+def _word(task: Task) -> str:
+    return task.hub.get("answer", "answer")
+
+
+def _bare(reply: str) -> tuple[str, str]:
+    """A reply without code fences and thoughts, and the same with its markup blanked."""
+    text = RUN.sub(r"\1\1\1", reply.replace("\r\n", "\n"))
+    text = FENCE.sub("", THOUGHT.sub("", text)).strip()
+    if UNFINISHED.search(text):
         raise ParseError("cut off while thinking")
-    return text
+    return text, text.translate(MARKUP)
+
+
+def _after(text: str, label: re.Match, end: int) -> str:
+    """What follows a label, without the mark that closes an emphasis opened before it."""
+    head, rest = (
+        text[label.start() : label.end()].lstrip().removeprefix("* "),
+        text[label.end() : end],
+    )
+    for mark in ("**", "__", "*"):
+        if head.count(mark) % 2:
+            head, rest = head.replace(mark, ""), rest.replace(mark, "", 1)
+    return rest.lstrip("]> \t")
 
 
 def _read_section(text: str, plain: str, task: Task, rated: bool) -> tuple[str, float | None, dict]:
-    """The answer, its total and its criteria, from the part under a label. Raises ParseError.
-
-    An answer may hold lines like "Rating: R." too. So the fields are the first criterion with a
-    plain number, or else the last total, what follows it, and the fields directly above it.
-    """
-    lines, pattern = plain.split("\n"), _patterns(task)["field"]
-    found = [m if m and (m["score"] or m["prose"]) else None for m in map(pattern.match, lines)]
-    rated_at = [i for i, m in enumerate(found) if m and m["criterion"] and not m["word"]]
-    total_at = [i for i, m in enumerate(found) if m and m["total"]]
+    """The answer, its total and its criteria, from the part under a label. Raises ParseError."""
+    # An answer may hold lines like "Rating: R." too. So the fields are the first criterion with a
+    # plain number, or else the last total, what follows it, and the fields directly above it.
+    lines = plain.split("\n")
+    fields = [_patterns(task)["field"].match(line) for line in lines]
+    fields = [m if m and (m["score"] or m["prose"]) else None for m in fields]
+    rated_at = [i for i, m in enumerate(fields) if m and m["criterion"] and not m["word"]]
+    total_at = [i for i, m in enumerate(fields) if m and m["total"]]
     start = min(rated_at, default=max(total_at, default=len(lines)))
-    while start and (found[start - 1] or not lines[start - 1].strip(" \t-")):
+    while start and (fields[start - 1] or not lines[start - 1].strip(" \t-")):
         start -= 1
     answer = _clean("\n".join(text.split("\n")[:start]), task)
-    try:
-        return answer, *_read_scores([match for match in found[start:] if match], task)
-    except ParseError:
-        if rated:
-            raise
-        return answer, None, {}
-
-
-def _read_scores(fields: list[re.Match], task: Task) -> tuple[float, dict[str, float]]:
-    """The total and the criteria. Raises ParseError."""
-    lowest, highest = task.lowest_score, task.highest_score
-    total = [match for match in fields if match["total"]][-1:]
-    if not total or total[0]["range"] or float(total[0]["of"] or highest) != highest:
-        raise ParseError("a score is missing or not a number")
-    score = float(total[0]["score"])
-    if not lowest <= score <= highest:
-        raise ParseError(f"a score outside {lowest} to {highest}")
+    fields = [match for match in fields[start:] if match]
     names = {name.lower(): name for name in task.criteria}
-    rated = [match for match in fields if match["criterion"] and not match["range"]]
-    criteria = {names[match["criterion"].lower()]: float(match["score"]) for match in rated}
-    if len(criteria) == len(names) and sum(criteria.values()) != score:
-        raise ParseError("a total that is not the sum of its criteria")
-    return score, criteria
+    numbers = [m for m in fields if m["criterion"] and not m["range"]]
+    criteria = {names[m["criterion"].lower()]: float(m["score"]) for m in numbers}
+    last = [m for m in fields if m["total"]][-1:]
+    total, problem = float(last[0]["score"]) if last else None, ""
+    lowest, highest = task.lowest_score, task.highest_score
+    if not last or last[0]["range"] or float(last[0]["of"] or highest) != highest:
+        problem = "a score is missing or not a number"
+    elif not lowest <= total <= highest:
+        problem = f"a score outside {lowest} to {highest}"
+    elif len(criteria) == len(names) and sum(criteria.values()) != total:
+        problem = "a total that is not the sum of its criteria"
+    if problem and rated:
+        raise ParseError(problem)
+    return (answer, None, {}) if problem else (answer, total, criteria)
 
 
 def _clean(text: str, task: Task) -> str:
@@ -171,5 +173,5 @@ def _clean(text: str, task: Task) -> str:
         if inner and text == f"{mark}{inner}{mark}" and mark not in inner:
             text = inner.strip()
     if not text or _patterns(task)["echo"].match(text):
-        raise ParseError(f"an empty {task.hub.get('answer', 'answer')}")
+        raise ParseError(f"an empty {_word(task)}")
     return text
