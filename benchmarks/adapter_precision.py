@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from common.cli import UserError, positive, run, script_parser
 from eval.generate_answers import build_prompt
-from eval.merge_adapter import NF4
+from eval.load_model import NF4
 from eval.systems import load_test_rows
 from training.run_config import load_run_config
 
@@ -34,7 +34,7 @@ PLUGIN = "training.plugins.Fp32Adapter"
 
 def train(name: str, steps: int, rate: float) -> Path:
     """The output folder of a run with a checkpoint after every step."""
-    keys = {"adapter": "qlora", "load_in_4bit": "true", "learning_rate": rate}
+    keys = {"adapter": "qlora", "load_in_4bit": "true", "learning_rate": rate, "bf16": "false"}
     keys |= {"lr_scheduler": "constant", "warmup_ratio": 0, "max_steps": steps}
     keys |= {"save_steps": 1, "save_total_limit": steps}
     keys |= {"plugins": f"[{PLUGIN}]"} if name == "fp32" else {}

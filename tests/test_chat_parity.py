@@ -21,6 +21,7 @@ from trl.experimental.orpo import ORPOTrainer
 
 from data_prep.build_dataset import to_row, to_sft_row
 from eval.generate_answers import build_prompt
+from prompts import load_task
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +91,17 @@ def test_prompt_and_answers_character_for_character(tokenizer, text, chosen, rej
         tokenize=False,
     )
     assert rows["prompt"] + rows["chosen"] == full.rstrip("\n")
+
+
+def test_a_tasks_own_template_stands_around_the_text_on_both_sides(tokenizer, tmp_path):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/task.yaml").write_text("{label: X, answers: 1, hub: {}}")
+    (tmp_path / "plain/student.jinja").write_text("Plainly:\n\n{{ text }}")
+    task = load_task("plain", tmp_path)
+    row = to_row(pair_of("A text.", "Short.", "Longer one."), "train", task)
+    trained = default(CONFIG)[0](row, tokenizer=tokenizer)["prompt"]
+    sent, _ = build_prompt(tokenizer, "A text.", task.student_template(), 4096, task)
+    assert trained == sent and "Plainly:\n\nA text." in sent
 
 
 def test_token_for_token_through_the_trainer(tokenizer):

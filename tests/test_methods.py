@@ -16,9 +16,12 @@ from conftest import ROOT, clean_environment, run_stage
 from datasets import Dataset
 from safetensors.torch import load_file
 
+from common.cli import UserError
 from data_prep.build_dataset import to_row, to_sft_row
-from eval.merge_adapter import NF4
+from eval.load_model import NF4
 from training.resolve_config import load_methods, with_method
+from training.run_config import RunConfig
+from training.train_adapter import check_rows_fit
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +128,19 @@ def runs(folder, tiny_qwen2):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
+
+
+@pytest.mark.parametrize("method", ["dpo-sft", "sft"])
+def test_rows_that_do_not_fit_are_named_before_training(folder, tiny_qwen2, method, capsys):
+    settings = shrink(method, folder, tiny_qwen2)
+    config = RunConfig(folder / "run.yaml", settings)
+    check_rows_fit(config)
+    settings["sequence_len"] = 60
+    with pytest.raises(UserError, match="4 of 4 rows are longer than sequence_len 60"):
+        check_rows_fit(config)
+    settings["excess_length_strategy"] = "drop"
+    check_rows_fit(config)
+    assert "row3; the config leaves them out" in capsys.readouterr().err
 
 
 def history(runs, method: str) -> dict:

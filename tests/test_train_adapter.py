@@ -1,104 +1,134 @@
-"""What `just train` makes of a config, a method, keys and a launch, before axolotl sees it."""
+"""What `just train` makes of config, task, method, keys and launch, and of what axolotl says."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import one_error_line, run_stage
 
 from common.cli import UserError
+from common.files import appending
 from prompts import load_task
+from training import resolve_config as resolving
 from training import train_adapter
-from training.resolve_config import resolve_config, with_key, with_method
-from training.run_config import load_run_config
+from training.resolve_config import resolve_config, set_key, with_method
+from training.run_config import RunConfig, load_run_config
 
 TRAIN = "training.train_adapter"
 DEFAULT = "qwen2-1.5b-dpo-sft-qlora"
+DEMO = "smollm2-135m-dpo-sft-lora"
 
 
-def resolve(name=DEFAULT, method=None, keys=(), launch=None, run=None):
-    return resolve_config(name, method, list(keys), launch, run)
+def write_yaml(path: Path, **settings: object) -> Path:
+    """A config whose base is the folder itself."""
+    (path.parent / "config.json").write_text("{}")
+    base = {"base_model": str(path.parent), "datasets": [{"path": str(path)}]}
+    path.write_text(yaml.safe_dump(base | {"output_dir": str(path.parent / "out")} | settings))
+    return path
 
 
 def test_a_config_alone_is_trained_as_it_stands():
-    assert resolve().settings == load_run_config(DEFAULT, trained=False).settings
+    assert resolve_config(DEFAULT).settings == load_run_config(DEFAULT, trained=False).settings
 
 
 def test_a_method_takes_the_place_of_another_and_names_the_run():
-    config = resolve(method="simpo")
+    config = resolve_config(DEFAULT, "simpo")
     assert config.settings["rl"] == "simpo" and config.settings["simpo_gamma"] == 1.0
     assert "dpo_loss_type" not in config.settings and "warmup_ratio" not in config.settings
     assert config.settings["learning_rate"] == pytest.approx(1e-5)
     assert config.name == f"{DEFAULT}-simpo"
     assert config.settings["dataset_prepared_path"] == f"outputs/{DEFAULT}-simpo/prepared"
-    sft = resolve(method="sft").settings
-    assert "rl" not in sft and sft["datasets"][0]["name"] == "sft"
-    assert (
-        sft["datasets"][0]["path"] == "data/summarize/hub"
-        and "field_chosen" not in sft["datasets"][0]
-    )
-
-
-def test_a_task_has_its_own_data_and_its_own_run(tmp_path):
-    config = resolve_config(DEFAULT, "sft", ["seed=7"], task=load_task("title"))
-    assert config.dataset == "data/title/hub" and config.name == f"title-{DEFAULT}-sft"
-    assert resolve_config(DEFAULT, task=load_task("title"), data=tmp_path).dataset == (
-        f"{tmp_path}/title/hub"
-    )
-    own = resolve_config(DEFAULT, None, ["datasets.0.path=me/x"], None, "mine", load_task("title"))
-    assert own.dataset == "me/x" and own.name == "mine"
-
-
-def test_bf16_on_a_cpu_follows_its_flags(tmp_path):
-    for flags, wanted in (("fpu avx2", False), ("avx512_bf16 avx2", True), ("amx_bf16", True)):
-        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-        assert train_adapter.computes_bf16(tmp_path / "cpuinfo") is wanted
+    sft = resolve_config(DEFAULT, "sft")
+    assert "rl" not in sft.settings and sft.settings["datasets"][0]["name"] == "sft"
+    assert sft.dataset == "data/summarize/hub" and "field_chosen" not in sft.settings["datasets"][0]
 
 
 def test_a_warm_up_of_the_configs_own_outlives_its_method():
-    settings = with_method(resolve("qwen2-1.5b-simpo-qlora").settings, "dpo")
+    settings = with_method(resolve_config("qwen2-1.5b-simpo-qlora").settings, "dpo")
     assert settings["warmup_steps"] == 100 and "simpo_gamma" not in settings
 
 
-def test_going_on_from_an_adapter_says_how_to_name_it(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    keys = [f"base_model={tmp_path}", f"datasets.0.path={tmp_path}"]
-    line = one_error_line(
-        run_stage(TRAIN, DEFAULT, "--method", "sft-then-dpo", "--set", *keys, code=1)
-    )
-    assert "which holds no adapter" in line and "--set lora_model_dir=FOLDER" in line
+def test_a_task_has_its_own_data_and_its_own_run(tmp_path):
+    title = load_task("title")
+    config = resolve_config(DEFAULT, "sft", task=title)
+    assert config.dataset == "data/title/hub" and config.name == f"title-{DEFAULT}-sft"
+    assert config.task is title
+    assert resolve_config(DEMO, task=title).dataset == "data/demo/title/hub"
+    assert resolve_config(DEMO, data=tmp_path).dataset == f"{tmp_path}/summarize/hub"
+    assert resolve_config(DEFAULT, run="mine", task=title).name == "mine"
 
 
-def test_keys_are_yaml_and_reach_inside():
+@pytest.mark.parametrize("path", ["me/data", "my/texts", "data/other/hub-student"])
+def test_a_dataset_of_ones_own_stays(tmp_path, path):
+    config = write_yaml(tmp_path / "run.yaml", datasets=[{"path": path}])
+    assert resolve_config(config, task=load_task("title"), data="elsewhere").dataset == path
+
+
+def test_the_task_of_a_run_stands_in_its_folder(tmp_path):
+    (tmp_path / "tasks/mine").mkdir(parents=True)
+    (tmp_path / "tasks/mine/task.yaml").write_text("{label: X, answers: 1, hub: {}}")
+    mine = load_task("mine", tmp_path / "tasks")
+    config = write_yaml(tmp_path / "run.yaml")
+    inputs = train_adapter.inputs_of(resolve_config(config, task=mine))
+    assert (inputs["task"], inputs["prompts_dir"]) == ("mine", str(tmp_path / "tasks"))
+    run = load_run_config(config)
+    assert run.task.name == "summarize" and train_adapter.inputs_of(run)["prompts_dir"] is None
+    (tmp_path / "out/inputs").mkdir(parents=True)
+    (tmp_path / "out/inputs/made.json").write_text(json.dumps(inputs))
+    assert run.task.folder == mine.folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "keys", "bf16"),
+    [
+        ("fpu avx2", [], False),
+        ("avx512_bf16 avx2", [], True),
+        ("amx_bf16", [], True),
+        ("amx_bf16", ["bf16=false"], False),
+    ],
+)
+def test_bf16_on_a_cpu_follows_its_flags(tmp_path, monkeypatch, capsys, flags, keys, bf16):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(resolving, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(resolving, "set_key", lambda *_: None)  # which would load axolotl
+    settings = resolve_config(DEMO, keys=keys, cpu=True).settings
+    assert settings["bf16"] is bf16 and ("plugins" in settings) is bf16
+    assert ("this CPU computes in bf16" in capsys.readouterr().out) is bf16
+    assert resolve_config(DEMO).settings["bf16"] is False
+
+
+@pytest.mark.slow
+def test_keys_are_yaml_reach_inside_and_win_over_all():
     keys = ["learning_rate=1e-5", "bf16=false", "datasets.0.path=me/x", "dpo_loss_type=[a, b]"]
-    settings = resolve(keys=keys, run="mine").settings
+    keys += ["deepspeed=mine.json", "output_dir=outputs/own"]
+    settings = resolve_config(DEFAULT, "ipo", keys, "zero2", "mine", cpu=True).settings
     assert settings["learning_rate"] == 1e-5 and settings["bf16"] is False
     assert settings["datasets"][0]["path"] == "me/x"
     assert settings["dpo_loss_type"] == ["a", "b"]
-    assert settings["output_dir"] == "outputs/mine"
+    assert (settings["deepspeed"], settings["output_dir"]) == ("mine.json", "outputs/own")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assignment", ["learning_rate", "datasets.7.path=x", "rl.x=1", "seed=[1"])
 def test_a_key_that_cannot_be_set_is_one_line(assignment):
     with pytest.raises(UserError, match="give it as key=value"):
-        with_key({"datasets": [{}], "rl": "dpo"}, assignment)
+        set_key({"datasets": [{}], "rl": "dpo"}, assignment)
 
 
+@pytest.mark.slow
 def test_a_key_that_axolotl_would_ignore_is_refused():
     line = one_error_line(run_stage(TRAIN, DEFAULT, "--set", "rl_adapter_ref_model=true", code=1))
     assert "axolotl knows no key rl_adapter_ref_model" in line
 
 
 def test_several_gpus_by_a_launch():
-    path = Path(resolve(launch="zero2").settings["deepspeed"])
+    path = Path(resolve_config(DEFAULT, launch="zero2").settings["deepspeed"])
     assert json.loads(path.read_text())["zero_optimization"]["stage"] == 2
-    bf16 = ["adapter=lora", "load_in_4bit=false"]
-    assert resolve(launch="fsdp2", keys=bf16).settings["fsdp_version"] == 2
-    with pytest.raises(UserError, match="FSDP2 cannot split 4-bit weights"):
-        resolve(launch="fsdp2")
+    assert resolve_config(DEFAULT, launch="fsdp2").settings["fsdp_version"] == 2
 
 
 @pytest.mark.parametrize(
@@ -106,6 +136,7 @@ def test_several_gpus_by_a_launch():
     [
         ((DEFAULT, "--method", "magic"), "no method magic; methods.yaml has dpo, sft"),
         (("nowhere",), "no config named nowhere; there are the configs qwen2-1.5b-dpo-qlora"),
+        ((DEFAULT, "--task", "titel"), "no task titel"),
     ],
 )
 def test_a_name_that_is_not_there_is_one_line(options, reason):
@@ -122,22 +153,124 @@ def test_training_starts_from_the_config_and_the_other_stages_from_the_run(tmp_p
     assert load_run_config("a").settings["seed"] == 2
 
 
-def test_a_dataset_on_the_hub_is_told_by_its_revision(monkeypatch, capsys):
+def test_a_dataset_on_the_hub_is_told_by_its_revision(monkeypatch, capsys, tmp_path):
     class Hub:
         def dataset_info(self, repo):
             if state["sha"] is None:
                 raise OSError("offline")
-            return type("Info", (), {"sha": state["sha"]})
+            return SimpleNamespace(sha=state["sha"])
 
     state = {"sha": "one"}
     monkeypatch.setattr(train_adapter, "HfApi", Hub)
-    config = resolve(keys=["datasets.0.path=me/x"])
+    config = resolve_config(write_yaml(tmp_path / "run.yaml", datasets=[{"path": "me/x"}]))
     before = train_adapter.inputs_of(config)
     state["sha"] = "two"
     assert train_adapter.inputs_of(config) != before
     state["sha"] = None
     assert train_adapter.inputs_of(config)["dataset"] == ["me/x"]
     assert "me/x is not pinned" in capsys.readouterr().err
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Stands in for torch, so that no test takes long to load it."""
+    gpu = SimpleNamespace(here=False, capability=(9, 0))
+    cuda = SimpleNamespace(
+        is_available=lambda: gpu.here, get_device_capability=lambda: gpu.capability
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    return gpu
+
+
+def refused(config: Path, **settings: object) -> str:
+    """Why the machine cannot train the config with these settings; "" if it can."""
+    settings = yaml.safe_load(config.read_text()) | settings
+    try:
+        train_adapter.check_machine(RunConfig(config, settings), settings.pop("cpu", False))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_what_a_machine_lacks_is_said_before_anything_is_loaded(tmp_path, gpu, monkeypatch):
+    config = write_yaml(tmp_path / "run.yaml")
+    flash, plugin = {"attn_implementation": "flash_attention_2"}, resolving.CPU_BF16
+    assert refused(config) == ""
+    assert "asks for bf16, and no GPU is in use" in refused(config, bf16=True)
+    assert refused(config, bf16=True, plugins=[plugin]) == ""
+    assert "asks for flash attention" in refused(config, bf16=True, **flash)
+    assert "no adapter in data/sft to go on from" in refused(config, lora_model_dir="data/sft")
+    gpu.here = True
+    assert refused(config, bf16=True, **flash) == ""
+    assert "asks for flash attention" in refused(config, cpu=True, **flash)
+    gpu.capability = (7, 5)
+    assert "needs an Ampere GPU" in refused(config, **flash)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**29))
+    assert "less than 1 GiB free" in refused(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base_model": "models/nowhere"}, "models/nowhere is not a model folder"),
+        ({"base_model": "tests"}, "tests is not a model folder"),
+        ({"output_dir": None}, "must name base_model, datasets and output_dir"),
+        ({"datasets": []}, "must name base_model, datasets and output_dir"),
+    ],
+)
+def test_a_config_that_names_what_is_missing(tmp_path, gpu, changes, said):
+    config = write_yaml(tmp_path / "run.yaml", **changes)
+    assert said in one_error_line(run_stage(TRAIN, config, code=1))
+
+
+@pytest.mark.slow
+def test_a_dataset_that_is_missing(tmp_path):
+    config = write_yaml(tmp_path / "run.yaml", datasets=[{"path": "data/nowhere"}], sequence_len=9)
+    (tmp_path / "config.json").write_text("{}")
+    said = one_error_line(run_stage(TRAIN, config, "--set", "seed=2", code=1))
+    assert "no dataset data/nowhere; make it with `just dataset`" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no config named"), ("a: [", "is not YAML"), ("words", "must name base_model")],
+)
+def test_a_config_that_cannot_be_read(tmp_path, content, said):
+    config = tmp_path / "config.yaml"
+    if content is not None:
+        config.write_text(content)
+    assert said in one_error_line(run_stage(TRAIN, config, code=1))
+
+
+def test_a_training_that_still_runs_is_not_started_twice(tmp_path):
+    config = write_yaml(tmp_path / "run.yaml")
+    with appending(tmp_path / "out.lock"):
+        line = one_error_line(run_stage(TRAIN, config, code=1))
+    assert "out.lock is being written by another run" in line
+    assert not (tmp_path / "out").exists()
+
+
+SAID = """
+  0%|          | 0/2 [00:00<?, ?it/s]
+{'loss': '1.7', 'rewards/margins': '0.5', 'epoch': '0.5'}
+ 50%|#####     | 1/2 [00:05<00:05, 5.0s/it]
+pydantic_core._pydantic_core.ValidationError: 1 validation error for AxolotlInputConfig
+  Value error, FSDP2 does not support load_in_4bit with DPO
+subprocess.CalledProcessError: Command returned non-zero exit status 1.
+"""
+
+
+def test_progress_is_one_line_and_so_is_the_error(tmp_path, monkeypatch, capsys):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ncat <<'END'{SAID}END\nexit 3\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(train_adapter.sys, "executable", str(python))
+    with pytest.raises(UserError, match="code 3: Value error, FSDP2 does not support load_in_4bit"):
+        train_adapter.train(tmp_path, ["--cpu"], 0)
+    assert (tmp_path / "train.log").read_text().strip() == SAID.strip()
+    out, err = capsys.readouterr()
+    assert f"accelerate launch --cpu -m axolotl.cli.train {tmp_path}/config.yaml" in out
+    assert "\r1/2 [00:05<00:05, 5.0s/it] loss 1.7, margins 0.5\x1b[K" in err
 
 
 @pytest.mark.slow

@@ -1,17 +1,12 @@
-"""Plugins for axolotl.
-
-plugins: [training.plugins.Fp32Adapter]   # in a config
-"""
+"""Plugins for axolotl, named in a config: `plugins: [training.plugins.Fp32Adapter]`."""
 
 from axolotl.integrations.base import BasePlugin
 
 
 class Fp32Adapter(BasePlugin):
-    """Keeps the adapter of a 4-bit model in 32-bit floats while it trains.
+    """Trains the adapter of a 4-bit model in 32-bit floats, which round no small step away.
 
-    TRL casts it to bf16, following QLoRA (arXiv:2305.14314). A bf16 weight has 8 significant bits,
-    so a step smaller than 1/256 of the weight rounds away: `just bench adapter_precision` measures
-    it. The weights are cast back once the trainer has been made, before its optimizer is.
+    TRL casts it to bf16, as QLoRA does (arXiv:2305.14314); `just bench adapter_precision` compares.
     """
 
     def post_trainer_create(self, cfg, trainer) -> None:
@@ -21,7 +16,7 @@ class Fp32Adapter(BasePlugin):
 
 
 class CpuBf16(BasePlugin):
-    """Lets axolotl compute in bf16 on a CPU, which it takes for a GPU's affair."""
+    """Lets axolotl compute in bf16 on a CPU; without it `bf16: true` needs a GPU."""
 
     def get_training_args(self, cfg) -> dict:
         return {"use_cpu": True}

@@ -1,6 +1,7 @@
-"""The config that a run trains: a YAML with task, method, launch and keys laid over it."""
+"""The config that a run trains: a YAML, with task, method, launch and keys laid over it."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,11 @@ import yaml
 
 from common.cli import UserError
 from prompts import Task, load_task
-from training.run_config import CONFIGS, RunConfig, is_local, load_run_config
+from training.run_config import CONFIGS, RunConfig, load_run_config
 
-DATA_KEYS = ("path", "split", "revision")  # of a dataset entry; the others are the method's
-LAUNCHES = {  # name -> options of accelerate
-    "zero2": ["--use_deepspeed"],
-    "fsdp2": ["--use_fsdp", "--fsdp_version", "2"],
-}
+CPUINFO, CPU_BF16 = Path("/proc/cpuinfo"), "training.plugins.CpuBf16"
+# Options of accelerate; axolotl's are in launch/.
+LAUNCHES = {"zero2": ["--use_deepspeed"], "fsdp2": ["--use_fsdp", "--fsdp_version", "2"]}
 
 
 def load_methods() -> dict[str, dict]:
@@ -26,93 +25,58 @@ def with_method(settings: dict, name: str) -> dict:
     methods = load_methods()
     if name not in methods:
         raise UserError(f"no method {name}; methods.yaml has {', '.join(methods)}")
-    preset = dict(methods[name])
     # What only a method has goes with it; a warm-up of the config's own stays where none is given.
     of_methods = {key for one in methods.values() for key in one} - {"warmup_ratio", "warmup_steps"}
-    entry, shape = settings["datasets"][0], preset.pop("datasets")[0]
-    data = {key: entry[key] for key in DATA_KEYS if key in entry}
-    rate = settings["learning_rate"] * preset.pop("learning_rate_times", 1)
     kept = {key: value for key, value in settings.items() if key not in of_methods}
-    changed = kept | preset | {"learning_rate": rate, "datasets": [data | shape]}
+    entry, changed = settings["datasets"][0], kept | methods[name]
+    data = {key: entry[key] for key in ("path", "split", "revision") if key in entry}
+    changed["datasets"] = [data | changed["datasets"][0]]
+    changed["learning_rate"] *= changed.pop("learning_rate_times", 1)
     return {key: value for key, value in changed.items() if value is not None}
 
 
-def with_launch(settings: dict, name: str) -> dict:
-    """`settings` for several GPUs. Raises UserError for 4 bits by FSDP2."""
-    if name == "zero2":
-        return settings | {"deepspeed": str(CONFIGS / "launch/zero2.json")}
-    if settings.get("load_in_4bit"):
-        raise UserError(
-            "FSDP2 cannot split 4-bit weights; take --launch zero2, or LoRA in bf16 by "
-            "--set adapter=lora load_in_4bit=false"
-        )
-    return settings | yaml.safe_load((CONFIGS / "launch/fsdp2.yaml").read_text())
-
-
-def with_task(settings: dict, task: str, data: Path | None) -> dict:
-    """`settings` on the task's own dataset, where they name a folder as `just stage` makes it."""
-    path = Path(settings["datasets"][0]["path"])
-    if path.name != "hub" or not is_local(str(path)):
-        return settings
-    place = (data or path.parent.parent) / task / "hub"
-    return settings | {"datasets": [settings["datasets"][0] | {"path": str(place)}]}
-
-
-def with_key(settings: dict, assignment: str) -> dict:
-    """`settings` with `key=value` in them, or `datasets.0.path=value`. Raises UserError."""
-    name, _, text = assignment.partition("=")
-    *path, last = name.split(".")
-    place = settings = json.loads(json.dumps(settings))
-    try:
-        for key in path:
-            place = place[int(key) if isinstance(place, list) else key]
-        try:
-            place[last] = json.loads(text)  # to which 1e-5 is a number
-        except ValueError:
-            place[last] = yaml.safe_load(text)
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError):
-        text = ""
-    if not text:
-        raise UserError(f"--set {assignment}: give it as key=value, e.g. learning_rate=1e-5")
-    return settings
-
-
-def check_keys(keys: set[str]) -> None:
-    """Raise UserError for keys that axolotl's schema does not know; axolotl would ignore them."""
+def set_key(settings: dict, assignment: str) -> None:
+    """Put `key=value` into `settings`, or `datasets.0.path=value`. Raises UserError."""
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
-    if unknown := keys - AxolotlInputConfig.model_fields.keys():
-        raise UserError(f"axolotl knows no key {', '.join(sorted(unknown))}; see its documentation")
+    name, _, text = assignment.partition("=")
+    *path, last = name.split(".")
+    if [*path, last][0] not in AxolotlInputConfig.model_fields:  # axolotl would ignore it
+        raise UserError(f"axolotl knows no key {name}; see its documentation")
+    try:
+        value = yaml.safe_load(text)
+        with suppress(ValueError):
+            value = json.loads(text)  # to which 1e-5 is a number
+        for key in path:
+            settings = settings[int(key) if isinstance(settings, list) else key]
+        settings[last] = value
+        if not text:
+            raise ValueError
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError):
+        raise UserError(f"--set {assignment}: give it as key=value, say seed=1") from None
 
 
 def resolve_config(
-    name: str,
-    method: str | None = None,
-    keys: list[str] = (),
-    launch: str | None = None,
-    run: str | None = None,
-    task: Task | None = None,
-    data: Path | None = None,
+    name: str, method="", keys=(), launch="", run="", task: Task | None = None, data=None, cpu=False
 ) -> RunConfig:
-    """The config that a run trains; it is not on disk yet. Raises UserError.
-
-    The run is called `run`, or by the config, with the method behind it and a task other than
-    summarize before it.
-    """
-    config = load_run_config(name, trained=False)
-    task = task or load_task()
-    settings = with_task(config.settings, task.name, data)
+    """The config that a run trains, not yet on disk; bf16 where a `cpu` has it. UserError."""
+    config, task = load_run_config(name, trained=False), task or load_task()
+    settings, folder = config.settings, Path(config.dataset)
+    if folder.parts[-2:] == ("summarize", "hub"):  # as `just stage` makes it
+        settings["datasets"][0]["path"] = str(Path(data or folder.parents[1]) / task.name / "hub")
     if method:
         settings = with_method(settings, method)
-    if keys:
-        check_keys({key.partition("=")[0].split(".")[0] for key in keys})
-    for assignment in keys:
-        settings = with_key(settings, assignment)
     if launch:
-        settings = with_launch(settings, launch)
-    of_task = None if task.name == "summarize" else task.name
-    if run or method or of_task:
-        own = "-".join(filter(None, [of_task, config.name, method]))
-        output = config.output_dir.parent / (run or own)
+        settings |= yaml.safe_load((CONFIGS / f"launch/{launch}.yaml").read_text())
+    of_task = "" if task.name == "summarize" else task.name
+    if run or of_task or method:
+        run = run or "-".join(filter(None, [of_task, config.name, method]))
+        output = config.output_dir.parent / run
         settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
+    flags = CPUINFO.read_text().split() if cpu and "bf16=false" not in keys else []
+    if {"amx_bf16", "avx512_bf16"} & set(flags):
+        print("this CPU computes in bf16, and so does the training (--set bf16=false: in 32 bits)")
+        settings |= {"bf16": True, "plugins": [*settings.get("plugins", []), CPU_BF16]}
+    for assignment in keys:
+        set_key(settings, assignment)
     return replace(config, settings=settings, asked_task=task)

@@ -16,11 +16,7 @@ CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A training config, and what it names on disk or on the Hub.
-
-    `four_bits`: whether it trains on a base rounded to 4 bits; `overrides`: what it changes in the
-    model's own configuration, such as the scaling of rope; `first_adapter`: where it goes on from.
-    """
+    """A training config, and what it names on disk or on the Hub."""
 
     path: Path
     settings: dict
@@ -29,8 +25,8 @@ class RunConfig:
     base_model = property(lambda self: self.settings["base_model"])
     base_revision = property(lambda self: self.settings.get("revision_of_model"))
     overrides = property(lambda self: self.settings.get("overrides_of_model_config"))
-    four_bits = property(lambda self: bool(self.settings.get("load_in_4bit")))
-    first_adapter = property(lambda self: self.settings.get("lora_model_dir"))
+    four_bits = property(lambda self: bool(self.settings.get("load_in_4bit")))  # of its base
+    first_adapter = property(lambda self: self.settings.get("lora_model_dir"))  # to go on from
     dataset = property(lambda self: self.settings["datasets"][0]["path"])
     dataset_revision = property(lambda self: self.settings["datasets"][0].get("revision"))
     output_dir = property(lambda self: Path(self.settings["output_dir"]))
@@ -41,42 +37,30 @@ class RunConfig:
     @property
     def task(self) -> Task:
         """The task that the run is trained for, summarize if nothing tells."""
-        if self.asked_task:
-            return self.asked_task
         path = self.output_dir / "inputs/made.json"
-        inputs = json.loads(path.read_text()) if path.is_file() else {}
-        folder = Path(inputs.get("prompts_dir") or FOLDER)
-        return load_task(inputs.get("task", "summarize"), folder)
-
-
-def find_config(name: str | Path, trained: bool = True) -> Path:
-    """The YAML of a trained run or of a config, by name, or a YAML by path.
-
-    Without `trained` runs are passed over. Raises UserError if there is none.
-    """
-    run, config = OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"
-    for path in (Path(name), *([run] if trained else []), config):
-        if path.is_file():
-            return path
-    there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*-*.yaml")))
-    raise UserError(f"no {'run or ' * trained}config named {name}; there are the configs {there}")
+        made = json.loads(path.read_text()) if path.is_file() else {}
+        folder = Path(made.get("prompts_dir") or FOLDER)
+        return self.asked_task or load_task(made.get("task", "summarize"), folder)
 
 
 def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
-    """Read an axolotl YAML, see `find_config`. Raises UserError with one clear line."""
-    path = find_config(name, trained)
+    """A YAML by path, or by name that of a run, if `trained`, or a config's. Raises UserError."""
+    places = [Path(name), OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"]
+    path = next((p for p in places if p.is_file() and (trained or p != places[1])), None)
+    if not path:
+        there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*-*.yaml")))
+        what = "run or config" if trained else "config"
+        raise UserError(f"no {what} named {name}; there are the configs {there}")
     try:
         config = RunConfig(path, yaml.safe_load(path.read_text()))
-        if all((config.base_model, config.dataset, config.output_dir)):
-            return config
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}") from None
+        named = config.base_model and config.dataset and config.output_dir
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     except (KeyError, IndexError, TypeError):
-        pass
-    wanted = "it must name base_model, datasets and output_dir"
-    raise UserError(f"{path} is not a training config: {wanted}")
+        named = False
+    if not named:
+        raise UserError(f"{path} must name base_model, datasets and output_dir")
+    return config
 
 
 def is_local(name: str) -> bool:
@@ -91,24 +75,19 @@ def check_model_folder(name: str) -> None:
 
 
 def load_rows(config: RunConfig, split: str | None = None):
-    """The rows of a split of the config's dataset; without `split`, those that it trains on.
-
-    Raises UserError if they cannot be had, or there are none.
-    """
+    """The rows of a split of the dataset, without `split` those that are trained on. UserError."""
     from datasets import load_dataset
 
-    if is_local(config.dataset) and not Path(config.dataset).exists():
-        hint = "make it with `just dataset`, or name another with --data"
-        raise UserError(f"the config's dataset {config.dataset} is not there; {hint}")
-    entry = config.settings["datasets"][0]
+    path, entry = config.dataset, config.settings["datasets"][0]
+    if is_local(path) and not Path(path).exists():
+        raise UserError(f"no dataset {path}; make it with `just dataset`, or name one with --data")
     name, split = (None, split) if split else (entry.get("name"), entry.get("split", "train"))
     try:
-        rows = load_dataset(config.dataset, name, split=split, revision=config.dataset_revision)
+        rows = load_dataset(path, name, split=split, revision=config.dataset_revision)
     except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
-        reason = one_line(error, 200)
-        raise UserError(f"cannot load the {split} split of {config.dataset}: {reason}") from None
+        raise UserError(f"no {split} split of {path} to load: {one_line(error, 200)}") from None
     if not len(rows):
-        raise UserError(f"the {split} split of {config.dataset} is empty")
+        raise UserError(f"the {split} split of {path} is empty")
     return rows
 
 
