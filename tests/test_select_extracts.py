@@ -222,7 +222,11 @@ TOKENIZERS = {
         ),
         normalizers.NFC(),
     ),
-    "SmolLM2": train(pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level()])),
+    "SmolLM2": train(
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level()]),
+        normalizers.Sequence([]),
+    ),
+    "NFKC": train(byte_level(), normalizers.NFKC()),
     "space before words": train(
         pre_tokenizers.Sequence(
             [pre_tokenizers.Split(Regex(r"\s*\S+"), "isolated"), byte_level(regex=False)]
@@ -252,7 +256,7 @@ def plain_count(name: str, text: str) -> int:
 
 def test_only_tokenizers_that_look_at_words_alone_are_taken_apart():
     whole = [name for name, counter in COUNTERS.items() if not counter.by_words]
-    assert whole == ["whole text", "lower case", "BERT"]
+    assert whole == ["NFKC", "whole text", "lower case", "BERT"]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
