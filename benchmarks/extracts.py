@@ -24,8 +24,9 @@ import orjson
 import psutil
 
 from benchmarks.demo import resident_bytes
-from data_prep.clean_documents import clean, has_prose
-from data_prep.sample_extracts import make_plan, parse_options, run_tasks
+from data_prep.read_blocks import draw_units
+from data_prep.sample_extracts import parse_options, run_tasks
+from data_prep.select_extracts import clean, has_prose
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = "models/smollm2-135m-instruct"
@@ -66,12 +67,12 @@ def inside_windows(text: str, count_tokens) -> bool:
 
 
 def ours(path: str, output: str, workers: int, tokenizer: str) -> None:
-    arguments = ["--input", path, "--output", output, "--tokenizer", tokenizer]
-    options = parse_options([*arguments, "--workers", str(workers)])
-    work = Path(output)
-    run_tasks(options, make_plan(options, {}, work), work)
-    kept = (work / "candidates").glob("*.jsonl")
-    write_kept(work, [orjson.loads(line)["url"] for one in kept for line in one.open("rb")])
+    arguments = ["--input", path, "--tokenizer", tokenizer, "--workers", str(workers)]
+    options, work = parse_options(arguments), Path(output)
+    run_tasks(options, draw_units([path], options.fraction, options.seed), work)
+    lines = (line for one in work.glob("candidates/*") for line in one.open("rb"))
+    candidates = map(orjson.loads, lines)
+    write_kept(work, [one["url"] for one in candidates if "dropped" not in one])
 
 
 def plain(path: str, output: str, workers: int, tokenizer: str) -> None:
@@ -144,7 +145,7 @@ def compare(folder: Path, size: int, options: argparse.Namespace) -> None:
         verdict = "identical" if same else "DIFFERENT"
         print(f"ours is {ratio:.1f} times the plain way on {workers}, kept sets {verdict}")
     print(f"ours on two processes: {seconds['ours', 1] / seconds['ours', 2]:.2f} times one")
-    whole = ("data_prep.sample_extracts", "--input", path, "--output", folder / "whole")
+    whole = ("data_prep.sample_extracts", "--input", path, "--data", folder / "whole")
     took, memory = measured(*whole, "--tokenizer", options.tokenizer, "--workers", 2)
     print(f"the whole command on two: {took:.1f} s, {size / took:.1f} MB/s, peak {memory:.2f} GB")
 

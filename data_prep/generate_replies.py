@@ -52,7 +52,7 @@ def plan(args: argparse.Namespace, asked: int) -> pd.DataFrame:
         each = (answers == asked and args.reply_tokens) or REPLY_TOKENS[answers]
         for model, price in prices.items():
             usd = client.cost_usd(tokens_in, len(lacking) * each, price)
-            rows[f"{model}, {answers} a reply"] = {
+            rows[f"{model} ({answers} a reply)"] = {
                 "requests": f"{len(lacking):,}",
                 "M tokens in": f"{tokens_in / 1e6:.2f}",
                 "M tokens out": f"{len(lacking) * each / 1e6:.2f}",

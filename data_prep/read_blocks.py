@@ -25,10 +25,6 @@ PAUSES = (0.5, 1, 2, 4, 8, 16, 0)  # seconds after each try over HTTP; hf:// tri
 Unit = tuple[str, int, int, int]  # a file, its size, which of its bytes: from, up to
 
 
-def is_plain(path: str) -> bool:
-    return not path.endswith(".parquet") and not infer_compression(path)
-
-
 def with_retries(action: Callable, path: str):
     """What `action` reads of `path`, over HTTP tried again after pauses. Raises UserError."""
     for pause in PAUSES:
@@ -58,10 +54,10 @@ def read_block(path: str, size: int, start: int, end: int) -> list[bytes]:
 def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | str | dict]:
     """The lines or rows that are drawn of a unit. Raises UserError."""
     path, draw = unit[0], random.Random(f"{seed}/{unit[0]}")
-    if is_plain(path):
+    is_table = path.endswith(".parquet")
+    if not is_table and not infer_compression(path):
         yield from filter(bytes.strip, with_retries(partial(read_block, *unit), path))
         return
-    is_table = path.endswith(".parquet")
     mode = {"mode": "rb"} if is_table else {"mode": "rt", "errors": "replace"}
     try:
         with fsspec.open(path, compression="infer", **mode) as file:
@@ -86,16 +82,13 @@ def expand(path: str) -> list[str]:
 
 
 def draw_units(paths: list[str], fraction: float, seed: int) -> list[Unit]:
-    """What to read of files: blocks drawn uniformly over the bytes of each, none twice.
-
-    So each line has the same chance. Small files have smaller blocks. Raises UserError.
-    """
+    """Blocks drawn uniformly over the bytes of each file, none twice. Raises UserError."""
     units = []
     for path in tqdm(paths, "sizes of the files", unit="file"):
         size = with_retries(partial(url_to_fs(path)[0].size, path), path)
         if size is None:
             raise UserError(f"cannot read {path}: its size is not told; download it")
-        if not is_plain(path):
+        if path.endswith(".parquet") or infer_compression(path):
             units.append((path, size, 0, size))
             continue
         draw, step = random.Random(f"{seed}/{path}"), int(fraction * size) // 20

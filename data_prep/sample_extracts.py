@@ -1,16 +1,14 @@
 """Sample extracts for training and documents for testing from RedPajama, 1% of it by default.
 
-Reads JSON Lines or Parquet records {"text", "meta"} from files, globs, URLs, or .txt lists of such.
-Writes DATA/extracts/{train,test}.jsonl: documents in the token window for training and in the
-character window for testing, English, clean, no near duplicates, in a seeded order; report.md and
-lengths.png beside them. datatrove runs the tasks: kills and workers change nothing.
+Reads JSON Lines or Parquet records {"text", "meta"}. Writes DATA/extracts/{train,test}.jsonl: clean
+English in the token window for training and in the character window for testing, in a seeded order,
+no near duplicates; report.md and lengths.png. datatrove runs it: kills and workers change nothing.
 
     python -m data_prep.sample_extracts --fraction 0.001 --sources wikipedia --max-per-source 3000
 """
 
 import argparse
 import heapq
-import os
 import shutil
 import signal
 import sys
@@ -18,7 +16,6 @@ from collections import Counter
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from shlex import quote
 
 import multiprocess
 import orjson
@@ -30,9 +27,8 @@ from common.cli import UserError, positive, run, script_parser
 from common.files import is_made, mark_made, write_records, write_text
 from common.report import drawing, markdown
 from data_prep.count_tokens import load_counter
-from data_prep.find_duplicates import Duplicates
 from data_prep.read_blocks import draw_units, expand, read_unit
-from data_prep.select_extracts import select
+from data_prep.select_extracts import Duplicates, select
 
 logger.disable("datatrove")  # in every worker: what goes wrong is reported by us, in one line
 RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # lists 2,084 files
@@ -46,7 +42,7 @@ def run_task(_, rank: int, world_size: int, units: list, options, work: Path) ->
     if multiprocess.parent_process():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends us
     found = []
-    for unit in tqdm(units[rank::world_size], f"task {rank + 1} of {world_size}", unit="block"):
+    for unit in tqdm(units[rank::world_size], f"task {rank + 1} of {world_size}", leave=False):
         for record in read_unit(unit, options.fraction, options.seed):
             found += select(record, options)
     write_records(work / f"candidates/{rank}.jsonl", sorted(found, key=itemgetter("order")))
@@ -61,7 +57,7 @@ def run_tasks(options: argparse.Namespace, units: list, work: Path) -> None:
     if options.slurm:
         # `just` activates no environment, and a job starts with a command of datatrove's.
         commands, code = Path(sys.executable).parent, Path(__file__).parent.parent
-        paths = f"export PATH={quote(str(commands))}:$PATH PYTHONPATH={quote(str(code))}"
+        paths = f'export PATH="{commands}:$PATH" PYTHONPATH="{code}"'
         where = {"partition": options.slurm, "time": "04:00:00", "env_command": paths, "qos": None}
         kind = SlurmPipelineExecutor
     workers = min(options.workers, tasks)
@@ -122,11 +118,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--max-per-source", type=positive, help="at most so many of a source in each split")
     option("--passages", action="store_true", help="cut documents at paragraphs into the windows")
     option("--seed", type=int, default=0, help="draws, orders and splits")
-    option("--workers", type=positive, default=os.cpu_count(), help=f"tasks at a time, of {TASKS}")
+    option("--workers", type=positive, default=multiprocess.cpu_count(), help="tasks at a time")
     option("--slurm", metavar="PARTITION", help="run the tasks there instead of here")
     options = parser.parse_args(arguments)
-    if options.fraction is None:
-        options.fraction = 0.01 if options.input == RED_PAJAMA else 1.0
+    options.fraction = options.fraction or (0.01 if options.input == RED_PAJAMA else 1.0)
     if not 0 < options.fraction <= 1:
         parser.error(f"--fraction {options.fraction} is not over 0 and up to 1")
     return options
@@ -162,4 +157,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    from data_prep import sample_extracts  # under the name by which workers can import `run_task`
+
+    run(sample_extracts.main)

@@ -1,4 +1,4 @@
-"""Turn a record into a clean document of a known source, and that into its extracts."""
+"""Turn a record into the extracts in it, clean and of a known source, and tell repeated ones."""
 
 import argparse
 import ast
@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 
+import numpy as np
 import orjson
+import xxhash
 
 from common.files import digest, share_of
 from data_prep.count_tokens import load_counter
@@ -26,7 +28,9 @@ NOT_PROSE = re.compile(
 )
 WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as fast as \w
 WIKIPEDIA = re.compile(r"https?://[a-z-]+\.wikipedia\.org/")
-TEST_SHARE = 0.3  # of the documents, with --passages
+RUN = 13  # words; the n-gram by which GPT-3 was cleared of its test sets (Brown et al., 2020)
+SHINGLE, BANDS, ROWS = 5, 14, 8  # datatrove's MinHash settings: a Jaccard index over about 0.75
+FACTORS, TERMS = np.random.default_rng(1).integers(0, 1 << 63, (2, BANDS * ROWS), np.uint64)
 
 
 def meta_of(record: dict) -> dict:
@@ -40,19 +44,14 @@ def meta_of(record: dict) -> dict:
 
 def clean(text: str) -> str:
     """`text` with plain line ends and without control characters and empty sections."""
-    text = text.replace("\r\n", "\n").replace("\x0c", "\n").replace("\r", "\n")
-    text = CONTROL.sub("", text)
+    text = CONTROL.sub("", text.replace("\r\n", "\n").replace("\x0c", "\n").replace("\r", "\n"))
     for pattern, rest in EMPTY_SECTIONS.items():
         text = re.sub(pattern, rest, text)
     return text.strip()
 
 
 def has_prose(text: str) -> bool:
-    """Whether enough of `text`, as it begins, is words, once LaTeX's formulas and such are out.
-
-    Stands in for Gopher's rule that 80% of the words hold a letter (Rae et al., 2021, appendix A),
-    which a paper of nothing but LaTeX commands and a table of numbers under words both pass.
-    """
+    """Whether a fourth of `text` is words; Gopher's rule (Rae et al., 2021) passes bare LaTeX."""
     text = text[:8_000]
     prose = NOT_PROSE.sub(" ", text) if "\\" in text else text
     letters = sum(map(len, WORD.findall(prose)))
@@ -77,12 +76,11 @@ def windows_of(document: dict, options: argparse.Namespace) -> Iterator[dict]:
     text, low, high = document["text"], options.min_tokens, options.max_tokens
     size = partial(load_counter(options.tokenizer).count, enough=high)
     if not options.passages:
-        if options.min_chars <= len(text) <= options.max_chars:
-            yield document | {"split": "test"}
-        elif low < size(text) < high:
-            yield document | {"split": "train"}
+        is_test = options.min_chars <= len(text) <= options.max_chars
+        if is_test or low < size(text) < high:
+            yield document | {"split": "test" if is_test else "train"}
         return
-    split = "test" if share_of(document["id"], options.seed) < TEST_SHARE else "train"
+    split = "test" if share_of(document["id"], options.seed) < 0.3 else "train"
     if split == "test":
         size, low, high = len, options.min_chars - 1, options.max_chars + 1
     # The first passage tends to sum the document up already, so that its first sentence answers.
@@ -98,7 +96,7 @@ def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
         record = None
     record, found = record if isinstance(record, dict) else {}, []
     text, meta = record.get("text"), meta_of(record)
-    url, source = str(meta.get("url") or ""), meta.get("source") or options.source_name
+    url, source = str(meta.get("url") or ""), str(meta.get("source") or options.source_name)
     if not meta.get("source") and meta.get("title") and WIKIPEDIA.match(url):
         source = "wikipedia"  # RedPajama's rows of it carry no `source`
     if not isinstance(text, str):
@@ -117,3 +115,36 @@ def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
         order = digest(options.seed, one["id"]) + digest(one["text"])
         one["order"] = f"{one['split']} {order}"  # test first, for long documents are the rarer
     return found or [{"source": source, "order": "", "dropped": reason}]
+
+
+def ngrams(text: str, n: int) -> np.ndarray:
+    """64-bit hashes of all runs of `n` lower-cased words, in order; of all words if fewer."""
+    words = re.findall(r"\w+", text.lower()) or [text]
+    hashes = np.array([xxhash.xxh3_64_intdigest(word.encode()) for word in words], np.uint64)
+    found = np.zeros(max(1, len(hashes) - n + 1), np.uint64)
+    for i in range(min(n, len(hashes))):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + hashes[i : i + len(found)]
+    return found ^ (found >> np.uint64(31))
+
+
+class Duplicates:
+    """Near duplicates of what was kept, by MinHash (Broder, 1997), and passages of test texts."""
+
+    def __init__(self):
+        self.marks, self.test_runs = set(), set()
+
+    def reason(self, extract: dict) -> str | None:
+        """Why not to keep an extract; if there is no reason, it counts as kept from then on."""
+        runs = ngrams(extract["text"], RUN).tolist()
+        if extract["split"] == "train" and not self.test_runs.isdisjoint(runs):
+            return "shares a run of words with a test document"
+        hashes = ngrams(extract["text"], SHINGLE)[:, None] * (FACTORS | np.uint64(1)) + TERMS
+        bands = [
+            (i, band.tobytes()) for i, band in enumerate(hashes.min(axis=0).reshape(BANDS, ROWS))
+        ]
+        if not self.marks.isdisjoint([extract["id"], *bands]):
+            return "near duplicate"
+        self.marks.update([extract["id"], *bands])
+        if extract["split"] == "test":
+            self.test_runs.update(runs)
+        return None

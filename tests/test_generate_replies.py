@@ -182,8 +182,8 @@ def test_the_plan_counts_what_is_missing_both_ways_and_asks_nothing(extracts, en
     result = run_stage(STAGE, *options(extracts, "--plan", "--reply-tokens", 500))
     rows_of = [re.split(r" *\| *", line)[1:-1] for line in result.stdout.splitlines()]
     lines = {row[0]: row[1:] for row in rows_of if row}
-    assert list(lines)[2] == "openai/gpt-oss-120b, 2 a reply"  # the chosen one first
-    two, one = (lines[f"openai/gpt-oss-120b, {n} a reply"] for n in (2, 1))
+    assert list(lines)[2] == "openai/gpt-oss-120b (2 a reply)"  # the chosen one first
+    two, one = (lines[f"openai/gpt-oss-120b ({n} a reply)"] for n in (2, 1))
     assert two[0] == "44" and one[0] == "64"  # the other prompt has no reply yet
     rows = read_jsonl(extracts / "extracts/test.jsonl")
     rows += read_jsonl(extracts / "extracts/train.jsonl")[20:]

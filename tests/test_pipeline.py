@@ -235,7 +235,7 @@ def test_answers_and_scores_of_the_tuned_model(trained):
     result = run_stage("eval.evaluate", config, "--scores-only", *options)
     scores = json.loads((output / "eval/scores.json").read_text())
     assert scores["n"] == 4
-    assert "tuned minus base, instructed" in result.stdout
+    assert "tuned adapter minus base, instructed" in result.stdout
     texts = {
         s: [r["text"] for r in read_jsonl(output / f"eval/answers/{s}.jsonl")]
         for s in ("base", "instructed", "tuned")

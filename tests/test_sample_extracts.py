@@ -1,7 +1,6 @@
 """The stage through its command line: windows, caps, resuming, executors, its report, bad input."""
 
 import gzip
-import json
 import os
 import random
 import re
@@ -24,6 +23,8 @@ from conftest import (
     write_jsonl,
 )
 from range_server import RangeServer
+
+from data_prep import read_blocks, sample_extracts
 
 STAGE = "data_prep.sample_extracts"
 
@@ -49,13 +50,18 @@ def names(records: list[dict]) -> set[str]:
 
 
 def sample(tmp_path, tokenizer, *options, **kwargs):
-    return run_stage(
-        STAGE, "--output", tmp_path / "out", "--tokenizer", tokenizer, *options, **kwargs
-    )
+    return run_stage(STAGE, "--data", tmp_path, "--tokenizer", tokenizer, *options, **kwargs)
 
 
-def report_of(folder: Path) -> dict:
-    return json.loads((folder / "report.json").read_text())["sources"]
+def report_of(folder: Path) -> dict[str, dict[str, int]]:
+    """The numbers over 0 in a folder's report.md, by source and row."""
+    rows = (folder / "report.md").read_text().split("\n\n")[0].splitlines()
+    (_, *sources), _, *rows = ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)
+    numbers = {row[0]: [int(cell.replace(",", "")) for cell in row[1:]] for row in rows}
+    return {
+        source: {name: cells[i] for name, cells in numbers.items() if cells[i]}
+        for i, source in enumerate(sources)
+    }
 
 
 WINDOWS = ["--min-tokens", 200, "--max-tokens", 2000, "--min-chars", 10_000, "--max-chars", 30_000]
@@ -72,25 +78,22 @@ def test_whole_documents_fall_into_their_windows(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "in.jsonl", rows)
     with path.open("ab") as file:
         file.write(b'{"text": "torn\n')
-    result = sample(tmp_path, tokenizer, "--input", path, *WINDOWS, fresh=True)
-    train, test = (read_jsonl(tmp_path / "out" / f"{s}.jsonl") for s in ("train", "test"))
+    sample(tmp_path, tokenizer, "--input", path, *WINDOWS, fresh=True)
+    train, test = (read_jsonl(tmp_path / "extracts" / f"{s}.jsonl") for s in ("train", "test"))
     assert names(train) in ({"u1", "u2", "u3"}, {"u1", "copy", "u3"})
     assert names(test) == {"u4"}
     assert all(200 < r["n_tokens"] < 2000 and r["n_chars"] == len(r["text"]) for r in train)
     assert set(train[0]) == set(test[0]) == {"id", "source", "url", "text", "n_chars", "n_tokens"}
-    assert re.search(rf"{path}:byte \d+: not valid JSON", result.stderr)
-    counts = report_of(tmp_path / "out")
-    assert {row: number for row, number in counts["wikipedia"].items() if number} == {
-        "documents read": 9,
+    counts = report_of(tmp_path / "extracts")
+    assert counts["wikipedia"] == {
         "dropped: not English": 1,
         "dropped: outside the windows": 2,
-        "train dropped: repeated document": 1,
-        "train dropped: repeated text": 1,
-        "train kept": 3,
-        "test kept": 1,
+        "dropped: near duplicate": 2,  # one by its id
+        "train": 3,
+        "test": 1,
     }
-    assert counts["other"]["dropped: not valid JSON"] == 1
-    assert not (tmp_path / "out/unfinished").exists()
+    assert counts["other"] == {"dropped: not JSON with a text": 1}
+    assert not (tmp_path / "extracts/unfinished").exists()
 
 
 def prose(draw: random.Random, words: int) -> str:
@@ -127,8 +130,8 @@ def corpus(tmp_path_factory) -> Path:
 def reference(corpus, tokenizer, tmp_path_factory) -> Path:
     """The folder that a plain run on the corpus makes."""
     folder = tmp_path_factory.mktemp("reference")
-    sample(folder, tokenizer, "--input", corpus, *WINDOWS, "--tasks", 7, "--workers", 2)
-    return folder / "out"
+    sample(folder, tokenizer, "--input", corpus, *WINDOWS, "--workers", 2)
+    return folder / "extracts"
 
 
 def texts_of(folder: Path) -> list[bytes]:
@@ -142,40 +145,39 @@ def test_nothing_kept_repeats_or_leaks(reference):
     assert all(len({f"u{n}", f"mirror{n}"} & urls) == 1 for n in (1, 2, 3))
     assert "leak" not in urls and "shell" not in urls
     counts = report_of(reference)["all"]
-    assert counts["train dropped: near duplicate"] == 3
-    assert counts["train dropped: shares a run of words with a test document"] == 1
+    assert counts["dropped: near duplicate"] == 3
+    assert counts["dropped: shares a run of words with a test document"] == 1
     assert counts["dropped: no prose"] == 1
-    kept = sum(counts[f"{split} kept"] for split in ("train", "test"))
-    dropped = sum(n for row, n in counts.items() if "dropped" in row)
-    assert counts["documents read"] == kept + dropped == 405
-    assert {"arxiv", "other", "stackexchange", "wikipedia"} <= set(report_of(reference))
+    assert sum(counts.values()) == 405 and counts["train"] + counts["test"] == 400
+    assert set(report_of(reference)) == {"all", "arxiv", "other", "stackexchange", "wikipedia"}
 
 
 def test_the_report_lies_beside_the_extracts(reference):
     table = (reference / "report.md").read_text()
-    assert re.search(r"\| documents read +\|", table) and "MB drawn" in table
+    assert re.search(r"\| train +\|", table) and "of 405 records" in table
     assert (reference / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ways", [("--tasks", 1, "--workers", 1), ("--tasks", 33, "--workers", 3)])
-def test_tasks_and_workers_do_not_change_the_extracts(tmp_path, tokenizer, corpus, reference, ways):
-    sample(tmp_path, tokenizer, "--input", corpus, *WINDOWS, *ways)
-    assert texts_of(tmp_path / "out") == texts_of(reference)
-    again = sample(tmp_path, tokenizer, "--input", corpus, *WINDOWS, "--tasks", 5)
+def test_workers_do_not_change_the_extracts(tmp_path, tokenizer, corpus, reference):
+    sample(tmp_path, tokenizer, "--input", corpus, *WINDOWS, "--workers", 1)
+    assert texts_of(tmp_path / "extracts") == texts_of(reference)
+    again = sample(tmp_path, tokenizer, "--input", corpus, *WINDOWS, "--workers", 3)
     assert "is done with these settings" in again.stdout
 
 
 def test_caps_keep_the_first_of_the_seeded_order(tmp_path, tokenizer, corpus, reference):
     options = ["--input", corpus, *WINDOWS, "--train", 60, "--test", 9, "--max-per-source", 25]
-    sample(tmp_path, tokenizer, *options, "--sources", "wikipedia", "arxiv")
-    train = read_jsonl(tmp_path / "out/train.jsonl")
+    sample(tmp_path, tokenizer, *options)
+    train = read_jsonl(tmp_path / "extracts/train.jsonl")
     expected = read_jsonl(reference / "train.jsonl")
-    for source in ("wikipedia", "arxiv"):
-        firsts = [r["id"] for r in expected if r["source"] == source][:25]
+    per_source = Counter(r["source"] for r in train)
+    for source, number in per_source.items():
+        firsts = [r["id"] for r in expected if r["source"] == source][:number]
         assert [r["id"] for r in train if r["source"] == source] == firsts
-    assert len(train) == 50 and len(read_jsonl(tmp_path / "out/test.jsonl")) == 9
-    assert report_of(tmp_path / "out")["stackexchange"]["dropped: other source"] > 50
+    assert len(train) == 60 and max(per_source.values()) == 25
+    assert len(read_jsonl(tmp_path / "extracts/test.jsonl")) == 9
+    assert report_of(tmp_path / "extracts")["all"]["dropped: over the cap"] > 300
 
 
 @pytest.mark.slow
@@ -184,10 +186,10 @@ def test_own_files_are_of_a_source_of_their_own(tmp_path, tokenizer, corpus):
     path = write_jsonl(tmp_path / "mine.jsonl", rows)
     caps = ["--max-per-source", 20, "--source-name", "mail"]
     sample(tmp_path, tokenizer, "--input", path, corpus, *WINDOWS, *caps)
-    counts = report_of(tmp_path / "out")["mail"]
-    assert counts["documents read"] == 61 and counts["train kept"] == 20  # the corpus has one
-    assert counts["train dropped: over the cap"] > 0
-    train = read_jsonl(tmp_path / "out/train.jsonl")
+    counts = report_of(tmp_path / "extracts")["mail"]
+    assert sum(counts.values()) == 62 and counts["train"] == 20  # the corpus has two
+    assert counts["dropped: over the cap"] > 0
+    train = read_jsonl(tmp_path / "extracts/train.jsonl")
     sources = ("arxiv", "mail", "stackexchange", "wikipedia")
     assert Counter(r["source"] for r in train) == dict.fromkeys(sources, 20)
 
@@ -203,7 +205,7 @@ def test_a_changed_input_is_not_reported_as_done(tmp_path, tokenizer):
 
 
 def command(folder: Path, tokenizer: Path, *options: object) -> list[str]:
-    stage = [sys.executable, "-m", STAGE, "--output", folder / "out", "--tokenizer", tokenizer]
+    stage = [sys.executable, "-m", STAGE, "--data", folder, "--tokenizer", tokenizer]
     return list(map(str, [*stage, *options]))
 
 
@@ -211,8 +213,8 @@ def command(folder: Path, tokenizer: Path, *options: object) -> list[str]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, tokenizer, corpus, reference, how):
     server = RangeServer({"/in.jsonl": corpus.read_bytes()}, delay=0.1)
-    options = ["--input", f"{server.url}/in.jsonl", *WINDOWS, "--tasks", 20, "--workers", 2]
-    marks = tmp_path / "out/unfinished/logs/completions"
+    options = ["--input", f"{server.url}/in.jsonl", *WINDOWS, "--workers", 2]  # 20 blocks
+    marks = tmp_path / "extracts/unfinished/logs/completions"
     process = subprocess.Popen(
         command(tmp_path, tokenizer, *options),
         cwd=ROOT,
@@ -226,19 +228,19 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, tokenizer, corpus, ref
     os.killpg(process.pid, how)
     message = process.communicate()[1]
     done, before = len(list(marks.glob("*"))), len(server.ranges)
-    assert 3 <= done < 20 and not (tmp_path / "out/train.jsonl").exists()
+    assert 3 <= done < 20 and not (tmp_path / "extracts/train.jsonl").exists()
     if how == signal.SIGINT:
         assert "the same command goes on from here" in message and "Traceback" not in message
         assert process.returncode == 130
-    sample(tmp_path, tokenizer, *options, "--tasks", 4)  # the run begun keeps its twenty
-    assert texts_of(tmp_path / "out") == texts_of(reference)
+    sample(tmp_path, tokenizer, *options, "--workers", 1)
+    assert texts_of(tmp_path / "extracts") == texts_of(reference)
     assert len(server.ranges) - before <= 2 * (20 - done) + 2  # what was complete is not read again
     server.close()
 
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, tokenizer, corpus, reference):
-    options = ["--input", corpus, *WINDOWS, "--tasks", 6, "--workers", 1]
+    options = ["--input", corpus, *WINDOWS, "--workers", 1]
 
     def allow_small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
@@ -254,9 +256,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, tokenizer, corpus, 
     assert full.returncode == 1 and "Traceback" not in full.stderr
     assert re.search(r"error: File too large.*what was finished is kept", full.stderr)
     other = sample(tmp_path, tokenizer, *options, "--seed", 5, code=1)
-    assert "holds a run begun with other settings" in one_error_line(other)
+    assert "was made with other settings or input" in one_error_line(other)
     sample(tmp_path, tokenizer, *options)
-    assert texts_of(tmp_path / "out") == texts_of(reference)
+    assert texts_of(tmp_path / "extracts") == texts_of(reference)
 
 
 SLURM = {
@@ -287,11 +289,11 @@ def test_the_slurm_executor_submits_and_the_same_command_ends_it(
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
     path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
-    options = ["--input", corpus, *WINDOWS, "--tasks", 3, "--executor", "slurm"]
+    options = ["--input", corpus, *WINDOWS, "--slurm", "cpu"]
     sample(tmp_path, tokenizer, *options, PATH=path, FAKE_SLURM=str(tmp_path))
-    assert texts_of(tmp_path / "out") == texts_of(reference)
+    assert texts_of(tmp_path / "extracts") == texts_of(reference)
     missing = sample(tmp_path / "b", tokenizer, *options, code=1, PATH="/usr/bin:/bin")
-    assert "sbatch is not found" in one_error_line(missing)
+    assert "No such file or directory: sbatch" in one_error_line(missing)
 
 
 @pytest.mark.slow
@@ -302,7 +304,7 @@ def test_passages_split_by_document_in_a_seeded_order(tmp_path, tokenizer):
     window = ["--min-tokens", 100, "--max-tokens", 300, "--min-chars", 200, "--max-chars", 800]
     options = ["--passages", *window]
     sample(tmp_path, tokenizer, "--input", plain, *options)
-    train, test = (read_jsonl(tmp_path / "out" / f"{s}.jsonl") for s in ("train", "test"))
+    train, test = (read_jsonl(tmp_path / "extracts" / f"{s}.jsonl") for s in ("train", "test"))
     assert train and test
     assert not {r["url"] for r in train} & {r["url"] for r in test}
     assert len({r["id"] for r in train + test}) == len(train + test)
@@ -310,7 +312,7 @@ def test_passages_split_by_document_in_a_seeded_order(tmp_path, tokenizer):
     other = sample(tmp_path, tokenizer, "--input", plain, "--passages", code=1)
     assert "was made with other settings" in one_error_line(other)
     sample(tmp_path / "z", tokenizer, "--input", tmp_path / "in.jsonl.gz", *options, "--train", 5)
-    assert read_jsonl(tmp_path / "z/out/train.jsonl") == train[:5]
+    assert read_jsonl(tmp_path / "z/extracts/train.jsonl") == train[:5]
 
 
 def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
@@ -320,9 +322,9 @@ def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
     server = RangeServer({"/good.jsonl": corpus.read_bytes()})
     (tmp_path / "list.txt").write_text(f"{server.url}/good.jsonl\n{server.url}/dead.jsonl\n")
     for name, message in (
-        ("cut.jsonl.gz", "cut.jsonl.gz: broken file"),
-        ("no.parquet", "no.parquet: broken file"),
-        ("list.txt", f"cannot read {server.url}/dead.jsonl: HTTP status 404"),
+        ("cut.jsonl.gz", "cut.jsonl.gz: broken, "),
+        ("no.parquet", "no.parquet: broken, "),
+        ("list.txt", f"cannot read {server.url}/dead.jsonl: 404, message='Not Found'"),
     ):
         result = sample(tmp_path / name[:2], tokenizer, "--input", tmp_path / name, code=1)
         assert message in one_error_line(result)
@@ -332,19 +334,35 @@ def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--input", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
-        (["--input", "*.nothing"], "no file matches"),
-        (["--input", "/"], "cannot read /: Is a directory"),
-        (["--input", "http://127.0.0.1:9/x.jsonl", "--retries", 0], "read http://127.0.0.1:9/x"),
-        (["--input", "hf://datasets/me/x/y.jsonl"], "cannot read"),
+        (["--input", "nowhere.jsonl"], "no file matches nowhere.jsonl"),
+        (["--input", "*.nothing"], "no file matches *.nothing"),
+        (["--input", __file__, "nowhere.jsonl"], "no file matches nowhere.jsonl"),
+        (["--input", "/"], "cannot read /: [Errno 21] Is a directory"),
+        (["--input", "http://127.0.0.1:9/x.jsonl"], "cannot read http://127.0.0.1:9/x"),
+        (["--input", "hf://datasets/me/x/y.jsonl"], "hf://datasets/me/x/y.jsonl"),
         (["--input", __file__], "no document falls into the windows"),
         (["--input", __file__, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
     ],
 )
-def test_bad_input_ends_in_one_line(tmp_path, tokenizer, options, message):
+def test_bad_input_ends_in_one_line(tmp_path, tokenizer, options, message, monkeypatch):
+    monkeypatch.setattr(read_blocks, "PAUSES", (0, 0))
     assert message in one_error_line(sample(tmp_path, tokenizer, *options, code=1))
 
 
-@pytest.mark.parametrize("wrong", [("--frobnicate",), ("--fraction", 0), ("--fraction", 1.5)])
+def test_of_red_pajama_only_the_folders_asked_for_are_read(
+    tmp_path, tokenizer, corpus, monkeypatch
+):
+    part = b"".join(corpus.read_bytes().splitlines(True)[1:60])
+    server = RangeServer({f"/v1/{name}/x.jsonl": part for name in ("arxiv", "wikipedia", "c4")})
+    urls = "\n".join(f"{server.url}{path}" for path in [*server.files, "/v1/book/missing.jsonl"])
+    (tmp_path / "urls.txt").write_text(urls)
+    monkeypatch.setattr(sample_extracts, "RED_PAJAMA", [str(tmp_path / "urls.txt")])
+    options = ["--sources", "wikipedia", "arxiv", "--fraction", 1]
+    sample(tmp_path / "data", tokenizer, *WINDOWS, *options)
+    assert "of 118 records" in (tmp_path / "data/extracts/report.md").read_text()
+    server.close()
+
+
+@pytest.mark.parametrize("wrong", [("--frobnicate",), ("--fraction", -1), ("--fraction", 1.5)])
 def test_wrong_usage_exits_with_2(tmp_path, tokenizer, wrong):
     assert wrong[0] in sample(tmp_path, tokenizer, *wrong, code=2).stderr

@@ -71,7 +71,8 @@ class RequestQueue:
 
     def stop_for(self, reason: str) -> None:
         self.stop = self.stop or reason
-        tqdm.write(f"{reason}; waiting for {self.in_flight} replies in flight")
+        if self.in_flight:
+            tqdm.write(f"{reason}; waiting for {self.in_flight} replies in flight")
 
     async def work(self, bar: tqdm) -> None:
         while turn := await self.next_turn():
@@ -136,7 +137,7 @@ class RequestQueue:
     def summary(self) -> str:
         counts = ", ".join(f"{n:,} {name}" for name, n in self.count.items())
         money = f"${self.usd:,.4f} in this run, ${self.budget.spent:,.4f} ever"
-        return f"{counts}, {len(self.refusals):,} refused, {money}"
+        return f"{counts}, {len(self.refusals):,} refused (*{REFUSED}), {money}"
 
 
 def ask_all(

@@ -10,28 +10,21 @@ import pytest
 from conftest import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from common.files import share_of
-from data_prep.clean_documents import (
+from data_prep import select_extracts
+from data_prep.count_tokens import TokenCounter
+from data_prep.sample_extracts import parse_options
+from data_prep.select_extracts import (
+    RUN,
+    Duplicates,
     clean,
     cut_passages,
     has_prose,
     meta_of,
-    source_of,
-    to_document,
+    select,
 )
-from data_prep.count_tokens import TokenCounter
-from data_prep.find_duplicates import RUN, Duplicates
 
 META = {"arxiv_id": "0704.0001", "language": "en", "url": "https://arxiv.org/abs/0704.0001"}
 QWEN2 = (
@@ -49,42 +42,66 @@ def test_meta_in_every_shape_it_is_met_in(shape):
 WIKIPEDIA = {"title": "T", "url": "https://en.wikipedia.org/wiki/T"}
 
 
-@pytest.mark.parametrize(
-    ("meta", "path", "source"),
-    [
-        (META, "in.jsonl", "arxiv"),
-        ({"source": "a long name of a source"}, "/arxiv/arxiv_0.jsonl", "a long name of a source"),
-        ({"question_score": "3"}, "in.jsonl", "stackexchange"),
-        (WIKIPEDIA, "in.jsonl", "wikipedia"),
-        ({"title": "T"}, "http://h/v1.0.0/wikipedia/wiki.jsonl", "wikipedia"),
-        ({"title": "T"}, "hf://datasets/t/Sample/wikipedia_sample.jsonl", "wikipedia"),
-        ({"title": "T", "url": "https://example.org/wikipedia.org/T"}, "in.jsonl", "other"),
-        ({"title": "T"}, "my/notes.jsonl", "other"),
-        ({}, "my/notes.jsonl", "other"),
-    ],
-)
-def test_no_source_is_claimed_that_a_record_or_its_file_does_not_show(meta, path, source):
-    assert source_of(meta, path) == source
-    assert source_of(meta, path, "notes") == ("notes" if source == "other" else source)
+class Always:
+    """A counter of tokens for which every text is as long as it is wanted."""
+
+    def count(self, text: str, enough: int) -> int:
+        return 5
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """What `select` makes of a record, in windows that hold any text."""
+    monkeypatch.setattr(select_extracts, "load_counter", lambda name: Always())
+    options = ["--min-tokens", "1", "--max-tokens", "9", "--source-name", "notes"]
+    options = parse_options(options)
+    return lambda record: select(record, options)[0]
 
 
 @pytest.mark.parametrize(
-    ("text", "meta", "reason"),
+    ("meta", "source"),
     [
-        ("", {}, "no text"),
-        (" \x00\r\n", {}, "no text"),
-        ("mots", {"language": "fr"}, "not English"),
+        ({**META, "source": "arxiv"}, "arxiv"),
+        ({"source": "a long name of a source"}, "a long name of a source"),
+        (WIKIPEDIA, "wikipedia"),
+        (repr(WIKIPEDIA), "wikipedia"),
+        ({"title": "T", "url": "https://example.org/wikipedia.org/T"}, "notes"),
+        ({"url": "https://en.wikipedia.org/wiki/T"}, "notes"),
+        ({"title": "T"}, "notes"),
+        ({}, "notes"),
+        ("not a dict", "notes"),
     ],
 )
-def test_what_is_left_out_has_a_reason(text, meta, reason):
-    assert to_document(text, meta, "other") == reason
+def test_no_source_is_claimed_that_a_record_does_not_tell(found, meta, source):
+    assert found({"text": "words", "meta": meta})["source"] == source
 
 
-def test_ids_are_stable_and_differ_by_key_not_by_text():
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"text": ""}, "no text"),
+        ({"text": " \x00\r\n"}, "no text"),
+        ({"text": "mots", "meta": {"language": "fr"}}, "not English"),
+        ({"text": "12 34 56"}, "no prose"),
+        (b"{", "not JSON with a text"),
+        (b'{"text": "\xff"}', "not JSON with a text"),
+        (b'{"text": "\\ud800"}', "not JSON with a text"),
+        (b"[]", "not JSON with a text"),
+        ("7", "not JSON with a text"),
+        (b'{"txt": "a"}', "not JSON with a text"),
+        ({"text": None}, "not JSON with a text"),
+        ({"text": 7, "meta": [7]}, "not JSON with a text"),
+    ],
+)
+def test_what_is_left_out_has_a_reason(found, record, reason):
+    assert found(record)["dropped"] == reason
+
+
+def test_ids_are_stable_and_differ_by_key_not_by_text(found):
     def of(text, url):
-        return to_document(text, {"url": url}, "other")["id"]
+        return found({"text": text, "meta": {"url": url}})["id"]
 
-    assert of("a", "u") == of("b", "u") != of("a", "v")
+    assert of("words", "u") == of("other words", "u") != of("words", "v")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +123,7 @@ def test_control_characters_and_empty_sections_go(text, cleaned):
     assert clean(text) == cleaned
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.text())
 def test_cleaning_leaves_no_control_character(text):
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean(text))
@@ -142,7 +159,7 @@ def test_prose_is_found(text):
 paragraphs = st.lists(st.text(alphabet="ab \n", min_size=0, max_size=30), max_size=12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(paragraphs, st.integers(0, 30), st.integers(1, 60))
 def test_passages_are_runs_of_whole_paragraphs_inside_the_window(parts, low, high):
     text = "\n\n".join(parts)
@@ -153,7 +170,7 @@ def test_passages_are_runs_of_whole_paragraphs_inside_the_window(parts, low, hig
     assert all(paragraph in source for paragraph in kept)  # in order, none twice
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.text(), st.integers(0, 5))
 def test_shares_depend_on_key_and_seed_alone(key, seed):
     assert 0 <= share_of(key, seed) < 1
@@ -184,9 +201,15 @@ def train(pre_tokenizer, normalizer=None) -> Tokenizer:
     return tokenizer
 
 
-def add_token(token) -> Tokenizer:
-    tokenizer = train(byte_level())
-    tokenizer.add_tokens([token])
+def bert() -> Tokenizer:
+    """A WordPiece with BERT's normalizer, which leaves nothing of some characters."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    prose = (ROOT / "prompts/summarize/teacher.jinja").read_text()
+    tokenizer.train_from_iterator([prose], trainer)
     return tokenizer
 
 
@@ -199,7 +222,11 @@ TOKENIZERS = {
         ),
         normalizers.NFC(),
     ),
-    "SmolLM2": train(pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level()])),
+    "SmolLM2": train(
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level()]),
+        normalizers.Sequence([]),
+    ),
+    "NFKC": train(byte_level(), normalizers.NFKC()),
     "space before words": train(
         pre_tokenizers.Sequence(
             [pre_tokenizers.Split(Regex(r"\s*\S+"), "isolated"), byte_level(regex=False)]
@@ -209,8 +236,7 @@ TOKENIZERS = {
     "lower case": train(byte_level(), normalizers.Lowercase()),
     "Metaspace": train(pre_tokenizers.Metaspace()),
     "words alone": train(pre_tokenizers.Whitespace()),
-    "added with a space": add_token("the summary"),
-    "added, eats spaces": add_token(AddedToken("<x>", rstrip=True)),
+    "BERT": bert(),
 }
 COUNTERS = {name: TokenCounter(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 PIECES = st.one_of(
@@ -228,13 +254,13 @@ def plain_count(name: str, text: str) -> int:
     return len(TOKENIZERS[name].encode(text, add_special_tokens=False).ids)
 
 
-def test_only_tokenizers_that_cut_at_single_spaces_are_taken_apart():
-    fast = [name for name, counter in COUNTERS.items() if counter.adds_up]
-    assert fast == ["GPT-2", "prefix space", "Qwen2", "SmolLM2", "space before words", "Metaspace"]
+def test_only_tokenizers_that_look_at_words_alone_are_taken_apart():
+    whole = [name for name, counter in COUNTERS.items() if not counter.by_words]
+    assert whole == ["NFKC", "whole text", "lower case", "BERT"]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(text=TEXTS, enough=st.integers(1, 40))
 @example(text="the 's  12 \n (a)", enough=30)
 @example(text="the one\n the", enough=30)
@@ -277,29 +303,36 @@ def prose(seed: int, n: int) -> list[str]:
     return random.Random(seed).choices(WORDS, k=n)
 
 
+def extract(text: str | list[str], split: str = "train", name: str = "") -> dict:
+    text = text if isinstance(text, str) else " ".join(text)
+    return {"id": name or text, "text": text, "split": split}
+
+
 def test_exact_and_near_duplicates_are_found_and_others_not():
     duplicates, first = Duplicates(), prose(1, 800)
-    assert duplicates.reason(" ".join(first)) is None
-    assert duplicates.reason("  ".join(first).upper()) == "repeated text"
+    assert duplicates.reason(extract(first, name="one")) is None
+    assert duplicates.reason(extract("  ".join(first).upper())) == "near duplicate"
     changed = [*first[:400], "changed", *first[401:], "and", "more"]
-    assert duplicates.reason(" ".join(changed)) == "near duplicate"
-    assert duplicates.reason(" ".join([*first[:400], *prose(2, 400)])) is None
-    assert all(duplicates.reason(" ".join(prose(seed, 800))) is None for seed in range(3, 60))
+    assert duplicates.reason(extract(changed)) == "near duplicate"
+    assert duplicates.reason(extract(prose(2, 800), name="one")) == "near duplicate"  # the same id
+    assert duplicates.reason(extract([*first[:400], *prose(2, 400)])) is None
+    assert all(duplicates.reason(extract(prose(seed, 800))) is None for seed in range(3, 60))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(0, 60))
 def test_a_run_of_words_shared_with_a_test_document_is_found_wherever_it_stands(seed, n, position):
-    duplicates = Duplicates()
-    test = [f"t{i}" for i in range(100)]
-    duplicates.forbid_runs([" ".join(test)])
+    duplicates, test = Duplicates(), [f"t{i}" for i in range(100)]
+    assert duplicates.reason(extract(test, "test")) is None
     train = [f"n{seed}.{i}" for i in range(60)]
     train[position:position] = test[position : position + n]
-    reason = duplicates.reason(" ".join(train))
+    reason = duplicates.reason(extract(train))
     assert reason == ("shares a run of words with a test document" if n >= RUN else None)
 
 
-def test_short_texts_have_no_run_to_share():
-    duplicates = Duplicates()
-    duplicates.forbid_runs(["only a few words", " ".join(WORDS)])
-    assert duplicates.reason("only a few words") is None
+def test_test_documents_may_share_runs_and_short_texts_have_none():
+    duplicates, run = Duplicates(), [f"w{i}" for i in range(30)]
+    for number in range(3):
+        assert duplicates.reason(extract([*prose(number, 400), *run], "test")) is None
+    assert duplicates.reason(extract("only a few words", "test")) is None
+    assert duplicates.reason(extract("only a few words and more", "train")) is None
