@@ -99,6 +99,9 @@ def test_bf16_on_a_cpu_follows_its_flags(tmp_path, monkeypatch, capsys, flags, k
     assert settings["bf16"] is bf16 and ("plugins" in settings) is bf16
     assert ("this CPU computes in bf16" in capsys.readouterr().out) is bf16
     assert resolve_config(DEMO).settings["bf16"] is False
+    again = tmp_path / "config.yaml"  # a resolved config is trained as it stands
+    again.write_text(yaml.safe_dump(settings))
+    assert resolve_config(again, keys=keys, cpu=True).settings == settings
 
 
 @pytest.mark.slow

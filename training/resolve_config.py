@@ -53,7 +53,7 @@ def set_key(settings: dict, assignment: str) -> None:
         if not text:
             raise ValueError
     except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError):
-        raise UserError(f"--set {assignment}: give it as key=value, say seed=1") from None
+        raise UserError(f"--set {assignment}: give it as key=value, e.g. seed=1") from None
 
 
 def resolve_config(
@@ -74,7 +74,7 @@ def resolve_config(
         output = config.output_dir.parent / run
         settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
     flags = CPUINFO.read_text().split() if cpu and "bf16=false" not in keys else []
-    if {"amx_bf16", "avx512_bf16"} & set(flags):
+    if {"amx_bf16", "avx512_bf16"} & set(flags) and CPU_BF16 not in settings.get("plugins", []):
         print("this CPU computes in bf16, and so does the training (--set bf16=false: in 32 bits)")
         settings |= {"bf16": True, "plugins": [*settings.get("plugins", []), CPU_BF16]}
     for assignment in keys:
