@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from pysbd import Segmenter
 from rouge_score.rouge_scorer import RougeScorer
-from transformers import AutoConfig, pipeline
 
 from common.cli import UserError
 from common.files import file_sha
@@ -138,6 +137,8 @@ class BertScore:
 
 
 def is_entailment_model(model: str) -> bool:
+    from transformers import AutoConfig
+
     return "entailment" in map(str.lower, AutoConfig.from_pretrained(model).label2id)
 
 
@@ -155,6 +156,8 @@ class Entailment:
         if not is_entailment_model(model):
             raise UserError(f"{model} is no entailment model: it has no label of that name")
         options = {"batch_size": batch_size, "truncation": True, "max_length": WINDOW}
+        from transformers import pipeline
+
         self.classifier = pipeline(
             "text-classification", model, dtype="float32", top_k=None, **options
         )

@@ -30,7 +30,7 @@ def test_the_student_ends_its_turns_as_it_was_trained_to(demo_parts):
 
     model, tokenizer = load_model(str(demo_parts / "models/smollm2-135m-instruct"), None)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
+    assert {*model.generation_config.eos_token_id} == {tokenizer.eos_token_id} == {2}
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     (answer,) = generate_batch(model, tokenizer, [prompt], 40)

@@ -301,9 +301,11 @@ def test_rows_that_do_not_fit_are_named_before_anything_is_started(trained):
 def test_a_config_for_a_gpu_says_so_where_there_is_none(trained):
     _, config, _ = trained
     settings = yaml.safe_load(config.read_text())
-    config.with_name("gpu.yaml").write_text(yaml.safe_dump({**settings, "bf16": True}))
+    config.with_name("gpu.yaml").write_text(
+        yaml.safe_dump({**settings, "attn_implementation": "flash_attention_2"})
+    )
     line = one_error_line(train(config.with_name("gpu.yaml"), code=1))
-    assert "gpu.yaml asks for bf16, and no GPU is in use here" in line
+    assert "gpu.yaml asks for flash attention, and no GPU is in use here" in line
 
 
 def test_the_run_leaves_its_curves(trained):

@@ -164,7 +164,7 @@ def test_the_judge_joins_the_report_and_asks_nothing_twice(scored, endpoint):
     first = run_stage("eval.judge_answers", scored, **environment)
     assert "tuned against base: {'n': 4, 'win_rate': (0.5, 0.5, 0.5)" in first.stdout
     again = run_stage("eval.judge_answers", scored, **environment)
-    assert "0 to ask" in again.stdout
+    assert "0 of 2 to ask" in again.stdout
     assert sum(server.ledger.values()) == 2  # one unlike pair in both orders, equal ones unasked
     judge = load(scored, "judge")["systems"]["base"]
     assert (judge["n"], judge["first_wins"], judge["disagreements"]) == (4, 1.0, ["t2"])

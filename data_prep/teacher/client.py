@@ -5,8 +5,6 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
-import together
 import yaml
 
 from common.cli import UserError, one_line, warn
@@ -23,8 +21,11 @@ FATAL = {  # what is wrong with every request
 }
 
 
-def make_client(args: argparse.Namespace, retries: int = 0) -> together.AsyncTogether:
+def make_client(args: argparse.Namespace, retries: int = 0):
     """A client of the endpoint in the environment. Raises UserError if there is none, or no key."""
+    import httpx
+    import together
+
     url, key = os.environ.get("TOGETHER_BASE_URL"), os.environ.get("TOGETHER_API_KEY")
     if not key and not url:
         raise UserError("no teacher to ask; set TOGETHER_API_KEY, or TOGETHER_BASE_URL to another")
