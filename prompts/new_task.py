@@ -24,7 +24,7 @@ def main() -> None:
     shutil.copytree(SHARED / "new_task", folder)
     load_task(args.name, args.prompts_dir)
     print(f"{folder}: fill in task.yaml, teacher.jinja and instructed.jinja, then")
-    print(f"  just plan --task {args.name}, replies, pairs, stage, train CONFIG --task {args.name}")
+    print(f"  just plan, replies, answers, pairs, stage, train, all with --task {args.name}")
 
 
 if __name__ == "__main__":
