@@ -73,15 +73,24 @@ class Comparison:
         self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
         base = load_run_config(args.config, trained=False)
         self.tokenizer = ["--tokenizer", base.base_model]
+        args.max_new_tokens = args.max_new_tokens or self.longest_reply(base)
         data, output = self.build_sources(), OUTPUTS / self.name
         made = {"task": args.task, "prompts_dir": str(args.prompts_dir)}
         mark_made(output / "inputs", made)  # as of a run, whose base these settings are
         own = {"datasets": [{"path": str(data)}], "output_dir": str(output)}
         self.base = replace(base, settings=base.settings | own)
 
+    def longest_reply(self, base: RunConfig) -> int:
+        """Tokens of the longest test reply, by its number of answers, and of the turn's end."""
+        tokenizer = load_tokenizer(Weights(base.base_model, base.base_revision))
+        path = data_folder(self.args, "replies") / "test.jsonl"
+        replies = load_records(path, ("text",), "just replies")
+        sizes = (len(tokenizer(r["text"]).input_ids) // r.get("answers", 2) for r in replies)
+        return 1 + max(sizes)
+
     def answer_training_texts(self, run_name: str, system: str) -> None:
-        longest = self.args.max_new_tokens or self.task.max_new_tokens
-        options = ["--split", "train", "--systems", system, "--max-new-tokens", longest]
+        options = ["--split", "train", "--systems", system]
+        options += ["--max-new-tokens", self.args.max_new_tokens]
         stage("eval.generate_answers", run_name, *options, *self.options)
 
     def build_pairs(self, name: str, *rejected: str) -> list[dict]:
@@ -241,10 +250,7 @@ def main() -> None:
     args.recipes = args.recipes or possible
     args.output = args.output or f"recipes-{task.name}".removesuffix("-summarize")
     compared = Comparison(args, task)
-    base, rows = compared.base, load_test_rows(compared.base, args.n)
-    if not args.max_new_tokens:  # the longest reference and the end of the turn
-        tokenizer = load_tokenizer(Weights(base.base_model, base.base_revision))
-        args.max_new_tokens = 1 + max(len(tokenizer(row["reference"]).input_ids) for row in rows)
+    rows = load_test_rows(compared.base, args.n)
     scores, settings = score(compared, rows)
     about = {key: settings[key] for key in ("date", "commit", "config")}
     about["command"] = shlex.join(["just", "compare", *sys.argv[1:]])
