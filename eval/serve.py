@@ -24,7 +24,6 @@ import torch
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
-from peft import PeftConfig, PeftModel
 from pydantic import BaseModel, Field
 
 from common.cli import UserError, one_line, positive, run, script_parser, warn
@@ -55,6 +54,8 @@ def find_served(models: list[str], names: list[str]) -> dict[str, Weights]:
 
 def vllm_line(served: dict[str, Weights], args) -> list[str]:
     """The command line of vLLM. Raises UserError for adapters that it cannot take."""
+    from peft import PeftConfig  # late, for what it says on a CPU comes before ours otherwise
+
     *_, base = served.values()
     adapters = {name: one.adapter for name, one in served.items() if one.adapter}
     rank = max((PeftConfig.from_pretrained(path).r for path in adapters.values()), default=1)
@@ -99,6 +100,8 @@ class Server:
     """One model in memory with its adapters, and a thread that answers what waits."""
 
     def __init__(self, served: dict[str, Weights], batch: int, dtype: str | None):
+        from peft import PeftModel
+
         *_, base = served.values()
         self.model, self.tokenizer = load_model(replace(base, adapter=None), dtype)
         self.tokenizers = {name: load_tokenizer(one) for name, one in served.items()}
@@ -122,7 +125,7 @@ class Server:
                 jobs.append(self.waiting.get())
             ends = self.model.generation_config.eos_token_id
             how = {"stopping_criteria": [partial(hand_out, jobs, ends)]}
-            if isinstance(self.model, PeftModel):
+            if hasattr(self.model, "peft_config"):
                 how["adapter_names"] = [job.adapter for job in jobs]
             prompts, longest = [job.prompt for job in jobs], max(job.longest for job in jobs)
             try:
