@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from common.cli import UserError, positive, run, script_parser
-from common.files import load_records, mark_made, share_of, write_records, write_text
+from common.files import load_records, mark_made, write_records, write_text
 from common.report import format_interval, markdown, paired_bootstrap
 from eval.build_report import LEDGER, append_ledger, draw_intervals, render
 from eval.generate_answers import add_generation_options, answer_all
@@ -91,6 +91,7 @@ class Comparison:
     def answer_training_texts(self, run_name: str, system: str) -> None:
         options = ["--split", "train", "--systems", system]
         options += ["--max-new-tokens", self.args.max_new_tokens]
+        options += ["--n", self.args.examples] if self.args.examples else []
         stage("eval.generate_answers", run_name, *options, *self.options)
 
     def build_pairs(self, name: str, *rejected: str) -> list[dict]:
@@ -116,7 +117,8 @@ class Comparison:
         student = ("--student", self.args.config)
         pairs = {source: self.build_pairs(names[source], source, *student) for source in sources}
         common = set.intersection(*({pair["id"] for pair in found} for found in pairs.values()))
-        self.ids = set(sorted(common, key=lambda i: share_of(i, 0))[: self.args.examples])
+        inside = [pair["id"] for pair in pairs[sources[0]] if pair["id"] in common]
+        self.ids = set(inside[: self.args.examples])
         self.hubs = {source: self.build_dataset(names[source], pairs[source]) for source in pairs}
         return self.hubs[sources[0]]
 
