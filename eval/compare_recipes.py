@@ -20,6 +20,7 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, write_records, write_text
@@ -30,6 +31,7 @@ from eval.load_model import Weights, load_tokenizer
 from eval.score_answers import add_scoring_options, load_scores, score_all
 from eval.systems import load_test_rows
 from prompts import Task, add_task_options, data_folder, task_of
+from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, load_run_config
 
 RECIPES = {
@@ -69,15 +71,16 @@ class Comparison:
         self.args, self.task, self.lacking = args, task, []
         folder = "compare" if args.task == "summarize" else f"{args.task}-compare"
         name = re.sub(r"[^\w.=-]", "_", "-".join([Path(args.config).stem, *args.set]))
-        self.name = f"{folder}/{name}"
+        self.name, self.student = f"{folder}/{name}", f"compare/{name}"  # for a task, and without
         self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
-        base = load_run_config(args.config, trained=False)
+        base = resolve_config(args.config, "", args.set, run=self.name, task=task, data=args.data)
         self.tokenizer = ["--tokenizer", base.base_model]
         args.max_new_tokens = args.max_new_tokens or self.longest_reply(base)
-        data, output = self.build_sources(), OUTPUTS / self.name
+        # As of a run, whose base these settings are.
         made = {"task": args.task, "prompts_dir": str(args.prompts_dir)}
-        mark_made(output / "inputs", made)  # as of a run, whose base these settings are
-        own = {"datasets": [{"path": str(data)}], "output_dir": str(output)}
+        mark_made(base.output_dir / "inputs", made)
+        write_text(base.output_dir / "config.yaml", yaml.safe_dump(base.settings))
+        own = {"datasets": [{"path": str(self.build_sources())}]}
         self.base = replace(base, settings=base.settings | own)
 
     def longest_reply(self, base: RunConfig) -> int:
@@ -112,9 +115,9 @@ class Comparison:
         asked = {source for recipe in self.args.recipes for _, source, _ in steps_of(recipe)}
         sources = [source for source in ("teacher", "student") if source in asked] or ["student"]
         if "student" in sources:
-            self.answer_training_texts(self.args.config, "instructed")
+            self.answer_training_texts(self.student, "instructed")
         names = {source: f"{self.name}-{source}".replace("/", "-") for source in sources}
-        student = ("--student", self.args.config)
+        student = ("--student", self.student)
         pairs = {source: self.build_pairs(names[source], source, *student) for source in sources}
         common = set.intersection(*({pair["id"] for pair in found} for found in pairs.values()))
         inside = [pair["id"] for pair in pairs[sources[0]] if pair["id"] in common]

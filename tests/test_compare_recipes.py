@@ -168,7 +168,7 @@ def test_a_round_goes_on_from_the_run_whose_answers_it_rejects(compare):
     first, second = "compare/tiny-lora-sft", "compare/tiny-lora-sft-sft-then-dpo-previous"
     answers = compare.stages.of("eval.generate_answers")
     common = "--split train --systems {} --max-new-tokens 8 --task summarize"
-    assert answers[0].startswith(f"tiny-lora {common.format('instructed')}")
+    assert answers[0].startswith(f"compare/tiny-lora {common.format('instructed')}")
     for run, command in zip((first, second), answers[1:], strict=True):
         assert command.startswith(f"{run}-7 {common.format('tuned')}")
     sft, one, two = compare.stages.of("training.train_adapter")
@@ -188,6 +188,21 @@ def test_options_reach_every_training_and_keys_of_a_recipe_its_own(compare):
     said = (compare.folder / "results/recipes.md").read_text()
     assert "2 training texts" in said and f"| {recipes[1]}" in said
     assert "DPO+SFT" not in said and f"{recipes[1]} minus SFT" in said
+
+
+def test_another_base_by_a_key_is_that_of_all_systems(compare, tiny_qwen2):
+    """The rejected answers and the instructed base's are of the base that is trained."""
+    path = compare.folder / "axolotl_configs/tiny-lora.yaml"
+    path.write_text(path.read_text().replace(str(tiny_qwen2), "elsewhere"))
+    compare("--recipes", "dpo-sft@student", "--set", f"base_model={tiny_qwen2}")
+    (answers,) = compare.stages.of("eval.generate_answers")
+    run = compare.folder / "outputs" / answers.split()[0]
+    assert load_run_config(run / "config.yaml").base_model == str(tiny_qwen2)
+    record = read_jsonl(run / "eval/answers/instructed.jsonl")[0]
+    assert record["settings"]["model"] == str(tiny_qwen2)
+    (pairs,) = (list(o) for m, *o in compare.stages.asked if m == "data_prep.build_pairs")
+    assert value(pairs, "--student") == answers.split()[0]
+    assert value(pairs, "--tokenizer") == str(tiny_qwen2)
 
 
 def test_the_table_holds_all_that_was_asked_with_its_caveats(compare):
@@ -220,7 +235,10 @@ def test_a_row_of_second_answers_stands_where_there_are_any(compare):
 
 def test_another_task_has_runs_data_and_a_table_of_its_own(compare):
     compare("--task", "title", "--recipes", "sft")
-    assert "--rejected student --student tiny-lora" in compare.stages.of("data_prep.build_pairs")[0]
+    assert (
+        "--rejected student --student compare/tiny-lora"
+        in compare.stages.of("data_prep.build_pairs")[0]
+    )
     path = compare.folder / "outputs/title-compare/tiny-lora/eval/scores.json"
     assert json.loads(path.read_text())["settings"]["task"] == "title"
     assert (compare.folder / "outputs/title-compare/tiny-lora-sft-42").exists()
@@ -275,7 +293,7 @@ def test_a_stage_that_fails_stops_the_comparison(compare, monkeypatch):
     failed = SimpleNamespace(returncode=1)
     monkeypatch.setattr(compare_recipes.subprocess, "run", lambda command: failed)
     line = one_error_line(compare("--recipes", "sft", code=1))
-    assert "python -m eval.generate_answers tiny-lora" in line and "failed" in line
+    assert "python -m eval.generate_answers compare/tiny-lora" in line and "failed" in line
 
 
 def test_a_recipe_is_read_or_named():
