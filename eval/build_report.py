@@ -72,7 +72,8 @@ def write_report(
 ) -> None:
     """Write scores.md, scores.png and report.html into `folder`."""
     more, everything = score_table(scores, task, MORE_TITLES), TITLES | MORE_TITLES
-    more = [more, difference_table(scores, task, everything).T.rename_axis("measure")]
+    gained = difference_table(scores, task, everything).T
+    more = [more, gained.rename_axis("difference [95% interval]").rename_axis(columns=None)]
     measured, target = scores["per_text"], scores["target"]
     chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
     values = pd.DataFrame({system: found[chief] for system, found in measured.items()})
