@@ -1,11 +1,10 @@
-"""Show the scores of a run: tables, an example, a plot, one self-contained page; record them.
+"""Show the scores of a run: a sentence, tables, a plot, one self-contained page; record them.
 
 Reads outputs/RUN/eval/scores.json, the answers and, where it is of them, judge.json; writes
 scores.md, scores.png and report.html beside it (no network, every text escaped). With a note the
 scores are added to results/ledger.csv. `just scores RUN` (eval/evaluate.py) runs it.
 """
 
-import base64
 import json
 from pathlib import Path
 
@@ -45,20 +44,26 @@ def difference_table(scores: dict, task: Task, titles: dict[str, str]) -> pd.Dat
     return pd.DataFrame(lines).T.rename_axis("difference [95% interval]")
 
 
+def chief_tables(scores: dict, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The chief scores and differences."""
+    compared = {measure: TITLES[measure] for measure in COMPARED}
+    return score_table(scores, task, TITLES), difference_table(scores, task, compared)
+
+
 def table(scores: dict, task: Task) -> str:
     """The chief scores and differences as Markdown."""
-    compared = {measure: TITLES[measure] for measure in COMPARED}
-    frames = score_table(scores, task, TITLES), difference_table(scores, task, compared)
     few = "\n\nn is under 30: read the intervals with care." if scores["n"] < 30 else ""
-    return "\n\n".join(map(markdown, frames)) + few
+    return "\n\n".join(map(markdown, chief_tables(scores, task))) + few
 
 
-def draw_intervals(intervals: dict[str, tuple], label: str, path: Path) -> None:
-    """(mean, low, high) of each name, the first on top."""
+def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=False) -> None:
+    """(mean, low, high) of each name, the first on top; `zero`: with a line at 0."""
     with drawing(path, (7, 1 + 0.45 * len(intervals))) as axes:
         for name, (mean, low, high) in reversed(intervals.items()):
             reach = [[max(0, mean - low)], [max(0, high - mean)]]
             axes[0, 0].errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
+        if zero:
+            axes[0, 0].axvline(0, color="0.6", linewidth=1)
         axes[0, 0].set_xlabel(f"{label}; bars: 95% interval")
 
 
@@ -67,14 +72,15 @@ def write_report(
 ) -> None:
     """Write scores.md, scores.png and report.html into `folder`."""
     more, everything = score_table(scores, task, MORE_TITLES), TITLES | MORE_TITLES
-    more = [more, difference_table(scores, task, everything).T.rename_axis("measure")]
+    gained = difference_table(scores, task, everything).T
+    more = [more, gained.rename_axis("difference [95% interval]").rename_axis(columns=None)]
     measured, target = scores["per_text"], scores["target"]
     chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
     values = pd.DataFrame({system: found[chief] for system, found in measured.items()})
     gains = values[target] - values.iloc[:, min(1, len(values.columns) - 1)]
     plot, judged = folder / "scores.png", folder / "judge.json"
-    intervals = {f"minus {task.title(s)}": g[chief] for s, g in scores["differences"].items()}
-    draw_intervals(intervals, f"gain of {task.title(target)} in {chief}", plot)
+    intervals = {f"over {task.title(s)}": g[chief] for s, g in scores["differences"].items()}
+    draw_intervals(intervals, f"gain of {task.title(target)}, {TITLES[chief]}", plot, zero=True)
     verdicts = json.loads(judged.read_text()) if judged.exists() else {}
     shown = {
         "scores": scores,
@@ -85,13 +91,14 @@ def write_report(
         "more": [markdown(frame) for frame in more],
         "row": rows[gains.argsort().iloc[len(gains) // 2]],  # of median gain over the second system
         "values": values.to_dict("list"),
-        "plot": base64.b64encode(plot.read_bytes()).decode(),
+        "measure": chief,
+        "titles": everything,
         "verdicts": verdicts,
         "current": verdicts.get("generation") == scores["settings"]["generation"],
     }
     write_text(folder / "scores.md", render("scores.md.jinja", **shown) + "\n")
-    frames = score_table(scores, task, TITLES), difference_table(scores, task, TITLES), *more
-    tables = [frame.to_html(border=0) for frame in frames]
+    frames = *chief_tables(scores, task), *more
+    tables = [frame.reset_index().to_html(border=0, index=False) for frame in frames]
     page = render("report.html.jinja", **shown, tables=tables)
     write_text(folder / "report.html", page)
 

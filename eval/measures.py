@@ -162,6 +162,7 @@ class Entailment:
             "text-classification", model, dtype="float32", top_k=None, **options
         )
         self.settings = {"nli": model, "passage_sentences": PASSAGE, "passages": PASSAGES}
+        self.support: dict[tuple[str, str], dict[str, float]] = {}  # (answer, text) -> sentences'
 
     def probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:
         """Probability that each (premise, hypothesis) is an entailment."""
@@ -179,6 +180,7 @@ class Entailment:
             pairs += [(passage, sentence) for passage in passages[:PASSAGES]]
         for (_, sentence), score in zip(pairs, self.probabilities(pairs), strict=True):
             best[sentence] = max(best[sentence], score)
+        self.support[answer, document] = best
         return float(np.mean(list(best.values()) or [0.0]))
 
     def __call__(self, answers: list[str], rows: list[dict]) -> Columns:

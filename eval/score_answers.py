@@ -135,6 +135,11 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
         },
         "ids": [row["id"] for row in rows],
         "per_text": {system: found.to_dict("list") for system, found in values.items()},
+        "support": entailment  # of the sentences of each answer, where faithfulness was measured
+        and {
+            system: [entailment.support[by_id[row["id"]]["text"], row["text"]] for row in rows]
+            for system, by_id in answers.items()
+        },
     }
     result["settings"] = {
         "config": config.name,

@@ -148,7 +148,7 @@ class WordOverlap(Entailment):
     """Share of the hypothesis' words in the premise, in an entailment model's place."""
 
     def __init__(self):
-        pass
+        self.support = {}
 
     def probabilities(self, pairs):
         return [len(set(h.split()) & set(p.split())) / len(set(h.split())) for p, h in pairs]
