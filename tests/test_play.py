@@ -288,14 +288,17 @@ def test_where_the_text_stands_in_a_message():
             ] == made
 
 
-def test_a_picture_of_the_page(fake, tmp_path):
-    with serving(FastAPI()) as (nowhere, end):
-        end()
-        line = one_error_line(
-            run_stage("demo.take_screenshots", nowhere, tmp_path / "a.png", code=1)
-        )
-        assert line.startswith(f"error: no picture of {nowhere}: ")
+def test_pictures_of_the_page_and_of_a_report(play_url, tmp_path):
+    def take(source: object, *options: object, code: int = 0):
+        output = ("demo.take_screenshots", source, tmp_path / "made/a.png", *options)
+        return run_stage(*output, code=code, fresh=True)  # away from the loop of `chromium`
+
     (tmp_path / "report.html").write_text("<p>A report")
-    options = ("--width", 390, "--dark")
-    run_stage("demo.take_screenshots", tmp_path / "report.html", tmp_path / "b.png", *options)
-    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    for source, options in ((tmp_path / "report.html", ()), (play_url, ("--text", TEXT, "--dark"))):
+        take(source, "--width", 390, *options)
+        header = (tmp_path / "made/a.png").read_bytes()[:24]
+        width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
+        assert header.startswith(b"\x89PNG") and width == 390
+        assert height > 2000 if source == play_url else height == 800
+    line = one_error_line(take("http://127.0.0.1:9", code=1))
+    assert line.startswith("error: no picture of http://127.0.0.1:9: ") and "ERR_" in line
