@@ -278,7 +278,7 @@ def listening(module: str, *args: object):
             time.sleep(0.1)
     yield url
     process.terminate()
-    process.communicate(timeout=30)
+    print(process.communicate(timeout=30)[1], file=sys.stderr)  # which pytest shows of a failure
 
 
 @pytest.fixture(scope="session")
