@@ -187,6 +187,11 @@ summarize *options: setup
 serve *options: setup
     {{ python }} -m eval.serve "$@"
 
+# Try what is served on a page: texts, PDFs and addresses, answers side by side (--url, --port)
+[group('use')]
+play *options: setup
+    {{ python }} -m eval.play "$@"
+
 # Push a run's adapter to the Hub with a card, e.g. just publish-adapter RUN me/name --dry-run
 [group('use')]
 publish-adapter run repo *options: setup
@@ -201,3 +206,8 @@ compare *options: setup _demo_models
 [group('results')]
 bench name *options: setup _demo_models
     shift; {{ python }} -m benchmarks.{{ name }} "$@"
+
+# Take a picture of a report or of the page, e.g. just screenshots http://127.0.0.1:7860 play.png --width 390
+[group('results')]
+screenshots page output *options: setup
+    {{ python }} -m demo.take_screenshots "$@"

@@ -178,7 +178,10 @@ def make_app(server: Server) -> FastAPI:
     @app.get("/v1/models")
     def models() -> dict:
         about = {"object": "model", "created": 0, "owned_by": "local"}
-        return {"object": "list", "data": [{"id": name, **about} for name in server.adapters]}
+        base = {key: name for name, key in server.adapters.items()}.get("__base__", "in 4 bits")
+        parents = {name: None if name == base else base for name in server.adapters}
+        cards = [{"id": name, "parent": parent, **about} for name, parent in parents.items()]
+        return {"object": "list", "data": cards}
 
     @app.post("/v1/chat/completions")
     def chat(asked: Chat):

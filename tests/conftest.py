@@ -5,12 +5,15 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 import traceback
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from hub_server import Hub
@@ -234,6 +237,55 @@ def tiny_qwen2(tmp_path_factory) -> Path:
     )
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory, tiny_qwen2) -> dict:
+    """Two runs' folders, of unlike tasks and ranks, and the base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from common.files import mark_made
+
+    found = {}
+    for seed, task in enumerate(("summarize", "title"), 1):
+        folder = found[task] = tmp_path_factory.mktemp("runs") / f"run-1.{seed}"
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=4 * seed, target_modules="all-linear", init_lora_weights=False)
+        model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+        get_peft_model(model, lora).save_pretrained(folder)
+        model.config.save_pretrained(folder)  # axolotl leaves its base's
+        AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
+        mark_made(folder / "inputs", {"task": task})
+    return found | {"tiny-qwen2": tiny_qwen2}
+
+
+@contextmanager
+def listening(module: str, *args: object):
+    """The address of a server that a stage starts on a free port, once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = start_stage(module, *args, "--port", port)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            httpx.get(f"{url}/v1/models")
+            break
+        except httpx.TransportError:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+    yield url
+    process.terminate()
+    print(process.communicate(timeout=30)[1], file=sys.stderr)  # which pytest shows of a failure
+
+
+@pytest.fixture(scope="session")
+def served_url(adapters):
+    """Where `just serve` serves the adapters."""
+    with listening("eval.serve", adapters["summarize"], adapters["title"]) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,14 @@
 import json
 import shlex
 import shutil
-import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
-import torch
-from conftest import make_run, one_error_line, read_jsonl, run_stage, start_stage
+from conftest import make_run, one_error_line, read_jsonl, run_stage
 from fastapi.testclient import TestClient
 
-from common.files import mark_made
 from eval.generate_answers import build_prompt, generate_batch
 from eval.load_model import load_model
 from eval.serve import Server, find_served, make_app
@@ -22,25 +18,6 @@ from eval.serve import Server, find_served, make_app
 pytestmark = pytest.mark.slow
 STAGE, LONGEST = "eval.serve", 24
 TEXTS = [f"Lakes freeze from the top, number {i} too. " * (1 + i % 3) for i in range(8)]
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory, tiny_qwen2) -> dict:
-    """Two runs' folders, of unlike tasks and ranks, and the base."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    found = {}
-    for seed, task in enumerate(("summarize", "title"), 1):
-        folder = found[task] = tmp_path_factory.mktemp("runs") / f"run-1.{seed}"
-        torch.manual_seed(seed)
-        lora = LoraConfig(r=4 * seed, target_modules="all-linear", init_lora_weights=False)
-        model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
-        get_peft_model(model, lora).save_pretrained(folder)
-        model.config.save_pretrained(folder)  # axolotl leaves its base's
-        AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
-        mark_made(folder / "inputs", {"task": task})
-    return found | {"tiny-qwen2": tiny_qwen2}
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +33,8 @@ def expected(adapters) -> dict:
 
 
 @pytest.fixture(scope="module")
-def url(adapters):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = start_stage(STAGE, adapters["summarize"], adapters["title"], "--port", port)
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            httpx.get(f"{url}/v1/models")
-            break
-        except httpx.TransportError:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-    yield url
-    process.terminate()
-    process.communicate(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def ask(url):
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+def ask(served_url):
+    client = openai.OpenAI(base_url=f"{served_url}/v1", api_key="none", max_retries=0)
 
     def ask(model: str, text: str, **options):
         options = {"max_tokens": LONGEST, "temperature": 0} | options
@@ -134,28 +92,28 @@ def whole_of(expected: dict, length: int) -> str:
     return expected["title", TEXTS[length % 8]]["text"]
 
 
-def test_what_cannot_be_answered_is_refused_and_the_others_go_on(url, expected, ask):
+def test_what_cannot_be_answered_is_refused_and_the_others_go_on(served_url, expected, ask):
     with pytest.raises(openai.NotFoundError, match="no model other; there are summarize, title"):
         ask("other", TEXTS[0])
     with pytest.raises(openai.BadRequestError, match="beyond the context"):
         ask("title", "ice " * 5000)
     with pytest.raises(openai.BadRequestError, match="beyond the context"):
         ask("title", TEXTS[0], max_tokens=4096)
-    endpoint = f"{url}/v1/chat/completions"
+    endpoint = f"{served_url}/v1/chat/completions"
     assert httpx.post(endpoint, content=b"{").status_code == 422
     assert httpx.post(endpoint, json={"model": "title", "messages": []}).status_code == 422
     body = {"model": "title", "messages": [{"role": "user", "content": "x"}], "stream": True}
     with httpx.stream("POST", endpoint, json=body | {"max_tokens": 3000}) as left:
         next(left.iter_lines())
     assert ask("title", TEXTS[1]).choices[0].message.content == expected["title", TEXTS[1]]["text"]
-    there = httpx.get(f"{url}/v1/models").json()["data"]
+    there = httpx.get(f"{served_url}/v1/models").json()["data"]
     assert [model["id"] for model in there] == ["summarize", "title", "tiny-qwen2"]
 
 
-def test_an_evaluation_of_what_is_served_equals_that_of_the_adapter(adapters, url, tmp_path):
+def test_an_evaluation_of_what_is_served_equals_that_of_the_adapter(adapters, served_url, tmp_path):
     config = make_run(tmp_path, adapters["tiny-qwen2"])
     systems = ("--systems", "endpoint-bare:title", adapters["title"], "--max-new-tokens", 16)
-    run_stage("eval.generate_answers", config, *systems, TOGETHER_BASE_URL=url)
+    run_stage("eval.generate_answers", config, *systems, TOGETHER_BASE_URL=served_url)
     served, adapted = (
         {record["id"]: record["text"] for record in read_jsonl(path)}
         for path in (tmp_path / "out/eval/answers").glob("*[!d].jsonl")
