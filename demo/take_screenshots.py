@@ -35,11 +35,13 @@ def main() -> None:
     option("page", help="an address, or an HTML file")
     option("output", type=Path, help="the PNG")
     option("--width", type=positive, default=1200, help="of the window, in pixels")
+    option("--height", type=positive, help="only so much of the page, in pixels (default: all)")
     option("--dark", action="store_true", help="as in a dark colour scheme")
     option("--text", help="for the page of `just play` (default: its first example)")
     args = parser.parse_args()
     address = args.page if "://" in args.page else Path(args.page).resolve().as_uri()
-    scheme, viewport = "dark" if args.dark else "light", {"width": args.width, "height": 800}
+    scheme = "dark" if args.dark else "light"
+    viewport = {"width": args.width, "height": args.height or 800}
     try:
         with browser() as started:
             page = started.new_page(viewport=viewport, color_scheme=scheme)
@@ -51,7 +53,7 @@ def main() -> None:
                 page.click("#run")
                 page.wait_for_selector("#run:enabled", timeout=1000 * MOST_SECONDS)
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=args.output, full_page=True)
+            page.screenshot(path=args.output, full_page=not args.height)
     except Error as error:
         raise UserError(f"no picture of {args.page}: {one_line(error)}") from None
 
