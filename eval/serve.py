@@ -103,6 +103,7 @@ class Server:
         from peft import PeftModel
 
         *_, base = served.values()
+        # The batch's tokenizer pads, and must not be used by a request's thread meanwhile.
         self.model, self.tokenizer = load_model(replace(base, adapter=None), dtype)
         self.tokenizers = {name: load_tokenizer(one) for name, one in served.items()}
         # Name -> what peft calls it; the adapters come first.
@@ -141,15 +142,16 @@ class Server:
         if asked.model not in self.adapters:
             there = ", ".join(self.adapters)
             raise HTTPException(404, f"no model {asked.model}; there are {there}")
-        to_prompt = self.tokenizers[asked.model].apply_chat_template
+        tokenizer = self.tokenizers[asked.model]
+        to_prompt = tokenizer.apply_chat_template
         prompt = to_prompt(asked.messages, tokenize=False, add_generation_prompt=True)
-        n_prompt = len(self.tokenizer(prompt, add_special_tokens=False).input_ids)
+        n_prompt = len(tokenizer(prompt, add_special_tokens=False).input_ids)
         room = self.model.config.max_position_embeddings - n_prompt
         if room < (asked.max_tokens or 1):
             raise HTTPException(400, f"{n_prompt} tokens and the answer are beyond the context")
         job = SimpleNamespace(adapter=self.adapters[asked.model], prompt=prompt, n_prompt=n_prompt)
         job.longest, job.finish = asked.max_tokens or min(512, room), None
-        job.ids, job.news = [], queue.Queue()
+        job.ids, job.news, job.tokenizer = [], queue.Queue(), tokenizer
         self.waiting.put(job)
         return job
 
@@ -160,7 +162,7 @@ class Server:
             while not finish:
                 if (finish := job.news.get()) == "error":
                     raise HTTPException(500, "it could not be answered; the server says why")
-                text = self.tokenizer.decode(job.ids, skip_special_tokens=True).strip()
+                text = job.tokenizer.decode(job.ids, skip_special_tokens=True).strip()
                 if finish or not text.endswith("\ufffd"):  # half a character
                     yield text[len(sent) :]
                     sent = text

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -130,6 +131,24 @@ def test_a_model_without_adapters_in_bf16(tiny_qwen2):
     assert answer["usage"]["completion_tokens"] <= 4 and answer["model"] == "teacher"
     server.model.generate = None
     assert client.post("/v1/chat/completions", json=body).status_code == 500
+
+
+def test_no_request_uses_the_tokenizer_that_pads_the_batch(adapters, monkeypatch):
+    """Used by two threads at once it lost its padding, and the batch its answers (seen once)."""
+    server, users = Server(find_served([str(adapters["title"])], []), 4, None), {}
+    kind = type(server.tokenizer)
+    for name in ("__call__", "decode"):
+        original = getattr(kind, name)
+
+        def note(self, *args, original=original, **options):
+            users.setdefault(id(self), set()).add(threading.current_thread().name)
+            return original(self, *args, **options)
+
+        monkeypatch.setattr(kind, name, note)
+    body = {"model": "title", "messages": [{"role": "user", "content": TEXTS[0]}], "max_tokens": 4}
+    client = TestClient(make_app(server))
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    assert len(users[id(server.tokenizer)]) == 1 and len(users) == 2
 
 
 def changed(folder, path, **settings):
