@@ -58,7 +58,7 @@ def table(scores: dict, task: Task) -> str:
 
 def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=False) -> None:
     """(mean, low, high) of each name, the first on top; `zero`: with a line at 0."""
-    with drawing(path, (7, 1 + 0.45 * len(intervals))) as axes:
+    with drawing(path, (10, 1 + 0.45 * len(intervals))) as axes:
         for name, (mean, low, high) in reversed(intervals.items()):
             reach = [[max(0, mean - low)], [max(0, high - mean)]]
             axes[0, 0].errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
