@@ -206,12 +206,12 @@ def score_table(scores: pd.DataFrame, order: list[str]) -> pd.DataFrame:
 def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
     """Write the tables with their note, the plot, and the lines of the ledger.
 
-    The differences are those of the best preference recipe, and of the default one, over all.
+    The differences are those of the best recipe, a preference one if any, and of the default one.
     """
     titles = {RECIPES.get(recipe, recipe): recipe for recipe in compared.args.recipes}
     means = scores["bertscore_f1"].groupby("system").mean()
     order = means.sort_values(ascending=False).index.tolist()
-    best = [name for name in order if "@" in titles.get(name, "")][:1]
+    best = sorted(filter(titles.get, order), key=lambda name: "@" not in titles[name])[:1]
     default = [name for name in titles if titles[name] == DEFAULT and name not in best]
     gains = {
         f"{ours} minus {other}": {

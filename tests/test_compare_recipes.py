@@ -231,6 +231,7 @@ def test_a_row_of_second_answers_stands_where_there_are_any(compare):
     compare.stages.second = ""
     said = compare("--recipes", "sft", "--output", "small").stdout
     assert "second answer" not in said and (compare.folder / "results/small.md").exists()
+    assert "SFT minus base, bare text" in said  # with no preference recipe, the best there is
 
 
 def test_another_task_has_runs_data_and_a_table_of_its_own(compare):
