@@ -44,9 +44,7 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print(
-            "\nstopped; what is done is saved, the same command goes on from here", file=sys.stderr
-        )
+        print("\nstopped; all is saved, the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except OSError as error:  # the disk, the network, a model that cannot be loaded
         where = f": {error.filename}" if error.filename else ""

@@ -10,47 +10,42 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
 
 from common.cli import UserError, warn
 
 
-def parse_line(line: bytes, where: str, fields: Iterable[str] = ()) -> dict | None:
-    """One record, or None with a warning that names `where` if the line is not usable."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        warn(f"{where}: not valid JSON, line skipped")
-        return None
-    missing = fields if not isinstance(record, dict) else [f for f in fields if f not in record]
-    if not isinstance(record, dict) or missing:
-        warn(f"{where}: lacks {', '.join(missing) or 'an object'}, line skipped")
-        return None
-    return record
-
-
-def read_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> Iterator[dict]:
-    """Yield the records of a JSON Lines file; broken lines are named and skipped.
-
-    Raises UserError if the file is missing or unreadable; `made_by` is the command to suggest.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        hint = f"; make it with `{made_by}`" if made_by else ""
-        raise UserError(f"cannot read {path}: {error.strerror}{hint}") from None
-    with file:
+def read_records(path: Path, fields: Iterable[str] = ()) -> Iterator[dict]:
+    """Yield the records of a JSON Lines file; those without `fields` are named, skipped."""
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip() and (record := parse_line(line, f"{path}:{number}", fields)):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError:
+                warn(f"{path}:{number}: not valid JSON, line skipped")
+                continue
+            is_object = isinstance(record, dict)
+            if lacking := [f for f in fields if f not in record] if is_object else ["an object"]:
+                warn(f"{path}:{number}: lacks {', '.join(lacking)}, line skipped")
+            elif record:
                 yield record
 
 
 def load_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> list[dict]:
-    """All records of a file that must not be empty. Raises UserError."""
-    records = list(read_records(path, fields, made_by))
+    """All records of a file that must be there and hold some.
+
+    Raises UserError, which says to make the file with the command `made_by`.
+    """
+    hint = f"; make it with `{made_by}`" if made_by else ""
+    try:
+        records = list(read_records(path, fields))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}{hint}") from None
     if not records:
-        hint = f"; make it with `{made_by}`" if made_by else ""
         raise UserError(f"{path} holds no usable record{hint}")
     return records
 
@@ -92,20 +87,11 @@ def appending(path: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path} is being written by another run; wait for it") from None
-        file.truncate(_end_of_last_line(file))
+        if size := path.stat().st_size:
+            with mmap(file.fileno(), size, access=ACCESS_READ) as content:
+                end_of_last_line = content.rfind(b"\n") + 1
+            file.truncate(end_of_last_line)
         yield file
-
-
-def _end_of_last_line(file: BinaryIO) -> int:
-    position = file.seek(0, os.SEEK_END)
-    while position > 0:
-        start = max(0, position - 65536)
-        file.seek(start)
-        newline = file.read(position - start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        position = start
-    return 0
 
 
 def append_record(file: BinaryIO, *records: dict) -> None:

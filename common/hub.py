@@ -52,18 +52,6 @@ def merge_cards(ours: RepoCard, theirs: RepoCard) -> RepoCard:
     return theirs
 
 
-def explain(error: Exception, repo: str) -> str:
-    """One line for what the Hub or the connection answered."""
-    if isinstance(error, LocalTokenNotFoundError):
-        return "no Hub token: set HF_TOKEN or run `hf auth login`"
-    if isinstance(error, HFValidationError):
-        return f"{repo} is not a repo name like me/summarize-dpo"
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return ANSWERS.get(status, f"the Hub answered {status}; run again").format(repo=repo)
-    return f"the connection to the Hub failed ({type(error).__name__}); run again to finish"
-
-
 @contextmanager
 def hub_session(repo: str) -> Iterator[HfApi]:
     """A Hub client whose token is good. Raises UserError for what the Hub refuses in the block."""
@@ -71,12 +59,22 @@ def hub_session(repo: str) -> Iterator[HfApi]:
         api = HfApi()
         api.whoami()
         yield api
-    except (httpx.HTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-        raise UserError(explain(error, repo)) from None
-    except RuntimeError as error:  # in which the client wraps a failed upload
-        if not isinstance(error.__cause__, httpx.HTTPError):
+        return
+    except LocalTokenNotFoundError:
+        said = "no Hub token: set HF_TOKEN or run `hf auth login`"
+    except HFValidationError:
+        said = f"{repo} is not a repo name like me/summarize-dpo"
+    except (httpx.HTTPError, RuntimeError) as error:
+        # The client wraps a failed upload in a RuntimeError.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            said = ANSWERS.get(status, f"the Hub answered {status}; run again").format(repo=repo)
+        elif isinstance(cause, httpx.HTTPError):
+            said = f"the connection to the Hub failed ({type(cause).__name__}); run again to finish"
+        else:
             raise
-        raise UserError(explain(error.__cause__, repo)) from None
+    raise UserError(said)
 
 
 def publish(args: Namespace, kind: str, files: dict, lock: Path, obsolete=(), **more) -> None:

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from common.cli import run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
 from data_prep.teacher.client import teacher_terms
-from prompts import Task, add_task_options, answer_message, data_folder, load_task, task_of
+from prompts import Task, add_task_options, data_folder, load_task, task_of
 
 SUBSETS = (8_000, 20_500)  # pairs, as in the published runs
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
@@ -30,9 +30,10 @@ LICENCES["arxiv"] = "each paper under the licence its authors chose on arXiv"
 
 def to_row(pair: dict, split: str = "train", task: Task | None = None) -> dict:
     """A pair in the conversational preference format that axolotl and TRL read."""
-    task = task or load_task()
-    row = pair | {side: answer_message(pair[side]) for side in ("chosen", "rejected")}
+    task, row = task or load_task(), dict(pair)
     row["prompt"] = task.student_messages(pair["prompt"], task.student_template())
+    for side in ("chosen", "rejected"):
+        row[side] = [{"role": "assistant", "content": pair[side]}]
     return row | {"reference": pair["chosen"] if split == "test" else None}
 
 

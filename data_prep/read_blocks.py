@@ -7,7 +7,6 @@ files and Parquet cannot be entered midway: they are streamed whole and sampled 
 import random
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import fsspec
 from fsspec.config import conf
@@ -25,11 +24,11 @@ PAUSES = (0.5, 1, 2, 4, 8, 16, 0)  # seconds after each try over HTTP; hf:// tri
 Unit = tuple[str, int, int, int]  # a file, its size, which of its bytes: from, up to
 
 
-def with_retries(action: Callable, path: str):
-    """What `action` reads of `path`, over HTTP tried again after pauses. Raises UserError."""
+def retrying(path: str, read: Callable, *arguments: object):
+    """What `read` reads of `path`, over HTTP tried again after pauses. Raises UserError."""
     for pause in PAUSES:
         try:
-            return action()
+            return read(*arguments)
         except Exception as error:  # each file system raises its own
             cause = error.__cause__ or error  # fsspec makes a missing file of any over HTTP
         status = getattr(cause, "status", None if isinstance(cause, ValueError) else 500)
@@ -51,16 +50,15 @@ def read_block(path: str, size: int, start: int, end: int) -> list[bytes]:
         return (block[first:] + file.readline()).split(b"\n")
 
 
-def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | str | dict]:
+def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | dict]:
     """The lines or rows that are drawn of a unit. Raises UserError."""
     path, draw = unit[0], random.Random(f"{seed}/{unit[0]}")
     is_table = path.endswith(".parquet")
     if not is_table and not infer_compression(path):
-        yield from filter(bytes.strip, with_retries(partial(read_block, *unit), path))
+        yield from filter(bytes.strip, retrying(path, read_block, *unit))
         return
-    mode = {"mode": "rb"} if is_table else {"mode": "rt", "errors": "replace"}
     try:
-        with fsspec.open(path, compression="infer", **mode) as file:
+        with fsspec.open(path, compression="infer") as file:
             batches = ParquetFile(file).iter_batches(256) if is_table else ()
             records = (row for batch in batches for row in batch.to_pylist()) if is_table else file
             yield from (record for record in records if draw.random() < fraction)
@@ -72,10 +70,10 @@ def expand(path: str) -> list[str]:
     """The files that a path, a glob, a URL or a .txt list of such names. Raises UserError."""
     files, _ = url_to_fs(path)
     if path.endswith(".txt"):
-        listed = with_retries(partial(files.cat_file, path), path).decode(errors="replace")
+        listed = retrying(path, files.cat_file, path).decode(errors="replace")
         return [file for line in listed.split() for file in expand(line)]
     is_url = path.startswith("http")
-    matches = [path] if is_url else sorted(with_retries(partial(files.glob, path), path))
+    matches = [path] if is_url else sorted(retrying(path, files.glob, path))
     if not matches:
         raise UserError(f"no file matches {path}")
     return [files.unstrip_protocol(match).removeprefix("file://") for match in matches]
@@ -85,7 +83,7 @@ def draw_units(paths: list[str], fraction: float, seed: int) -> list[Unit]:
     """Blocks drawn uniformly over the bytes of each file, none twice. Raises UserError."""
     units = []
     for path in tqdm(paths, "sizes of the files", unit="file"):
-        size = with_retries(partial(url_to_fs(path)[0].size, path), path)
+        size = retrying(path, url_to_fs(path)[0].size, path)
         if size is None:
             raise UserError(f"cannot read {path}: its size is not told; download it")
         if path.endswith(".parquet") or infer_compression(path):

@@ -88,7 +88,7 @@ def windows_of(document: dict, options: argparse.Namespace) -> Iterator[dict]:
         yield document | {"id": digest(document["id"], number), "text": passage, "split": split}
 
 
-def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
+def select(line: bytes | dict, options: argparse.Namespace) -> list[dict]:
     """The candidates in a line or row, or {source, order, dropped: why}."""
     try:
         record = line if isinstance(line, dict) else orjson.loads(line)
@@ -139,12 +139,11 @@ class Duplicates:
         if extract["split"] == "train" and not self.test_runs.isdisjoint(runs):
             return "shares a run of words with a test document"
         hashes = ngrams(extract["text"], SHINGLE)[:, None] * (FACTORS | np.uint64(1)) + TERMS
-        bands = [
-            (i, band.tobytes()) for i, band in enumerate(hashes.min(axis=0).reshape(BANDS, ROWS))
-        ]
-        if not self.marks.isdisjoint([extract["id"], *bands]):
+        bands = map(np.ndarray.tobytes, hashes.min(axis=0).reshape(BANDS, ROWS))
+        marks = {extract["id"], *enumerate(bands)}
+        if not self.marks.isdisjoint(marks):
             return "near duplicate"
-        self.marks.update([extract["id"], *bands])
+        self.marks |= marks
         if extract["split"] == "test":
             self.test_runs.update(runs)
         return None

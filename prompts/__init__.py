@@ -94,8 +94,9 @@ class Task:
 
     def student_template(self, instructed: bool = False) -> str | None:
         """The template around a student's text, None for the bare text."""
-        has_own = (self.folder / "student.jinja").is_file()
-        return "instructed" if instructed else "student" if has_own else None
+        if instructed:
+            return "instructed"
+        return "student" if (self.folder / "student.jinja").is_file() else None
 
     def student_messages(self, text: str, template: str | None) -> list[dict[str, str]]:
         """The conversation that a student answers: the bare text, or the text in a template.
@@ -104,11 +105,6 @@ class Task:
         """
         content = self.render(template, text=text) if template else text
         return [{"role": "user", "content": content}]
-
-
-def answer_message(answer: str) -> list[dict[str, str]]:
-    """The assistant turn of a preference pair, in the conversational format of TRL."""
-    return [{"role": "assistant", "content": answer}]
 
 
 @cache

@@ -73,16 +73,12 @@ class Budget:
         self.folder, self.ceiling = folder, math.inf if ceiling is None else ceiling
         self.reserve(0.0)
 
-    def reserve(self, usd: float) -> bool:
-        """Set the worst case of a request aside, unless that would pass the ceiling."""
-        return self._add(usd, self.ceiling)
-
     def settle(self, reserved: float, cost: float) -> None:
         """Put what a request cost in place of what was reserved."""
-        self._add(cost - reserved, math.inf)
+        self.reserve(cost - reserved, math.inf)
 
-    def _add(self, usd: float, most: float) -> bool:
-        """Change the sum, unless it would pass `most`; nobody else changes it meanwhile."""
+    def reserve(self, usd: float, most: float | None = None) -> bool:
+        """Set the worst case of a request aside, unless that would pass the ceiling, or `most`."""
         path = self.folder / ".spent_usd"
         path.touch()
         with path.open("r+b") as file:
@@ -90,7 +86,7 @@ class Budget:
             text = file.read().strip()
             records = (r for replies in self.folder.glob("*.jsonl") for r in read_records(replies))
             self.spent = float(text) if text else sum(r.get("cost_usd") or 0 for r in records)
-            fits = self.spent + usd <= most
+            fits = self.spent + usd <= (self.ceiling if most is None else most)
             self.spent = max(0.0, self.spent + usd * fits)
             file.seek(0)
             file.write(b"%20.9f\n" % self.spent)  # always as long, so whole or not at all

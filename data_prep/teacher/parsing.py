@@ -69,7 +69,8 @@ def _patterns(task: Task) -> dict[str, re.Pattern]:
 
 def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
     """Read two answers, if `rated` with scores and a verdict that agree. Raises ParseError."""
-    text, plain = _bare(reply)
+    text = _bare(reply)
+    plain = text.translate(MARKUP)
     verdicts = [match for match in _patterns(task)["verdict"].finditer(plain) if match["n"]]
     end = verdicts[-1].start() if verdicts else len(text)
     named = NTH[verdicts[-1]["n"].lower()] if verdicts else 0
@@ -78,11 +79,8 @@ def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
         raise ParseError(f"no two {task.hub.get('answers', 'answers')}, labelled once, in order")
     if rated and not named:
         raise ParseError(f"no best {_word(task)} is named")
-    ends = labels[1].start(), end
-    sections = [
-        _read_section(_after(text, label, end), plain[label.end() : end], task, rated)
-        for label, end in zip(labels, ends, strict=True)
-    ]
+    parts = _after(text[: labels[1].start()], labels[0]), _after(text[:end], labels[1])
+    sections = [_read_section(part, task, rated) for part in parts]
     answers, scores, criteria = zip(*sections, strict=True)
     higher = 0 if None in scores or scores[0] == scores[1] else 1 + (scores[1] > scores[0])
     if rated and higher and higher != named:
@@ -93,17 +91,17 @@ def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
 
 def parse_answer(reply: str, task: Task) -> str:
     """The one answer that a reply is, without what stands around it. Raises ParseError."""
-    text = _bare(reply)[0]
+    text = _bare(reply)
     for name in ("preface", "one"):
         if match := _patterns(task)[name].match(text.translate(MARKUP)):
-            text = _clean(_after(text, match, len(text)), task)
+            text = _clean(_after(text, match), task)
     return _clean(text, task)
 
 
 def read_better(text: str, task: Task) -> int | None:
     """Which of two answers a judge names as the better one, 1 or 2; 0 a draw, None unreadable."""
     try:
-        *_, last = _patterns(task)["verdict"].finditer(_bare(text)[1])
+        *_, last = _patterns(task)["verdict"].finditer(_bare(text).translate(MARKUP))
     except ValueError:  # nothing to unpack, or a ParseError
         return None
     return NTH.get((last["n"] or "").lower(), 0)
@@ -113,32 +111,30 @@ def _word(task: Task) -> str:
     return task.hub.get("answer", "answer")
 
 
-def _bare(reply: str) -> tuple[str, str]:
-    """A reply without code fences and thoughts, and the same with its markup blanked."""
+def _bare(reply: str) -> str:
+    """A reply without code fences and thoughts. Raises ParseError if a thought does not end."""
     text = RUN.sub(r"\1\1\1", reply.replace("\r\n", "\n"))
     text = FENCE.sub("", THOUGHT.sub("", text)).strip()
     if UNFINISHED.search(text):
         raise ParseError("cut off while thinking")
-    return text, text.translate(MARKUP)
+    return text
 
 
-def _after(text: str, label: re.Match, end: int) -> str:
+def _after(text: str, label: re.Match) -> str:
     """What follows a label, without the mark that closes an emphasis opened before it."""
-    head, rest = (
-        text[label.start() : label.end()].lstrip().removeprefix("* "),
-        text[label.end() : end],
-    )
+    head = text[label.start() : label.end()].lstrip().removeprefix("* ")
+    rest = text[label.end() :]
     for mark in ("**", "__", "*"):
         if head.count(mark) % 2:
             head, rest = head.replace(mark, ""), rest.replace(mark, "", 1)
     return rest.lstrip("]> \t")
 
 
-def _read_section(text: str, plain: str, task: Task, rated: bool) -> tuple[str, float | None, dict]:
+def _read_section(text: str, task: Task, rated: bool) -> tuple[str, float | None, dict]:
     """The answer, its total and its criteria, from the part under a label. Raises ParseError."""
     # An answer may hold lines like "Rating: R." too. So the fields are the first criterion with a
     # plain number, or else the last total, what follows it, and the fields directly above it.
-    lines = plain.split("\n")
+    lines = text.translate(MARKUP).split("\n")
     fields = [_patterns(task)["field"].match(line) for line in lines]
     fields = [m if m and (m["score"] or m["prose"]) else None for m in fields]
     rated_at = [i for i, m in enumerate(fields) if m and m["criterion"] and not m["word"]]
@@ -153,11 +149,11 @@ def _read_section(text: str, plain: str, task: Task, rated: bool) -> tuple[str, 
     criteria = {names[m["criterion"].lower()]: float(m["score"]) for m in numbers}
     last = [m for m in fields if m["total"]][-1:]
     total, problem = float(last[0]["score"]) if last else None, ""
-    lowest, highest = task.lowest_score, task.highest_score
+    highest = task.highest_score
     if not last or last[0]["range"] or float(last[0]["of"] or highest) != highest:
         problem = "a score is missing or not a number"
-    elif not lowest <= total <= highest:
-        problem = f"a score outside {lowest} to {highest}"
+    elif not task.lowest_score <= total <= highest:
+        problem = f"a score outside {task.lowest_score} to {highest}"
     elif len(criteria) == len(names) and sum(criteria.values()) != total:
         problem = "a total that is not the sum of its criteria"
     if problem and rated:
