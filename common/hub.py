@@ -31,7 +31,6 @@ ANSWERS = {  # by status
 
 
 def add_hub_options(parser: ArgumentParser) -> None:
-    """Give a script's parser the options of a push."""
     option = parser.add_argument
     option("repo", help="where to, as NAMESPACE/NAME")
     option("--public", action="store_true", help="make a new repo public")

@@ -5,24 +5,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from common.files import replacing
 
 RESAMPLES = 10_000
 
 
-def paired_bootstrap(
-    a: npt.ArrayLike, b: npt.ArrayLike, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float, float]:
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, resamples: int = RESAMPLES) -> tuple[float, ...]:
     """Mean of a - b and its 95% percentile interval (Efron & Tibshirani 1993, chapter 13).
 
     `a` and `b` are scores of shape (texts,), or (runs, texts): runs of one recipe that differ in
     the seed. Texts are resampled with replacement, and so are the runs.
     """
     differences = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float))
-    draw, (runs, texts) = np.random.default_rng(seed), differences.shape
+    draw, (runs, texts) = np.random.default_rng(0), differences.shape
     # A resample takes each run and each text so many times, which is a multinomial draw.
     of_runs = draw.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
     of_texts = draw.multinomial(texts, np.full(texts, 1 / texts), size=resamples) / texts
@@ -32,7 +30,6 @@ def paired_bootstrap(
 
 
 def format_interval(mean: float, low: float, high: float) -> str:
-    """A difference with its interval, signed."""
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
@@ -45,16 +42,11 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 @contextmanager
-def drawing(
-    path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options: object
-) -> Iterator[np.ndarray]:
-    """The axes of a plot, shape (rows, columns), that is saved as PNG when the block ends well.
-
-    `size` is in inches; `options` go to matplotlib's `subplots`.
-    """
+def drawing(path: Path, inches: tuple, rows: int = 1, columns: int = 1) -> Iterator[np.ndarray]:
+    """The axes of a plot, shape (rows, columns), that is saved as PNG when the block ends well."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    yield figure.subplots(rows, columns, squeeze=False, **options)
+    figure = Figure(figsize=inches, layout="constrained")
+    yield figure.subplots(rows, columns, squeeze=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -74,8 +74,8 @@ def main() -> None:
     parser.add_argument("--name", default="", help="of the pairs: from pairs-NAME to hub-NAME")
     parser.add_argument("--licence", default="", help="of texts that are not RedPajama's")
     args = parser.parse_args()
-    task, name, splits = task_of(args), f"-{args.name}".rstrip("-"), {}
-    folder, hub = data_folder(args, f"pairs{name}"), data_folder(args, f"hub{name}")
+    task, splits = task_of(args), {}
+    folder, hub = (data_folder(args, stage, args.name) for stage in ("pairs", "hub"))
     (made,) = load_records(folder / "made.json", ("audit", "funnel"), "just pairs")
     for split in ("train", "test"):
         pairs = load_records(folder / f"{split}.jsonl", ("id", "rejected_by"), "just pairs")

@@ -40,7 +40,7 @@ def to_requests(split: str, args: argparse.Namespace, answers: int) -> list[dict
 
 def plan(args: argparse.Namespace, asked: int) -> pd.DataFrame:
     """What the replies that the model lacks would take, also at the prices of other models."""
-    prices = {name: of for name, of in client.load_prices().items() if of.get("served", True)}
+    prices = {name: of for name, of in client.PRICES.items() if of.get("served", True)}
     prices, rows = {args.model: client.price_of(args)} | prices, {}
     for answers in range(task_of(args).answers, 0, -1):
         lacking = []
@@ -78,7 +78,7 @@ def main() -> None:
     answers = 1 if args.single else task_of(args).answers
     if args.plan:
         print(markdown(plan(args, answers)))
-        print(f"Estimates, 4 bytes to a token; terms: {client.PRICES.name}. Nothing was asked.")
+        print(f"Estimates, 4 bytes to a token; terms: {client.TEACHERS.name}. Nothing was asked.")
         return
     client.make_client(args)  # a missing key is said before anything is read
     left = 0

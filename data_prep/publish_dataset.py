@@ -28,9 +28,9 @@ def main() -> None:
     parser = script_parser(__doc__)
     add_hub_options(parser)
     add_task_options(parser)
-    parser.add_argument("--name", help="of the pairs: push hub-NAME")
+    parser.add_argument("--name", default="", help="of the pairs: push hub-NAME")
     args = parser.parse_args()
-    folder = data_folder(args, f"hub-{args.name}" if args.name else "hub")
+    folder = data_folder(args, "hub", args.name)
     found = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
     files = {path.relative_to(folder).as_posix(): path for path in found}
     hashes = row_hashes(folder)

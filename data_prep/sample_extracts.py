@@ -87,7 +87,6 @@ def choose(work: Path, options: argparse.Namespace) -> tuple[dict[str, list[dict
 
 
 def write_report(folder: Path, splits: dict, counts: Counter) -> None:
-    """Write report.md and lengths.png, and print the table."""
     table = pd.Series(counts).unstack(0, fill_value=0)
     text = markdown(table.assign(all=table.sum(axis=1)).map("{:,}".format))
     text += f"\n\nof {table.to_numpy().sum():,} records or passages"

@@ -6,7 +6,6 @@ and is not given raises.
 
 import argparse
 import dataclasses
-import hashlib
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -17,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.meta import find_referenced_templates
 
 from common.cli import UserError, one_line
+from common.files import digest
 
 FOLDER = Path(__file__).parent
 SHARED = FOLDER / "shared"
@@ -66,7 +66,6 @@ class Task:
         return Environment(loader=loader, undefined=StrictUndefined)
 
     def title(self, system: str) -> str:
-        """What tables call a system."""
         return self.titles.get(system) or TITLES.get(system, system)
 
     def render(self, name: str, /, **variables: object) -> str:
@@ -90,7 +89,7 @@ class Task:
         source = self.source(name)
         parts = find_referenced_templates(self._environment.parse(source))
         whole = source + "".join(self.source(part.removesuffix(".jinja")) for part in parts)
-        return hashlib.sha256(whole.encode()).hexdigest()[:12]
+        return digest(whole)[:12]
 
     def student_template(self, instructed: bool = False) -> str | None:
         """The template around a student's text, None for the bare text."""
@@ -145,6 +144,7 @@ def task_of(args: argparse.Namespace) -> Task:
     return load_task(args.task, args.prompts_dir)
 
 
-def data_folder(args: argparse.Namespace, stage: str) -> Path:
-    """DATA/extracts, which the tasks share, or a stage's DATA/TASK/STAGE."""
-    return args.data / "extracts" if stage == "extracts" else args.data / args.task / stage
+def data_folder(args: argparse.Namespace, stage: str, name: str = "") -> Path:
+    """DATA/extracts, which the tasks share, or a stage's DATA/TASK/STAGE, or STAGE-NAME there."""
+    folder = args.data if stage == "extracts" else args.data / args.task
+    return folder / (f"{stage}-{name}" if name else stage)

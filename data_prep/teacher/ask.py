@@ -5,11 +5,12 @@ and one Budget serve all requests. A reply is on disk before it counts. What the
 for good is remembered, with its reason, in REPLIES.refused.jsonl.
 """
 
-import argparse
 import asyncio
 import json
 import signal
+from argparse import ArgumentParser, Namespace
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -33,7 +34,7 @@ COUNTED = ("replies", "cut at the token limit", "429s", "errors")
 OVER_BUDGET, INTERRUPTED = "the budget is spent", "interrupted"
 
 
-def teacher_options(parser: argparse.ArgumentParser) -> None:
+def teacher_options(parser: ArgumentParser) -> None:
     """Add what `ask_all` reads from `args`."""
     option = parser.add_argument
     option("--model", default="openai/gpt-oss-120b", help="the teacher")
@@ -52,7 +53,7 @@ def teacher_options(parser: argparse.ArgumentParser) -> None:
 class RequestQueue:
     """One run: workers, each of which takes the next request once it may go out, and asks it."""
 
-    def __init__(self, requests: list[dict], answered: bool, path: Path, args: argparse.Namespace):
+    def __init__(self, requests: list[dict], answered: bool, path: Path, args: Namespace):
         self.waiting, self.answered, self.args = deque(requests), answered, args
         self.limiter = RateLimiter(args.concurrency, args.max_rate)
         self.price, self.budget = client.price_of(args), Budget(path.parent, args.budget_usd)
@@ -62,22 +63,38 @@ class RequestQueue:
 
     async def run(self, replies: BinaryIO, bar: tqdm) -> None:
         """Ask until nothing is left or something is in the way. Raises OSError of the disk."""
-        self.replies = replies
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self.stop_for, INTERRUPTED)
         async with client.make_client(self.args) as endpoint:
-            self.create = endpoint.chat.completions.with_raw_response.create
+            create = endpoint.chat.completions.with_raw_response.create
             workers = min(self.args.concurrency, len(self.waiting))
-            await asyncio.gather(*(self.work(bar) for _ in range(workers)))
+            await asyncio.gather(*(self.work(create, replies, bar) for _ in range(workers)))
 
     def stop_for(self, reason: str) -> None:
         self.stop = self.stop or reason
         if self.in_flight:
             tqdm.write(f"{reason}; waiting for {self.in_flight} replies in flight")
 
-    async def work(self, bar: tqdm) -> None:
+    async def work(self, create: Callable, replies: BinaryIO, bar: tqdm) -> None:
+        options = {name: getattr(self.args, name) for name in client.OPTIONS}
         while turn := await self.next_turn():
+            request, worst, sent_at = turn
             self.in_flight += 1
-            await self.ask(*turn)
+            try:
+                answer = await create(messages=request["messages"], **options)
+                body = json.loads(answer.http_response.content)
+                reply = client.to_reply(request, body, self.price)
+            except (together.APIError, ValueError) as error:
+                cost = self.take_failure(request, error, sent_at)
+            else:
+                async with self.disk:
+                    await asyncio.to_thread(append_record, replies, reply)
+                self.limiter.replied()
+                self.answered, cost = True, reply["cost_usd"]
+                self.count["replies"] += 1
+                self.count["cut at the token limit"] += reply["finish_reason"] == "length"
+            cost = worst if cost is None else cost  # where nobody knows
+            self.budget.settle(worst, cost)
+            self.usd += cost
             self.in_flight -= 1
             bar.set_postfix_str(f"{self.in_flight} in flight, {self.summary()}", refresh=False)
             bar.update(bar.initial + self.count["replies"] + len(self.refusals) - bar.n)
@@ -99,24 +116,6 @@ class RequestQueue:
                 else:
                     self.stop_for(OVER_BUDGET)
         return None
-
-    async def ask(self, request: dict, worst: float, sent_at: float) -> None:
-        options = {name: getattr(self.args, name) for name in client.OPTIONS}
-        try:
-            answer = await self.create(messages=request["messages"], **options)
-            reply = client.to_reply(request, json.loads(answer.http_response.content), self.price)
-        except (together.APIError, ValueError) as error:
-            cost = self.take_failure(request, error, sent_at)
-        else:
-            async with self.disk:
-                await asyncio.to_thread(append_record, self.replies, reply)
-            self.limiter.replied()
-            self.answered, cost = True, reply["cost_usd"]
-            self.count["replies"] += 1
-            self.count["cut at the token limit"] += reply["finish_reason"] == "length"
-        cost = worst if cost is None else cost  # where nobody knows
-        self.budget.settle(worst, cost)
-        self.usd += cost
 
     def take_failure(self, request: dict, error: Exception, sent_at: float) -> float | None:
         """Stop, note the refusal, or ask again later; return what it cost, None if unknown."""
@@ -140,9 +139,7 @@ class RequestQueue:
         return f"{counts}, {len(self.refusals):,} refused (*{REFUSED}), {money}"
 
 
-def ask_all(
-    requests: list[dict], path: Path, args: argparse.Namespace, label: str, key: Key = KEY
-) -> int:
+def ask_all(requests: list, path: Path, args: Namespace, label: str, key: Key = KEY) -> int:
     """Append to `path` a reply to each request, {id, messages, ...}, that has none by its `key`.
 
     Returns how many have neither a reply nor were refused for good. Raises UserError where asking
@@ -168,9 +165,8 @@ def ask_all(
             with appending(refused) as file:
                 append_record(file, *queue.refusals)
         elif queue.refusals:
-            many, why = len(queue.refusals), queue.refusals[-1]["reason"]
-            sent = f"all {many} requests sent were refused"
-            queue.stop_for(f"{sent}, the last with: {why}; check the options")
+            sent = f"all {len(queue.refusals)} requests sent were refused, the last with"
+            queue.stop_for(f"{sent}: {queue.refusals[-1]['reason']}; check the options")
     left = len(missing(refused, missing(path, wanted, key), key))
     print(f"{label}: {queue.summary()}; {left:,} still to ask")
     if queue.stop == INTERRUPTED:

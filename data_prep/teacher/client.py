@@ -9,7 +9,8 @@ import yaml
 
 from common.cli import UserError, one_line, warn
 
-PRICES = Path(__file__).with_name("teachers.yaml")  # its comments say what each field is
+TEACHERS = Path(__file__).with_name("teachers.yaml")  # its comments say what each field is
+PRICES: dict[str, dict] = yaml.safe_load(TEACHERS.read_text())  # by model
 BYTES_A_TOKEN = 4  # of English text; the median of our documents is 4.3, by SmolLM2's tokenizer
 OVERHEAD = 256  # tokens, at most, that an endpoint's chat template adds to a prompt
 OPTIONS = ("model", "max_tokens", "temperature")  # of a request, by the names of our own
@@ -32,9 +33,8 @@ def make_client(args: argparse.Namespace, retries: int = 0):
     url = url and url.rstrip("/").removesuffix("/v1")  # the client adds it
     # aiohttp underneath: httpx's own pool looks at all its connections for each request, and stalls
     # for seconds with 128 of them on a busy machine (seen in `just bench replies`).
-    limits = httpx.Limits(max_connections=args.concurrency)
-    http, timeout = together.DefaultAioHttpClient(limits=limits), httpx.Timeout(args.timeout)
-    options = {"timeout": timeout, "max_retries": retries, "http_client": http}
+    http = together.DefaultAioHttpClient(limits=httpx.Limits(max_connections=args.concurrency))
+    options = {"timeout": args.timeout, "max_retries": retries, "http_client": http}
     return together.AsyncTogether(api_key=key or "none", base_url=url or None, **options)
 
 
@@ -60,23 +60,19 @@ def is_refusal(status: int) -> bool:
     return 400 <= status < 500 and status not in (408, 409, 429)
 
 
-def load_prices() -> dict[str, dict]:
-    return yaml.safe_load(PRICES.read_text())
-
-
 def teacher_terms(model: str) -> str:
     """What a card says of the model's terms on what it writes."""
     unknown = "See the model's licence and the provider's terms."
-    return load_prices().get(model, {}).get("outputs", unknown)
+    return PRICES.get(model, {}).get("outputs", unknown)
 
 
 def price_of(args: argparse.Namespace) -> dict:
     """`input` and `output`, if known. Raises UserError for a budget that could not be held."""
-    price = load_prices().get(args.model, {})
+    price = dict(PRICES.get(args.model, {}))
     if args.price:
         price["input"], price["output"] = args.price
     if "input" not in price:
-        unknown = f"{PRICES.name} has no price of {args.model}"
+        unknown = f"{TEACHERS.name} has no price of {args.model}"
         if args.budget_usd is not None:
             raise UserError(f"{unknown}; for a budget pass --price IN OUT")
         warn(f"{unknown}: what this costs is not known here")
