@@ -50,15 +50,16 @@ def read_block(path: str, size: int, start: int, end: int) -> list[bytes]:
         return (block[first:] + file.readline()).split(b"\n")
 
 
-def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | dict]:
+def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | str | dict]:
     """The lines or rows that are drawn of a unit. Raises UserError."""
     path, draw = unit[0], random.Random(f"{seed}/{unit[0]}")
     is_table = path.endswith(".parquet")
     if not is_table and not infer_compression(path):
         yield from filter(bytes.strip, retrying(path, read_block, *unit))
         return
+    mode = {"mode": "rb"} if is_table else {"mode": "rt", "errors": "replace"}
     try:
-        with fsspec.open(path, compression="infer") as file:
+        with fsspec.open(path, compression="infer", **mode) as file:
             batches = ParquetFile(file).iter_batches(256) if is_table else ()
             records = (row for batch in batches for row in batch.to_pylist()) if is_table else file
             yield from (record for record in records if draw.random() < fraction)

@@ -88,7 +88,7 @@ def windows_of(document: dict, options: argparse.Namespace) -> Iterator[dict]:
         yield document | {"id": digest(document["id"], number), "text": passage, "split": split}
 
 
-def select(line: bytes | dict, options: argparse.Namespace) -> list[dict]:
+def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
     """The candidates in a line or row, or {source, order, dropped: why}."""
     try:
         record = line if isinstance(line, dict) else orjson.loads(line)
