@@ -143,7 +143,7 @@ def funnel(frame: pd.DataFrame) -> str:
 def write_pairs(frame: pd.DataFrame, args: argparse.Namespace, task: Task) -> None:
     """Write all files, last made.json, without which no later stage reads them."""
     folder = data_folder(args, "pairs", args.name)
-    prompts = {task.sha(t.stem): task.source(t.stem) for t in task.folder.glob("teacher*.jinja")}
+    prompts = {task.sha(t.stem): t.read_text() for t in task.folder.glob("teacher*.jinja")}
     made = {name: vars(args)[name] for name in ("limits", "rejected", "verify", "length_match")}
     made |= {"funnel": funnel(frame), "teacher_prompt": prompts.get(args.prompt_sha, "")}
     print(made["funnel"])

@@ -6,6 +6,8 @@ and is not given raises.
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache, cached_property
@@ -68,28 +70,28 @@ class Task:
     def title(self, system: str) -> str:
         return self.titles.get(system) or TITLES.get(system, system)
 
-    def render(self, name: str, /, **variables: object) -> str:
-        """The task's template `name`.jinja, or the shared one. Raises UserError if it is faulty."""
+    @contextmanager
+    def _faults_told(self, name: str) -> Iterator[None]:
         try:
-            return self._environment.get_template(f"{name}.jinja").render(task=self, **variables)
+            yield
         except TemplateError as error:
             place = getattr(error, "filename", None) or self.folder / f"{name}.jinja"
             line = f":{error.lineno}" if getattr(error, "lineno", None) else ""
             raise UserError(f"{place}{line}: {type(error).__name__}, {one_line(error)}") from None
 
-    def source(self, name: str) -> str:
-        """The template's text. Raises UserError if there is none."""
-        try:
-            return self._environment.loader.get_source(self._environment, f"{name}.jinja")[0]
-        except TemplateError:
-            raise UserError(f"{self.folder} has no {name}.jinja") from None
+    def render(self, name: str, /, **variables: object) -> str:
+        """The task's template `name`.jinja, or the shared one. Raises UserError if it is faulty."""
+        with self._faults_told(name):
+            return self._environment.get_template(f"{name}.jinja").render(task=self, **variables)
 
     def sha(self, name: str) -> str:
         """First 12 hex digits of the SHA-256 of the template's source and of what it includes."""
-        source = self.source(name)
-        parts = find_referenced_templates(self._environment.parse(source))
-        whole = source + "".join(self.source(part.removesuffix(".jinja")) for part in parts)
-        return digest(whole)[:12]
+        environment = self._environment
+        with self._faults_told(name):
+            source = environment.loader.get_source(environment, f"{name}.jinja")[0]
+            parts = find_referenced_templates(environment.parse(source))
+            more = (environment.loader.get_source(environment, part)[0] for part in parts)
+            return digest("".join([source, *more]))[:12]
 
     def student_template(self, instructed: bool = False) -> str | None:
         """The template around a student's text, None for the bare text."""

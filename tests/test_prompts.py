@@ -83,8 +83,11 @@ def test_a_faulty_task_is_one_line_that_names_file_and_key(tmp_path, text, said)
 
 def test_a_broken_template_is_one_line_that_names_file_and_line(tmp_path):
     task = task_in(tmp_path, f"label: X\nanswers: 1\n{WORDS}", teacher="one\n{% if %}")
-    with pytest.raises(UserError, match=r"teacher.jinja:2: TemplateSyntaxError"):
-        task.render("teacher", text="")
+    for use in (lambda: task.render("teacher", text=""), lambda: task.sha("teacher")):
+        with pytest.raises(UserError, match=r"teacher.jinja:2: TemplateSyntaxError"):
+            use()
+    with pytest.raises(UserError, match=r"mine/instructed.jinja: TemplateNotFound"):
+        task.sha("instructed")
 
 
 def test_an_unknown_task_is_told_the_nearest(tmp_path):
