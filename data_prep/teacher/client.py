@@ -62,8 +62,7 @@ def is_refusal(status: int) -> bool:
 
 def teacher_terms(model: str) -> str:
     """What a card says of the model's terms on what it writes."""
-    unknown = "See the model's licence and the provider's terms."
-    return PRICES.get(model, {}).get("outputs", unknown)
+    return PRICES.get(model, {}).get("outputs", "See the model's licence and the provider's terms.")
 
 
 def price_of(args: argparse.Namespace) -> dict:
