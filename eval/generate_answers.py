@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from common import table
 from common.cli import UserError, positive, run, script_parser
-from common.files import append_record, appending, write_text
-from eval.load_model import load_model, precision, read_json
+from common.files import append_record, appending, read_json, write_text
+from eval.load_model import load_model, precision
 from eval.systems import System, add_run_options, load_test_rows, run_of, systems_of, train_rows
 from prompts import Task, load_task
 from training.run_config import RunConfig
@@ -115,9 +115,9 @@ def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args)
 
     for row in rows:
         row["messages"] = task.student_messages(row.pop("text"), system.template)
-    how = {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
-    how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
-    how |= {"batch": False, "timeout": 300}
+    how = {"temperature": 0.0, "max_rate": None, "retry_refused": True, "batch": False}
+    how |= {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
+    how["timeout"] = 300  # seconds
     ask_all(rows, path, argparse.Namespace(**vars(args) | how), system.model, KEY)
 
 
@@ -133,8 +133,8 @@ def first_sentences(text: str, words: float, cut: bool = False) -> str:
     return " ".join(sentences[: np.abs(lengths - words).argmin() + 1])
 
 
-def read_answers(name: str, rows: list[dict], task: Task) -> list[dict]:
-    """The answers that need no model, lead and second. Raises UserError."""
+def read_answers(name: str, rows: list[dict], task: Task) -> dict[str, dict]:
+    """id -> record of the answers that need no model, lead and second. Raises UserError."""
     words = task.lead_words or float(np.mean([len(row["reference"].split()) for row in rows]))
     texts = [row["second"] for row in rows]
     if name != "second":
@@ -142,38 +142,20 @@ def read_answers(name: str, rows: list[dict], task: Task) -> list[dict]:
     elif not all(texts):
         raise UserError("the test split holds no second answers of the teacher; leave out second")
     made = {"finish_reason": "stop", "settings": {"model": None, "words": words}}
-    return [{"id": row["id"], "text": text, **made} for row, text in zip(rows, texts, strict=True)]
+    return {row["id"]: {"text": text, **made} for row, text in zip(rows, texts, strict=True)}
 
 
-def find_answers(path: Path, rows: list[dict], settings: dict) -> dict[str, dict]:
-    """id -> record of each row, in their order. Raises UserError if the table lacks one."""
-    wanted = [{"id": row["id"], "settings": settings} for row in rows]
-    records = table.load(path, wanted, KEY)
-    if lacking := len(rows) - len(records):
-        raise UserError(
-            f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last; "
-            "complete them with the same `just answers`, or pass the same --n"
-        )
-    return records
-
-
-def answer_rows(
-    name: str, system: System, rows: list[dict], path: Path, task: Task, args
-) -> list[dict]:
-    """A system's answers to `rows`, in their order; what `path` lacks is made and kept there."""
-    if not system.model:
-        return read_answers(name, rows, task)
+def answer_rows(name: str, system: System, rows: list[dict], path: Path, task: Task, args) -> None:
+    """Append to `path` the answers of a system with a model to those of `rows` that it lacks."""
     settings = settings_of(system, task, args)
     wanted = [{"id": row["id"], "text": row["text"], "settings": settings} for row in rows]
     if isinstance(system.model, str):
-        ask_endpoint(system, wanted, path, task, args)
-    else:
-        with appending(path) as log:
-            left = table.missing(path, wanted, KEY)
-            records = generate(system, left, task, args) if left else []
-            for record in tqdm(records, f"{name} answers", len(left), unit="text"):
-                append_record(log, record)
-    return list(find_answers(path, rows, settings).values())
+        return ask_endpoint(system, wanted, path, task, args)
+    with appending(path) as log:
+        left = table.missing(path, wanted, KEY)
+        records = generate(system, left, task, args) if left else []
+        for record in tqdm(records, f"{name} answers", len(left), unit="text"):
+            append_record(log, record)
 
 
 def answers_path(config: RunConfig, name: str) -> Path:
@@ -182,13 +164,14 @@ def answers_path(config: RunConfig, name: str) -> Path:
 
 
 def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
-    """Complete the answers of all systems that `args` names."""
+    """Complete the answers of all systems that `args` names. Raises UserError if one lacks some."""
     systems, path = systems_of(config, args.systems), config.eval_dir / "answers/asked.json"
     asked = {s: settings_of(one, config.task, args) for s, one in systems.items() if one.model}
     # All of them before the first answer: what is half made is never scored beside another's.
     write_text(path, json.dumps(read_json(path) | asked, indent=1) + "\n")
-    for name, system in systems.items():
-        answer_rows(name, system, rows, answers_path(config, name), config.task, args)
+    for name in asked:
+        answer_rows(name, systems[name], rows, answers_path(config, name), config.task, args)
+    load_answers(config, rows, [*systems])
 
 
 def load_answers(
@@ -201,11 +184,18 @@ def load_answers(
     asked, answers = asked or read_json(config.eval_dir / "answers/asked.json"), {}
     for name in systems or config.task.systems:
         if name in ("lead", "second"):
-            answers[name] = {one["id"]: one for one in read_answers(name, rows, config.task)}
-        elif name in asked:
-            answers[name] = find_answers(answers_path(config, name), rows, asked[name])
-        else:
+            answers[name] = read_answers(name, rows, config.task)
+            continue
+        if name not in asked:
             raise UserError(f"{name} was not asked for yet; make its answers with `just answers`")
+        path = answers_path(config, name)
+        wanted = [{"id": row["id"], "settings": asked[name]} for row in rows]
+        answers[name] = table.load(path, wanted, KEY)
+        if lacking := len(rows) - len(answers[name]):
+            raise UserError(
+                f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last; "
+                "complete them with the same `just answers`, or pass the same --n"
+            )
     return answers
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, positive
-from common.files import digest, write_text
+from common.files import digest, read_json, write_text
 from common.report import RESAMPLES, paired_bootstrap
 from eval.generate_answers import load_answers
 from eval.measures import BertScore, Entailment, basics, extractiveness, is_entailment_model, rouge
@@ -42,12 +42,9 @@ COMPARED = ("bertscore_f1", "rouge_l", "faithfulness")
 
 def load_scores(config: RunConfig) -> dict:
     """scores.json of a run. Raises UserError if it was not made."""
-    path = config.eval_dir / "scores.json"
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        hint = f"make it with `just scores {config.name}`"
-        raise UserError(f"cannot read {path}: {error.strerror}; {hint}") from None
+    if scores := read_json(config.eval_dir / "scores.json"):
+        return scores
+    raise UserError(f"no scores in {config.eval_dir}; make them with `just scores {config.name}`")
 
 
 def load_evaluation(config: RunConfig) -> tuple[dict, list[dict], dict[str, dict[str, dict]]]:
