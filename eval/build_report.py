@@ -1,8 +1,8 @@
 """Show the scores of a run: a sentence, tables, a plot, one self-contained page; record them.
 
-Reads outputs/RUN/eval/scores.json, the answers and, where it is of them, judge.json; writes
-scores.md, scores.png and report.html beside it (no network, every text escaped). With a note the
-scores are added to results/ledger.csv. `just scores RUN` (eval/evaluate.py) runs it.
+Reads outputs/RUN/eval/judge.json where it is of the answers that were scored; writes scores.md,
+scores.png and report.html beside it (no network, every text escaped), and adds the scores to
+results/ledger.csv. `just scores RUN` (eval/evaluate.py) runs it.
 """
 
 from collections.abc import Iterable
@@ -13,9 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.files import read_json, replacing, write_text
 from common.report import drawing, format_interval, markdown
-from eval.score_answers import COMPARED, MORE_TITLES, TITLES, load_evaluation
+from eval.score_answers import COMPARED, MORE_TITLES, TITLES
 from prompts import Task
-from training.run_config import RunConfig
 
 LEDGER, DIFFERENCE = Path("results/ledger.csv"), "difference [95% interval]"
 ALL_TITLES = TITLES | MORE_TITLES
@@ -68,9 +67,7 @@ def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=Fal
         axes[0, 0].set_xlabel(f"{label}; bars: 95% interval")
 
 
-def write_report(
-    folder: Path, scores: dict, rows: list[dict], answers: dict[str, dict], task: Task
-) -> None:
+def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, task: Task) -> None:
     """Write scores.md, scores.png and report.html into `folder`."""
     frames, measured, target = tables(scores, task), scores["per_text"], scores["target"]
     chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
@@ -109,17 +106,12 @@ def append_ledger(lines: list[tuple], about: dict, ledger: Path) -> None:
     print(f"recorded in {ledger}")
 
 
-def report(config: RunConfig, note: str | None, ledger: Path) -> None:
-    """Write a scored run's files, print the chief tables and an example, record the scores."""
-    scores, rows, answers = load_evaluation(config)
-    write_report(config.eval_dir, scores, rows, answers, config.task)
-    print((config.eval_dir / "scores.md").read_text().split("## More")[0])
-    print(f"more in {config.eval_dir / 'report.html'}")
+def record(scores: dict, note: str, ledger: Path) -> None:
+    """Add a run's scores and differences to the ledger."""
     lines, settings = [], scores["settings"]
     for system, values in scores["systems"].items():
         lines += [(system, m, values[m], None, None) for m in (*COMPARED, "words") if m in values]
     for other, gains in scores["differences"].items():
         lines += [(f"{scores['target']} - {other}", m, *gains[m]) for m in COMPARED if m in gains]
     about = {key: settings[key] for key in ("date", "commit", "config")} | {"command": note}
-    if note is not None:
-        append_ledger(lines, about | {"encoder": settings["hash"], "n": scores["n"]}, ledger)
+    append_ledger(lines, about | {"encoder": settings["hash"], "n": scores["n"]}, ledger)

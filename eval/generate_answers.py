@@ -47,18 +47,13 @@ def build_prompt(
     return prompt_of(tokenizer.decode(ids[:-over])), over
 
 
-def generate_batch(
-    model, tokenizer, prompts: list[str], max_new_tokens: int, **options: object
-) -> list[dict]:
+def generate_batch(model, tokenizer, prompts: list[str], n_new: int, **options) -> list[dict]:
     """A record for each greedy continuation of a batch, cut at the end of the turn."""
-    import torch
-
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-    options |= {"max_new_tokens": max_new_tokens, **inputs.to(model.device)}
-    with torch.inference_mode():
-        new = model.generate(**options)[:, inputs.input_ids.shape[1] :].tolist()
+    inputs = inputs.to(model.device)
+    new = model.generate(**inputs, max_new_tokens=n_new, **options)[:, inputs.input_ids.shape[1] :]
     results, ends = [], model.generation_config.eos_token_id
-    for n_prompt, ids in zip(inputs.attention_mask.sum(1).tolist(), new, strict=True):
+    for n_prompt, ids in zip(inputs.attention_mask.sum(1).tolist(), new.tolist(), strict=True):
         answer = list(takewhile(lambda token: token not in ends, ids))
         text = tokenizer.decode(answer, skip_special_tokens=True).strip()
         end = "length" if len(answer) == len(ids) else "stop"
@@ -68,10 +63,8 @@ def generate_batch(
 
 
 def pack_batches(lengths: list[int], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of the prompts in batches of like length, the longest first.
-
-    A batch, padded and with its answers, holds at most `batch_tokens`, or a single prompt.
-    """
+    """Indices of the prompts in batches of like length, the longest first; a batch, padded and
+    with its answers, holds at most `batch_tokens`, or a single prompt."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         size = max(1, batch_tokens // (lengths[order[0]] + max_new_tokens))
@@ -115,9 +108,9 @@ def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args)
 
     for row in rows:
         row["messages"] = task.student_messages(row.pop("text"), system.template)
-    how = {"temperature": 0.0, "max_rate": None, "retry_refused": True, "batch": False}
-    how |= {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
-    how["timeout"] = 300  # seconds
+    how = {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
+    how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
+    how |= {"batch": False, "timeout": 300}
     ask_all(rows, path, argparse.Namespace(**vars(args) | how), system.model, KEY)
 
 
@@ -174,13 +167,9 @@ def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) ->
     load_answers(config, rows, [*systems])
 
 
-def load_answers(
-    config: RunConfig, rows: list[dict], systems: list[str] | None, asked: dict | None = None
-) -> dict[str, dict[str, dict]]:
-    """system -> id -> record, as they were asked for last, or with the settings in `asked`.
-
-    Raises UserError if a system lacks a text.
-    """
+def load_answers(config: RunConfig, rows: list[dict], systems=None, asked=None) -> dict[str, dict]:
+    """system -> id -> record, with the settings in `asked`, by default those asked for last; of
+    all systems of the task, if none are named. Raises UserError if a system lacks a text."""
     asked, answers = asked or read_json(config.eval_dir / "answers/asked.json"), {}
     for name in systems or config.task.systems:
         if name in ("lead", "second"):

@@ -19,10 +19,8 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model, or a base and the adapter on it.
-
-    `four_bits`: whether the adapter was trained on 4 bits, None where nothing tells.
-    """
+    """A whole model, or a base and the adapter on it; `four_bits`: whether the adapter was trained
+    on 4 bits, None where nothing tells."""
 
     model: str
     revision: str | None = None
@@ -60,7 +58,7 @@ def weights_in(folder: Path, config: RunConfig | None = None) -> Weights:
         with suppress(UserError):  # it is another YAML
             config = config or load_run_config(path)
     if config:
-        if config.overrides:
+        if config.settings.get("overrides_of_model_config"):
             raise UserError(f"{config.path}: overrides_of_model_config is not known here")
         return Weights(base, config.base_revision or revision, str(folder), config.four_bits)
     trained_on = read_json(folder / "config.json")  # the base as axolotl had it

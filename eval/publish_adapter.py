@@ -68,8 +68,7 @@ def pushed_data(config: RunConfig) -> dict:
     folder = Path(config.dataset)
     if not folder.exists():
         return {"repo": config.dataset, "revision": config.dataset_revision}
-    hashes, lock = row_hashes(folder), lock_of(folder)
-    known = read_json(lock)
+    hashes, known = row_hashes(folder), read_json(lock_of(folder))
     return known if known.get("hashes") == hashes else {"hash": digest(*hashes)[:12]}
 
 

@@ -22,7 +22,6 @@ class RunConfig:
 
     base_model = property(lambda self: self.settings["base_model"])
     base_revision = property(lambda self: self.settings.get("revision_of_model"))
-    overrides = property(lambda self: self.settings.get("overrides_of_model_config"))
     four_bits = property(lambda self: bool(self.settings.get("load_in_4bit")))  # of its base
     first_adapter = property(lambda self: self.settings.get("lora_model_dir"))  # to go on from
     dataset = property(lambda self: self.settings["datasets"][0]["path"])
