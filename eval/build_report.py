@@ -73,17 +73,14 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
     chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
     values = pd.DataFrame({system: found[chief] for system, found in measured.items()})
     gains = values[target] - values.iloc[:, min(1, len(values.columns) - 1)]
-    verdicts = read_json(folder / "judge.json")
     intervals = {f"over {task.title(s)}": g[chief] for s, g in scores["differences"].items()}
     label = f"gain of {task.title(target)}, {TITLES[chief]}"
     draw_intervals(intervals, label, folder / "scores.png", zero=True)
-    shown = {
-        "scores": scores,
-        "rows": rows,
-        "answers": answers,
-        "task": task,
+    verdicts = read_json(folder / "judge.json")
+    shown = {"scores": scores, "rows": rows, "answers": answers, "task": task}
+    shown |= {
         "table": table(scores, task),
-        "more": map(markdown, frames[2:]),
+        "more": list(map(markdown, frames[2:])),
         "tables": [frame.reset_index().to_html(border=0, index=False) for frame in frames],
         "row": rows[gains.argsort().iloc[len(gains) // 2]],  # of median gain over the second system
         "values": values.to_dict("list"),

@@ -34,12 +34,11 @@ def main() -> None:
     set_verbosity_error()
     config = run_of(args)
     check_model_folder(args.encoder)
-    if not args.scores_only:
-        merge_run(config)
-        args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
     rows = load_test_rows(config, args.n)
     if not args.scores_only:
+        merge_run(config)
         answer_all(config, rows, args)
+        args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
     scores, answers = score_all(config, rows, args)
     write_report(config.eval_dir, scores, rows, answers, config.task)
     print((config.eval_dir / "scores.md").read_text().split("## More")[0])

@@ -88,20 +88,6 @@ def prompt_limit(model, settings: dict) -> int:
     return min(settings["max_prompt_tokens"], room)
 
 
-def generate(system: System, rows: list[dict], task: Task, args) -> Iterator[dict]:
-    """The records of the rows, which hold their settings, by a model, batch by batch."""
-    model, tokenizer = load_model(system.model)
-    settings = rows[0]["settings"]
-    n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
-    built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in rows]
-    lengths = [len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt, _ in built]
-    for batch in pack_batches(lengths, n_new, args.batch_tokens):
-        outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
-        for i, output in zip(batch, outputs, strict=True):
-            about = {"id": rows[i]["id"], "settings": settings, "n_cut_tokens": built[i][1]}
-            yield about | output
-
-
 def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args) -> None:
     """Complete the answers of a model behind an endpoint, asked as the teacher is."""
     from data_prep.teacher.ask import ask_all
@@ -144,11 +130,20 @@ def answer_rows(name: str, system: System, rows: list[dict], path: Path, task: T
     wanted = [{"id": row["id"], "text": row["text"], "settings": settings} for row in rows]
     if isinstance(system.model, str):
         return ask_endpoint(system, wanted, path, task, args)
-    with appending(path) as log:
-        left = table.missing(path, wanted, KEY)
-        records = generate(system, left, task, args) if left else []
-        for record in tqdm(records, f"{name} answers", len(left), unit="text"):
-            append_record(log, record)
+    with appending(path) as log, tqdm(desc=f"{name} answers", unit="text") as bar:
+        if not (left := table.missing(path, wanted, KEY)):
+            return
+        model, tokenizer = load_model(system.model)
+        n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
+        built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in left]
+        lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text, _ in built]
+        bar.reset(len(left))
+        for batch in pack_batches(lengths, n_new, args.batch_tokens):
+            outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
+            for i, output in zip(batch, outputs, strict=True):
+                about = {"id": left[i]["id"], "settings": settings, "n_cut_tokens": built[i][1]}
+                append_record(log, about | output)
+                bar.update()
 
 
 def answers_path(config: RunConfig, name: str) -> Path:

@@ -20,9 +20,9 @@ from common.files import digest, is_made, read_json, write_text
 from common.hub import CARD, add_hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
 from data_prep.teacher.client import teacher_terms
-from eval.build_report import table
+from eval.build_report import ALL_TITLES, table
 from eval.load_model import weights_of_run
-from eval.score_answers import MORE_TITLES, TITLES, load_scores
+from eval.score_answers import load_scores
 from eval.systems import system_of
 from training.run_config import RunConfig, load_rows, load_run_config
 from training.train_adapter import inputs_of
@@ -107,7 +107,7 @@ def main() -> None:
     files = model_files(config, args.merged, base)
     recipe = yaml.safe_dump(without_places(config.settings), sort_keys=False)
     shown = {"config": config, "recipe": recipe, "scores": scores, "rows": load_rows(config)}
-    shown |= {"titles": TITLES | MORE_TITLES, "teacher_terms": teacher_terms, "version": version}
+    shown |= {"titles": ALL_TITLES, "teacher_terms": teacher_terms, "version": version}
     shown |= {"repo": args.repo, "merged": args.merged, "data": pushed_data(config), **base}
     shown |= {"test": load_rows(config, "test")[0], "table": table}
     card = config.task.render("model_card.md", **shown) + "\n"

@@ -132,8 +132,7 @@ def run_once(config: RunConfig, options: list[str]) -> None:
     """Train what is not trained yet, under the run's lock. Raises UserError."""
     folder, inputs = config.output_dir, inputs_of(config)
     if is_made(folder, inputs):
-        print(f"{folder} is trained on this data with this config")
-        return
+        return print(f"{folder} is trained on this data with this config")
     with appending(folder.with_name(f"{folder.name}.lock")) as lock:
         check_machine(config, on_cpu="--cpu" in options)
         check_rows_fit(config)
