@@ -155,18 +155,20 @@ def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) ->
     """Complete the answers of all systems that `args` names. Raises UserError if one lacks some."""
     systems, path = systems_of(config, args.systems), config.eval_dir / "answers/asked.json"
     asked = {s: settings_of(one, config.task, args) for s, one in systems.items() if one.model}
+    for name in systems.keys() - asked.keys():
+        read_answers(name, rows, config.task)  # raises, before any work, where there are none
     # All of them before the first answer: what is half made is never scored beside another's.
     write_text(path, json.dumps(read_json(path) | asked, indent=1) + "\n")
     for name in asked:
         answer_rows(name, systems[name], rows, answers_path(config, name), config.task, args)
-    load_answers(config, rows, [*systems])
+    load_answers(config, rows, list(asked))
 
 
 def load_answers(config: RunConfig, rows: list[dict], systems=None, asked=None) -> dict[str, dict]:
     """system -> id -> record, with the settings in `asked`, by default those asked for last; of
     all systems of the task, if none are named. Raises UserError if a system lacks a text."""
     asked, answers = asked or read_json(config.eval_dir / "answers/asked.json"), {}
-    for name in systems or config.task.systems:
+    for name in config.task.systems if systems is None else systems:
         if name in ("lead", "second"):
             answers[name] = read_answers(name, rows, config.task)
             continue
