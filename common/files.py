@@ -116,6 +116,11 @@ def file_sha(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def read_json(path: Path) -> dict:
+    """What a JSON file holds, nothing where there is none."""
+    return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
 def is_made(folder: Path, settings: dict) -> bool:
     """Whether `folder` was finished with exactly these settings (see `mark_made`)."""
     try:

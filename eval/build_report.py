@@ -1,23 +1,23 @@
 """Show the scores of a run: a sentence, tables, a plot, one self-contained page; record them.
 
-Reads outputs/RUN/eval/scores.json, the answers and, where it is of them, judge.json; writes
-scores.md, scores.png and report.html beside it (no network, every text escaped). With a note the
-scores are added to results/ledger.csv. `just scores RUN` (eval/evaluate.py) runs it.
+Reads outputs/RUN/eval/judge.json where it is of the answers that were scored; writes scores.md,
+scores.png and report.html beside it (no network, every text escaped), and adds the scores to
+results/ledger.csv. `just scores RUN` (eval/evaluate.py) runs it.
 """
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.files import replacing, write_text
+from common.files import read_json, replacing, write_text
 from common.report import drawing, format_interval, markdown
-from eval.score_answers import COMPARED, MORE_TITLES, TITLES, load_evaluation
+from eval.score_answers import COMPARED, MORE_TITLES, TITLES
 from prompts import Task
-from training.run_config import RunConfig
 
-LEDGER = Path("results/ledger.csv")
+LEDGER, DIFFERENCE = Path("results/ledger.csv"), "difference [95% interval]"
+ALL_TITLES = TITLES | MORE_TITLES
 
 
 def render(name: str, /, **variables: object) -> str:
@@ -27,33 +27,33 @@ def render(name: str, /, **variables: object) -> str:
     return environment.get_template(name).render(**variables)
 
 
-def score_table(scores: dict, task: Task, titles: dict[str, str]) -> pd.DataFrame:
-    """Systems by measures, formatted."""
-    frame = pd.DataFrame(scores["systems"]).reindex(titles).dropna(how="all").T
-    frame = frame.map(lambda value: f"{value:.3f}" if value % 1 else f"{value:.0f}")
-    frame = frame.rename(index=task.title, columns=titles).assign(n=scores["n"])
-    return frame.rename_axis("system")
-
-
-def difference_table(scores: dict, task: Task, titles: dict[str, str]) -> pd.DataFrame:
-    """The target's gains over the other systems with their intervals."""
-    target, lines = task.title(scores["target"]), {}
+def tables(scores: dict, task: Task) -> list[pd.DataFrame]:
+    """Chief scores, chief differences, all other scores, and all differences a row a measure."""
+    measured, gained, target = {}, {}, task.title(scores["target"])
+    for system, values in scores["systems"].items():
+        shown = {m: f"{v:.3f}" if v % 1 else f"{v:.0f}" for m, v in values.items()}
+        measured[task.title(system)] = shown | {"n": scores["n"]}
     for other, gains in scores["differences"].items():
-        shown = {titles[m]: format_interval(*gains[m]) for m in titles if m in gains}
-        lines[f"{target} minus {task.title(other)}"] = shown
-    return pd.DataFrame(lines).T.rename_axis("difference [95% interval]")
+        shown = {measure: format_interval(*gain) for measure, gain in gains.items()}
+        gained[f"{target} minus {task.title(other)}"] = shown
 
+    def part(rows: dict[str, dict], measures: Iterable[str], name: str | None) -> pd.DataFrame:
+        frame = pd.DataFrame(rows).T
+        frame = frame[[measure for measure in measures if measure in frame]]
+        return frame.rename(columns=ALL_TITLES).rename_axis(name)
 
-def chief_tables(scores: dict, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The chief scores and differences."""
-    compared = {measure: TITLES[measure] for measure in COMPARED}
-    return score_table(scores, task, TITLES), difference_table(scores, task, compared)
+    return [
+        part(measured, [*TITLES, "n"], "system"),
+        part(gained, COMPARED, DIFFERENCE),
+        part(measured, [*MORE_TITLES, "n"], "system"),
+        part(gained, ALL_TITLES, None).T.rename_axis(DIFFERENCE),
+    ]
 
 
 def table(scores: dict, task: Task) -> str:
     """The chief scores and differences as Markdown."""
     few = "\n\nn is under 30: read the intervals with care." if scores["n"] < 30 else ""
-    return "\n\n".join(map(markdown, chief_tables(scores, task))) + few
+    return "\n\n".join(map(markdown, tables(scores, task)[:2])) + few
 
 
 def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=False) -> None:
@@ -67,40 +67,30 @@ def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=Fal
         axes[0, 0].set_xlabel(f"{label}; bars: 95% interval")
 
 
-def write_report(
-    folder: Path, scores: dict, rows: list[dict], answers: dict[str, dict], task: Task
-) -> None:
+def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, task: Task) -> None:
     """Write scores.md, scores.png and report.html into `folder`."""
-    more, everything = score_table(scores, task, MORE_TITLES), TITLES | MORE_TITLES
-    gained = difference_table(scores, task, everything).T
-    more = [more, gained.rename_axis("difference [95% interval]").rename_axis(columns=None)]
-    measured, target = scores["per_text"], scores["target"]
+    frames, measured, target = tables(scores, task), scores["per_text"], scores["target"]
     chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
     values = pd.DataFrame({system: found[chief] for system, found in measured.items()})
     gains = values[target] - values.iloc[:, min(1, len(values.columns) - 1)]
-    plot, judged = folder / "scores.png", folder / "judge.json"
     intervals = {f"over {task.title(s)}": g[chief] for s, g in scores["differences"].items()}
-    draw_intervals(intervals, f"gain of {task.title(target)}, {TITLES[chief]}", plot, zero=True)
-    verdicts = json.loads(judged.read_text()) if judged.exists() else {}
-    shown = {
-        "scores": scores,
-        "rows": rows,
-        "answers": answers,
-        "task": task,
+    label = f"gain of {task.title(target)}, {TITLES[chief]}"
+    draw_intervals(intervals, label, folder / "scores.png", zero=True)
+    verdicts = read_json(folder / "judge.json")
+    shown = {"scores": scores, "rows": rows, "answers": answers, "task": task}
+    shown |= {
         "table": table(scores, task),
-        "more": [markdown(frame) for frame in more],
+        "more": list(map(markdown, frames[2:])),
+        "tables": [frame.reset_index().to_html(border=0, index=False) for frame in frames],
         "row": rows[gains.argsort().iloc[len(gains) // 2]],  # of median gain over the second system
         "values": values.to_dict("list"),
         "measure": chief,
-        "titles": everything,
+        "titles": ALL_TITLES,
         "verdicts": verdicts,
         "current": verdicts.get("generation") == scores["settings"]["generation"],
     }
     write_text(folder / "scores.md", render("scores.md.jinja", **shown) + "\n")
-    frames = *chief_tables(scores, task), *more
-    tables = [frame.reset_index().to_html(border=0, index=False) for frame in frames]
-    page = render("report.html.jinja", **shown, tables=tables)
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", render("report.html.jinja", **shown))
 
 
 def append_ledger(lines: list[tuple], about: dict, ledger: Path) -> None:
@@ -113,17 +103,12 @@ def append_ledger(lines: list[tuple], about: dict, ledger: Path) -> None:
     print(f"recorded in {ledger}")
 
 
-def report(config: RunConfig, note: str | None, ledger: Path) -> None:
-    """Write a scored run's files, print the chief tables and an example, record the scores."""
-    scores, rows, answers = load_evaluation(config)
-    write_report(config.eval_dir, scores, rows, answers, config.task)
-    print((config.eval_dir / "scores.md").read_text().split("## More")[0])
-    print(f"more in {config.eval_dir / 'report.html'}")
+def record(scores: dict, note: str, ledger: Path) -> None:
+    """Add a run's scores and differences to the ledger."""
     lines, settings = [], scores["settings"]
     for system, values in scores["systems"].items():
         lines += [(system, m, values[m], None, None) for m in (*COMPARED, "words") if m in values]
     for other, gains in scores["differences"].items():
         lines += [(f"{scores['target']} - {other}", m, *gains[m]) for m in COMPARED if m in gains]
     about = {key: settings[key] for key in ("date", "commit", "config")} | {"command": note}
-    if note is not None:
-        append_ledger(lines, about | {"encoder": settings["hash"], "n": scores["n"]}, ledger)
+    append_ledger(lines, about | {"encoder": settings["hash"], "n": scores["n"]}, ledger)

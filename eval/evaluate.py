@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.cli import run, script_parser
-from eval.build_report import LEDGER, report
+from eval.build_report import LEDGER, record, write_report
 from eval.generate_answers import add_generation_options, answer_all
 from eval.merge_adapter import merge_run
 from eval.score_answers import add_scoring_options, score_all
@@ -34,14 +34,17 @@ def main() -> None:
     set_verbosity_error()
     config = run_of(args)
     check_model_folder(args.encoder)
-    if not args.scores_only:
-        merge_run(config)
-        args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
     rows = load_test_rows(config, args.n)
     if not args.scores_only:
+        merge_run(config)
         answer_all(config, rows, args)
-    score_all(config, rows, args)
-    report(config, args.record, args.ledger)
+        args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
+    scores, answers = score_all(config, rows, args)
+    write_report(config.eval_dir, scores, rows, answers, config.task)
+    print((config.eval_dir / "scores.md").read_text().split("## More")[0])
+    print(f"more in {config.eval_dir / 'report.html'}")
+    if args.record is not None:
+        record(scores, args.record, args.ledger)
 
 
 if __name__ == "__main__":

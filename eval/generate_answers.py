@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from common import table
 from common.cli import UserError, positive, run, script_parser
-from common.files import append_record, appending, write_text
-from eval.load_model import load_model, precision, read_json
+from common.files import append_record, appending, read_json, write_text
+from eval.load_model import load_model, precision
 from eval.systems import System, add_run_options, load_test_rows, run_of, systems_of, train_rows
 from prompts import Task, load_task
 from training.run_config import RunConfig
@@ -47,18 +47,13 @@ def build_prompt(
     return prompt_of(tokenizer.decode(ids[:-over])), over
 
 
-def generate_batch(
-    model, tokenizer, prompts: list[str], max_new_tokens: int, **options: object
-) -> list[dict]:
+def generate_batch(model, tokenizer, prompts: list[str], n_new: int, **options) -> list[dict]:
     """A record for each greedy continuation of a batch, cut at the end of the turn."""
-    import torch
-
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-    options |= {"max_new_tokens": max_new_tokens, **inputs.to(model.device)}
-    with torch.inference_mode():
-        new = model.generate(**options)[:, inputs.input_ids.shape[1] :].tolist()
+    inputs = inputs.to(model.device)
+    new = model.generate(**inputs, max_new_tokens=n_new, **options)[:, inputs.input_ids.shape[1] :]
     results, ends = [], model.generation_config.eos_token_id
-    for n_prompt, ids in zip(inputs.attention_mask.sum(1).tolist(), new, strict=True):
+    for n_prompt, ids in zip(inputs.attention_mask.sum(1).tolist(), new.tolist(), strict=True):
         answer = list(takewhile(lambda token: token not in ends, ids))
         text = tokenizer.decode(answer, skip_special_tokens=True).strip()
         end = "length" if len(answer) == len(ids) else "stop"
@@ -68,10 +63,8 @@ def generate_batch(
 
 
 def pack_batches(lengths: list[int], max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of the prompts in batches of like length, the longest first.
-
-    A batch, padded and with its answers, holds at most `batch_tokens`, or a single prompt.
-    """
+    """Indices of the prompts in batches of like length, the longest first; a batch, padded and
+    with its answers, holds at most `batch_tokens`, or a single prompt."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while order:
         size = max(1, batch_tokens // (lengths[order[0]] + max_new_tokens))
@@ -93,20 +86,6 @@ def prompt_limit(model, settings: dict) -> int:
     """The longest prompt that leaves room for an answer."""
     room = model.config.max_position_embeddings - settings["max_new_tokens"]
     return min(settings["max_prompt_tokens"], room)
-
-
-def generate(system: System, rows: list[dict], task: Task, args) -> Iterator[dict]:
-    """The records of the rows, which hold their settings, by a model, batch by batch."""
-    model, tokenizer = load_model(system.model)
-    settings = rows[0]["settings"]
-    n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
-    built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in rows]
-    lengths = [len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt, _ in built]
-    for batch in pack_batches(lengths, n_new, args.batch_tokens):
-        outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
-        for i, output in zip(batch, outputs, strict=True):
-            about = {"id": rows[i]["id"], "settings": settings, "n_cut_tokens": built[i][1]}
-            yield about | output
 
 
 def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args) -> None:
@@ -133,8 +112,8 @@ def first_sentences(text: str, words: float, cut: bool = False) -> str:
     return " ".join(sentences[: np.abs(lengths - words).argmin() + 1])
 
 
-def read_answers(name: str, rows: list[dict], task: Task) -> list[dict]:
-    """The answers that need no model, lead and second. Raises UserError."""
+def read_answers(name: str, rows: list[dict], task: Task) -> dict[str, dict]:
+    """id -> record of the answers that need no model, lead and second. Raises UserError."""
     words = task.lead_words or float(np.mean([len(row["reference"].split()) for row in rows]))
     texts = [row["second"] for row in rows]
     if name != "second":
@@ -142,38 +121,29 @@ def read_answers(name: str, rows: list[dict], task: Task) -> list[dict]:
     elif not all(texts):
         raise UserError("the test split holds no second answers of the teacher; leave out second")
     made = {"finish_reason": "stop", "settings": {"model": None, "words": words}}
-    return [{"id": row["id"], "text": text, **made} for row, text in zip(rows, texts, strict=True)]
+    return {row["id"]: {"text": text, **made} for row, text in zip(rows, texts, strict=True)}
 
 
-def find_answers(path: Path, rows: list[dict], settings: dict) -> dict[str, dict]:
-    """id -> record of each row, in their order. Raises UserError if the table lacks one."""
-    wanted = [{"id": row["id"], "settings": settings} for row in rows]
-    records = table.load(path, wanted, KEY)
-    if lacking := len(rows) - len(records):
-        raise UserError(
-            f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last; "
-            "complete them with the same `just answers`, or pass the same --n"
-        )
-    return records
-
-
-def answer_rows(
-    name: str, system: System, rows: list[dict], path: Path, task: Task, args
-) -> list[dict]:
-    """A system's answers to `rows`, in their order; what `path` lacks is made and kept there."""
-    if not system.model:
-        return read_answers(name, rows, task)
+def answer_rows(name: str, system: System, rows: list[dict], path: Path, task: Task, args) -> None:
+    """Append to `path` the answers of a system with a model to those of `rows` that it lacks."""
     settings = settings_of(system, task, args)
     wanted = [{"id": row["id"], "text": row["text"], "settings": settings} for row in rows]
     if isinstance(system.model, str):
-        ask_endpoint(system, wanted, path, task, args)
-    else:
-        with appending(path) as log:
-            left = table.missing(path, wanted, KEY)
-            records = generate(system, left, task, args) if left else []
-            for record in tqdm(records, f"{name} answers", len(left), unit="text"):
-                append_record(log, record)
-    return list(find_answers(path, rows, settings).values())
+        return ask_endpoint(system, wanted, path, task, args)
+    with appending(path) as log, tqdm(desc=f"{name} answers", unit="text") as bar:
+        if not (left := table.missing(path, wanted, KEY)):
+            return
+        model, tokenizer = load_model(system.model)
+        n_new, limit = settings["max_new_tokens"], prompt_limit(model, settings)
+        built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in left]
+        lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text, _ in built]
+        bar.reset(len(left))
+        for batch in pack_batches(lengths, n_new, args.batch_tokens):
+            outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
+            for i, output in zip(batch, outputs, strict=True):
+                about = {"id": left[i]["id"], "settings": settings, "n_cut_tokens": built[i][1]}
+                append_record(log, about | output)
+                bar.update()
 
 
 def answers_path(config: RunConfig, name: str) -> Path:
@@ -182,30 +152,36 @@ def answers_path(config: RunConfig, name: str) -> Path:
 
 
 def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
-    """Complete the answers of all systems that `args` names."""
+    """Complete the answers of all systems that `args` names. Raises UserError if one lacks some."""
     systems, path = systems_of(config, args.systems), config.eval_dir / "answers/asked.json"
     asked = {s: settings_of(one, config.task, args) for s, one in systems.items() if one.model}
+    for name in systems.keys() - asked.keys():
+        read_answers(name, rows, config.task)  # raises, before any work, where there are none
     # All of them before the first answer: what is half made is never scored beside another's.
     write_text(path, json.dumps(read_json(path) | asked, indent=1) + "\n")
-    for name, system in systems.items():
-        answer_rows(name, system, rows, answers_path(config, name), config.task, args)
+    for name in asked:
+        answer_rows(name, systems[name], rows, answers_path(config, name), config.task, args)
+    load_answers(config, rows, list(asked))
 
 
-def load_answers(
-    config: RunConfig, rows: list[dict], systems: list[str] | None, asked: dict | None = None
-) -> dict[str, dict[str, dict]]:
-    """system -> id -> record, as they were asked for last, or with the settings in `asked`.
-
-    Raises UserError if a system lacks a text.
-    """
+def load_answers(config: RunConfig, rows: list[dict], systems=None, asked=None) -> dict[str, dict]:
+    """system -> id -> record, with the settings in `asked`, by default those asked for last; of
+    all systems of the task, if none are named. Raises UserError if a system lacks a text."""
     asked, answers = asked or read_json(config.eval_dir / "answers/asked.json"), {}
-    for name in systems or config.task.systems:
+    for name in config.task.systems if systems is None else systems:
         if name in ("lead", "second"):
-            answers[name] = {one["id"]: one for one in read_answers(name, rows, config.task)}
-        elif name in asked:
-            answers[name] = find_answers(answers_path(config, name), rows, asked[name])
-        else:
+            answers[name] = read_answers(name, rows, config.task)
+            continue
+        if name not in asked:
             raise UserError(f"{name} was not asked for yet; make its answers with `just answers`")
+        path = answers_path(config, name)
+        wanted = [{"id": row["id"], "settings": asked[name]} for row in rows]
+        answers[name] = table.load(path, wanted, KEY)
+        if lacking := len(rows) - len(answers[name]):
+            raise UserError(
+                f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last; "
+                "complete them with the same `just answers`, or pass the same --n"
+            )
     return answers
 
 

@@ -8,7 +8,6 @@ and resume as for replies; changed answers are judged anew), writes judge.json a
 
 import json
 
-import numpy as np
 import pandas as pd
 
 from common.cli import UserError, run, script_parser, warn
@@ -31,7 +30,7 @@ def win_rates(found: pd.DataFrame) -> dict:
     decided = first_shown[first_shown != 0.5]
     return {
         "n": len(found),
-        "win_rate": paired_bootstrap(found.mean(axis=1), np.zeros(len(found))),
+        "win_rate": paired_bootstrap(found.mean(axis=1), 0),
         "first_wins": round(float(decided.mean()), 3) if len(decided) else None,
         "disagreements": found.index[found["first"] != found["second"]].tolist(),
     }

@@ -5,11 +5,12 @@ that were rounded are rounded alike and then put back into 16 bits (Dettmers et 
 arXiv:2305.14314). The YAML beside an adapter tells, or the config.json that axolotl leaves there.
 """
 
-import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.cli import UserError, one_line, warn
+from common.files import read_json
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, fingerprint, load_run_config
 
 # As axolotl loads the base of a QLoRA run.
@@ -18,20 +19,13 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model, or a base and the adapter on it.
-
-    `four_bits`: whether the adapter was trained on 4 bits, None where nothing tells.
-    """
+    """A whole model, or a base and the adapter on it; `four_bits`: whether the adapter was trained
+    on 4 bits, None where nothing tells."""
 
     model: str
     revision: str | None = None
     adapter: str | None = None
     four_bits: bool | None = False
-
-    @property
-    def base(self) -> str:
-        """The base in words."""
-        return f"{self.model} {self.revision or ''}{' in 4 bits' * bool(self.four_bits)}".strip()
 
     @property
     def settings(self) -> dict:
@@ -48,34 +42,23 @@ def precision() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def trained_for(folder: str | Path | None) -> str | None:
     """The task of the run whose folder it is, None if it is of none."""
     made = read_json(Path(folder or "") / "inputs/made.json")
     return made.get("task", "summarize") if made else None
 
 
-def config_in(folder: Path) -> RunConfig | None:
-    """The training config that lies in `folder`, under whatever name, or None."""
-    for path in sorted(folder.glob("*.yaml")):
-        try:
-            return load_run_config(path)
-        except UserError:
-            continue  # it is another YAML
-    return None
-
-
 def weights_in(folder: Path, config: RunConfig | None = None) -> Weights:
-    """A model or adapter folder's. Raises UserError."""
+    """A model or adapter folder's, by its `config` or the one that lies there. Raises UserError."""
     if not (adapter := read_json(folder / "adapter_config.json")):
         check_model_folder(str(folder))
         return Weights(str(folder))
     base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
-    if config := config or config_in(folder):
-        if config.overrides:
+    for path in () if config else sorted(folder.glob("*.yaml")):
+        with suppress(UserError):  # it is another YAML
+            config = config or load_run_config(path)
+    if config:
+        if config.settings.get("overrides_of_model_config"):
             raise UserError(f"{config.path}: overrides_of_model_config is not known here")
         return Weights(base, config.base_revision or revision, str(folder), config.four_bits)
     trained_on = read_json(folder / "config.json")  # the base as axolotl had it
@@ -91,11 +74,6 @@ def weights_of_run(config: RunConfig) -> Weights:
         reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
         raise UserError(f"{reason}; train it with `just train {config.path.stem}`")
     return weights
-
-
-def merge_settings(config: RunConfig) -> dict:
-    """What merged/made.json records: base, its rounding and adapter. Raises UserError."""
-    return weights_of_run(config).settings
 
 
 def find_weights(name: str, base: bool = False) -> Weights:
@@ -136,10 +114,9 @@ def load_tokenizer(weights: Weights):
     """The tokenizer of the trained run, or of the base where the adapter comes without."""
     from transformers import AutoTokenizer
 
-    if weights.adapter and (Path(weights.adapter) / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(weights.adapter, padding_side="left")
-    source, revision = weights.model, weights.revision
-    return AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
+    own = weights.adapter and (Path(weights.adapter) / "tokenizer_config.json").is_file()
+    source = weights.adapter if own else weights.model
+    return AutoTokenizer.from_pretrained(source, revision=weights.revision, padding_side="left")
 
 
 def load_model(model: str | Weights, dtype: str | None = None):

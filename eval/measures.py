@@ -58,10 +58,8 @@ def rouge(answers: list[str], rows: list[dict]) -> Columns:
 
 
 def fragments(document: list[str], answer: list[str]) -> list[int]:
-    """Lengths of the longest word runs that the answer shares with the document, left to right.
-
-    The greedy matching of Grusky et al. 2018 (Newsroom), figure 3.
-    """
+    """Lengths of the longest word runs that the answer shares with the document, left to right, by
+    the greedy matching of Grusky et al. 2018 (Newsroom), figure 3."""
     text, lengths, start = f" {' '.join(document)} ", [], 0
     while start < len(answer):
         end = start
@@ -91,10 +89,8 @@ def encoder_key(encoder: str) -> str:
 
 
 def rescale_baseline(encoder: str, layer: int) -> list[float] | None:
-    """P, R and F1 of unrelated texts for an encoder's layer, or None where none was computed.
-
-    bert-score's own file, or a row that `just bench rescale_encoder` added to results/.
-    """
+    """P, R and F1 of unrelated texts for an encoder's layer: of bert-score's own file, or of a row
+    that `just bench rescale_encoder` added to results/; None where none was computed."""
     official = files("bert_score") / f"rescale_baseline/en/{encoder}.tsv"
     if official.is_file():
         return pd.read_csv(official)[["P", "R", "F"]].iloc[layer].tolist()
@@ -119,10 +115,8 @@ class BertScore:
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)
 
     def __call__(self, answers: list[str], rows: list[dict]) -> Columns:
-        """Precision, recall and F1, raw and rescaled as in bert-score: unrelated texts 0.
-
-        over_512_tokens: 1 for an answer that is longer than the encoder reads.
-        """
+        """Precision, recall and F1, raw and rescaled as in bert-score: unrelated texts 0;
+        over_512_tokens: 1 for an answer that is longer than the encoder reads."""
         given = [answer if answer.strip() else "-" for answer in answers]  # it takes no empty ones
         references = [row["reference"] for row in rows]
         raw = np.stack(self.scorer.score(given, references, batch_size=self.scorer.batch_size))
@@ -155,12 +149,11 @@ class Entailment:
     def __init__(self, model: str, batch_size: int):
         if not is_entailment_model(model):
             raise UserError(f"{model} is no entailment model: it has no label of that name")
-        options = {"batch_size": batch_size, "truncation": True, "max_length": WINDOW}
         from transformers import pipeline
 
-        self.classifier = pipeline(
-            "text-classification", model, dtype="float32", top_k=None, **options
-        )
+        options = {"batch_size": batch_size, "truncation": True, "max_length": WINDOW}
+        options |= {"dtype": "float32", "top_k": None}  # all labels
+        self.classifier = pipeline("text-classification", model, **options)
         self.settings = {"nli": model, "passage_sentences": PASSAGE, "passages": PASSAGES}
         self.support: dict[tuple[str, str], dict[str, float]] = {}  # (answer, text) -> sentences'
 

@@ -11,10 +11,9 @@ import shutil
 
 from common.cli import UserError, run, script_parser
 from common.files import is_made, mark_made
-from eval.load_model import NF4, Weights, load_base, load_tokenizer, merge_settings, weights_of_run
+from eval.load_model import Weights, load_base, load_tokenizer, weights_of_run
 from training.run_config import RunConfig, check_model_folder, load_run_config
 
-__all__ = ["NF4", "merge_settings"]
 PROBE = "The harbour was built in 1823 and protects the market square from the sea."
 
 
@@ -47,11 +46,10 @@ def merge(weights: Weights):
 def merge_run(config: RunConfig) -> None:
     """Make the run's merged model, unless it is there and up to date."""
     check_model_folder(config.base_model)
-    settings, partial = merge_settings(config), config.merged.with_name("merged.partial")
+    weights, partial = weights_of_run(config), config.merged.with_name("merged.partial")
+    settings = weights.settings
     if is_made(config.merged, settings):
-        print(f"{config.merged} is up to date")
-        return
-    weights = weights_of_run(config)
+        return print(f"{config.merged} is up to date")
     shutil.rmtree(partial, ignore_errors=True)
     merge(weights).save_pretrained(partial)
     load_tokenizer(weights).save_pretrained(partial)

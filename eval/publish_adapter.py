@@ -16,13 +16,13 @@ import yaml
 from huggingface_hub.utils import filter_repo_objects
 
 from common.cli import UserError, run, script_parser
-from common.files import digest, is_made, write_text
+from common.files import digest, is_made, read_json, write_text
 from common.hub import CARD, add_hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
 from data_prep.teacher.client import teacher_terms
-from eval.build_report import table
-from eval.load_model import merge_settings
-from eval.score_answers import MORE_TITLES, TITLES, load_scores
+from eval.build_report import ALL_TITLES, table
+from eval.load_model import weights_of_run
+from eval.score_answers import load_scores
 from eval.systems import system_of
 from training.run_config import RunConfig, load_rows, load_run_config
 from training.train_adapter import inputs_of
@@ -37,14 +37,6 @@ def without_places(settings: dict) -> dict:
     """`settings` with paths of this machine cut to their last part."""
     kept = {key: value for key, value in settings.items() if key not in OF_THIS_MACHINE}
     return json.loads(PLACE.sub('"', json.dumps(kept)))
-
-
-def check_run(config: RunConfig) -> None:
-    """Raise UserError if there is no adapter, or it was made otherwise."""
-    merge_settings(config)
-    if not is_made(config.output_dir, inputs_of(config)):
-        what = f"{config.output_dir} was not made of this config, base and data"
-        raise UserError(f"{what}; `just train {config.name}` trains anew")
 
 
 def scores_of(config: RunConfig) -> dict:
@@ -76,21 +68,20 @@ def pushed_data(config: RunConfig) -> dict:
     folder = Path(config.dataset)
     if not folder.exists():
         return {"repo": config.dataset, "revision": config.dataset_revision}
-    hashes, lock = row_hashes(folder), lock_of(folder)
-    known = json.loads(lock.read_text()) if lock.exists() else {}
+    hashes, known = row_hashes(folder), read_json(lock_of(folder))
     return known if known.get("hashes") == hashes else {"hash": digest(*hashes)[:12]}
 
 
 def model_files(config: RunConfig, merged: bool, base: dict) -> dict[str, bytes | Path]:
     """Path in the repo -> content, all but the card. Raises UserError if merged/ is not there."""
     folder = config.merged if merged else config.output_dir
-    if merged and not is_made(folder, merge_settings(config)):
+    if merged and not is_made(folder, weights_of_run(config).settings):
         raise UserError(f"{folder} is not there or out of date; run `just merge {config.name}`")
     found = sorted(path.name for path in folder.iterdir() if path.is_file())
     kinds = {"ignore_patterns": ["made.json"]} if merged else {"allow_patterns": OF_ADAPTER}
     files = {name: folder / name for name in filter_repo_objects(found, **kinds)}
     for name in {"config.json", "tokenizer_config.json", ADAPTER[0]} & files.keys():
-        settings = without_places(json.loads(files[name].read_text()))
+        settings = without_places(read_json(files[name]))
         if name == ADAPTER[0]:
             settings |= {"base_model_name_or_path": base["base"], "revision": base["revision"]}
         files[name] = (json.dumps(settings, indent=2) + "\n").encode()
@@ -107,13 +98,16 @@ def main() -> None:
     option("--unevaluated", action="store_true", help="publish without scores; the card says so")
     args = parser.parse_args()
     config = load_run_config(args.config)
-    check_run(config)
+    weights_of_run(config)  # raises where there is no adapter
+    if not is_made(config.output_dir, inputs_of(config)):
+        what = f"{config.output_dir} was not made of this config, base and data"
+        raise UserError(f"{what}; `just train {config.name}` trains anew")
     scores = {} if args.unevaluated else scores_of(config)
     base = base_on_hub(config, args.base)
     files = model_files(config, args.merged, base)
     recipe = yaml.safe_dump(without_places(config.settings), sort_keys=False)
     shown = {"config": config, "recipe": recipe, "scores": scores, "rows": load_rows(config)}
-    shown |= {"titles": TITLES | MORE_TITLES, "teacher_terms": teacher_terms, "version": version}
+    shown |= {"titles": ALL_TITLES, "teacher_terms": teacher_terms, "version": version}
     shown |= {"repo": args.repo, "merged": args.merged, "data": pushed_data(config), **base}
     shown |= {"test": load_rows(config, "test")[0], "table": table}
     card = config.task.render("model_card.md", **shown) + "\n"

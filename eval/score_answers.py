@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, positive
-from common.files import digest, write_text
+from common.files import digest, read_json, write_text
 from common.report import RESAMPLES, paired_bootstrap
 from eval.generate_answers import load_answers
 from eval.measures import BertScore, Entailment, basics, extractiveness, is_entailment_model, rouge
@@ -42,12 +42,9 @@ COMPARED = ("bertscore_f1", "rouge_l", "faithfulness")
 
 def load_scores(config: RunConfig) -> dict:
     """scores.json of a run. Raises UserError if it was not made."""
-    path = config.eval_dir / "scores.json"
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        hint = f"make it with `just scores {config.name}`"
-        raise UserError(f"cannot read {path}: {error.strerror}; {hint}") from None
+    if scores := read_json(config.eval_dir / "scores.json"):
+        return scores
+    raise UserError(f"no scores in {config.eval_dir}; make them with `just scores {config.name}`")
 
 
 def load_evaluation(config: RunConfig) -> tuple[dict, list[dict], dict[str, dict[str, dict]]]:
@@ -107,15 +104,13 @@ def score_texts(texts: list[str], rows: list[dict], measures: dict[str, Callable
     return values
 
 
-def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
-    """Score the systems that `args` names and write scores.json.
-
-    The target of all differences is the tuned system, or the first where there is none.
-    """
+def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> tuple[dict, dict]:
+    """Score the systems that `args` names and write scores.json: (the scores, what was scored). The
+    target of all differences is the tuned system, or the first where there is none."""
     answers, measures = load_answers(config, rows, args.systems), load_measures(config.task, args)
     scorer, entailment = measures.get("bertscore"), measures.get("faithfulness")
     target = "tuned" if "tuned" in answers else next(iter(answers))
-    values, systems = {}, {}
+    values, systems, support = {}, {}, {}
     for system, by_id in tqdm(answers.items(), desc="scoring", unit="system"):
         records = [by_id[row["id"]] for row in rows]
         values[system] = score_texts([record["text"] for record in records], rows, measures)
@@ -124,6 +119,8 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
             "stopped_at_limit": sum(record["finish_reason"] == "length" for record in records),
             "documents_cut": sum(record.get("n_cut_tokens", 0) > 0 for record in records),
         }
+        if entailment:  # which has kept what it found of each sentence
+            support[system] = [entailment.support[by_id[r["id"]]["text"], r["text"]] for r in rows]
     result = {
         "n": len(rows),
         "target": target,
@@ -135,11 +132,7 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
         },
         "ids": [row["id"] for row in rows],
         "per_text": {system: found.to_dict("list") for system, found in values.items()},
-        "support": entailment  # of the sentences of each answer, where faithfulness was measured
-        and {
-            system: [entailment.support[by_id[row["id"]]["text"], row["text"]] for row in rows]
-            for system, by_id in answers.items()
-        },
+        "support": support or None,
     }
     result["settings"] = {
         "config": config.name,
@@ -156,3 +149,4 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
     }
     write_text(config.eval_dir / "scores.json", json.dumps(result, indent=1))
     print(f"scores of {len(answers)} systems on {len(rows)} texts in {config.eval_dir}")
+    return result, answers

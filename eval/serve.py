@@ -44,8 +44,11 @@ def find_served(models: list[str], names: list[str]) -> dict[str, Weights]:
     bases = {(one.model, bool(one.four_bits)) for one in found}
     revisions = {one.revision for one in found if one.revision}
     if len(bases) > 1 or len(revisions) > 1:
-        needed = ", ".join(f"{name} {one.base}" for name, one in served.items())
-        raise UserError(f"serve them apart, they need unlike bases: {needed}")
+        needed = [
+            " ".join(filter(None, [name, one.model, one.revision, one.four_bits and "in 4 bits"]))
+            for name, one in served.items()
+        ]
+        raise UserError(f"serve them apart, they need unlike bases: {', '.join(needed)}")
     base = Weights(found[0].model, next(iter(revisions), None), four_bits=found[0].four_bits)
     if not base.four_bits and all(one.adapter for one in found):
         served[Path(base.model).name if Path(base.model).exists() else base.model] = base
@@ -181,7 +184,7 @@ def make_app(server: Server) -> FastAPI:
     def models() -> dict:
         about = {"object": "model", "created": 0, "owned_by": "local"}
         base = {key: name for name, key in server.adapters.items()}.get("__base__", "in 4 bits")
-        parents = {name: None if name == base else base for name in server.adapters}
+        parents = {name: base if name != base else None for name in server.adapters}
         cards = [{"id": name, "parent": parent, **about} for name, parent in parents.items()]
         return {"object": "list", "data": cards}
 

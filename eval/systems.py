@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.cli import UserError, positive
 from common.files import is_made, load_records
-from eval.load_model import Weights, merge_settings, weights_in, weights_of_run
+from eval.load_model import Weights, weights_in, weights_of_run
 from prompts import add_task_options, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
@@ -47,27 +47,28 @@ def systems_of(config: RunConfig, names: list[str] | None) -> dict[str, System]:
 
 def system_of(config: RunConfig, name: str) -> System:
     """One system. Raises UserError if it is not there, or is an adapter of another base."""
-    bare, instructed = (config.task.student_template(told) for told in (False, True))
     kind, _, model = name.partition(":")
-    if kind in ("endpoint", "endpoint-bare") and model:
-        return System(model, instructed if kind == "endpoint" else bare)
+    template = config.task.student_template(instructed=kind in ("instructed", "endpoint"))
     if name in ("lead", "second"):
         return System(None)
+    if model and kind in ("endpoint", "endpoint-bare"):
+        return System(model, template)
     if name in ("base", "instructed"):
         check_model_folder(config.base_model)
-        base = Weights(config.base_model, config.base_revision)
-        return System(base, instructed if name == "instructed" else bare)
-    if name == "tuned":
-        if is_made(config.merged, merge_settings(config)):
-            return System(Weights(str(config.merged)), bare)
-        return System(weights_of_run(config), bare)
-    if not Path(name).is_dir():
+        weights = Weights(config.base_model, config.base_revision)
+    elif name == "tuned":
+        weights = weights_of_run(config)
+        if is_made(config.merged, weights.settings):
+            weights = Weights(str(config.merged))
+    elif Path(name).is_dir():
+        weights = weights_in(Path(name))
+        if weights.adapter and weights.model != config.base_model:
+            raise UserError(f"{name} is an adapter of {weights.model}, not of {config.base_model}")
+        revision = weights.revision or (weights.adapter and config.base_revision)
+        weights = replace(weights, revision=revision)
+    else:
         raise UserError(f"no system {name}: --systems takes {CHOICES}")
-    weights = weights_in(Path(name))
-    if weights.adapter and weights.model != config.base_model:
-        raise UserError(f"{name} is an adapter of {weights.model}, not of {config.base_model}")
-    revision = weights.revision or (weights.adapter and config.base_revision)
-    return System(replace(weights, revision=revision), bare)
+    return System(weights, template)
 
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:

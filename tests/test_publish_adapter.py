@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 
 from common.files import mark_made
 from data_prep.publish_dataset import row_hashes
-from eval.load_model import merge_settings
+from eval.load_model import weights_of_run
 from eval.publish_adapter import without_places
 from prompts import FOLDER, load_task
 from training.run_config import fingerprint, load_run_config
@@ -107,7 +107,7 @@ def finished(tmp_path_factory, tiny_qwen2):
     run = load_run_config(config)
     write_models(tiny_qwen2, run.output_dir, BASE)
     mark_made(run.output_dir, inputs_of(run))
-    mark_made(run.merged, merge_settings(run))
+    mark_made(run.merged, weights_of_run(run).settings)
     write_scores(run)
     yield hub, config
     hub.close()

@@ -4,10 +4,8 @@ from axolotl.integrations.base import BasePlugin
 
 
 class Fp32Adapter(BasePlugin):
-    """Trains the adapter of a 4-bit model in 32-bit floats, which round no small step away.
-
-    TRL casts it to bf16, as QLoRA does (arXiv:2305.14314); `just bench adapter_precision` compares.
-    """
+    """Trains the adapter of a 4-bit model in 32-bit floats, which round no small step away; TRL's
+    is bf16, as in QLoRA (arXiv:2305.14314). `just bench adapter_precision` compares the two."""
 
     def post_trainer_create(self, cfg, trainer) -> None:
         for parameter in trainer.model.parameters():

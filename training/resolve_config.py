@@ -41,7 +41,7 @@ def set_key(settings: dict, assignment: str) -> None:
 
     name, _, text = assignment.partition("=")
     *path, last = name.split(".")
-    if [*path, last][0] not in AxolotlInputConfig.model_fields:  # axolotl would ignore it
+    if name.split(".")[0] not in AxolotlInputConfig.model_fields:  # axolotl would ignore it
         raise UserError(f"axolotl knows no key {name}; see its documentation")
     try:
         value = yaml.safe_load(text)
@@ -69,8 +69,8 @@ def resolve_config(
     if launch:
         settings |= yaml.safe_load((CONFIGS / f"launch/{launch}.yaml").read_text())
     of_task = "" if task.name == "summarize" else task.name
-    if run or of_task or method:
-        run = run or "-".join(filter(None, [of_task, config.name, method]))
+    run = run or "-".join(filter(None, [of_task, config.name, method]))
+    if run != config.name:
         output = config.output_dir.parent / run
         settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
     flags = CPUINFO.read_text().split() if cpu and "bf16=false" not in keys else []

@@ -1,14 +1,12 @@
 """What the glue needs to know of an axolotl config: base model, dataset, task, output folder."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from common.cli import UserError, one_line
-from common.files import file_sha
+from common.files import digest, file_sha, read_json
 from prompts import FOLDER, Task, load_task
 
 CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
@@ -24,7 +22,6 @@ class RunConfig:
 
     base_model = property(lambda self: self.settings["base_model"])
     base_revision = property(lambda self: self.settings.get("revision_of_model"))
-    overrides = property(lambda self: self.settings.get("overrides_of_model_config"))
     four_bits = property(lambda self: bool(self.settings.get("load_in_4bit")))  # of its base
     first_adapter = property(lambda self: self.settings.get("lora_model_dir"))  # to go on from
     dataset = property(lambda self: self.settings["datasets"][0]["path"])
@@ -37,8 +34,7 @@ class RunConfig:
     @property
     def task(self) -> Task:
         """The task that the run is trained for, summarize if nothing tells."""
-        path = self.output_dir / "inputs/made.json"
-        made = json.loads(path.read_text()) if path.is_file() else {}
+        made = read_json(self.output_dir / "inputs/made.json")
         folder = Path(made.get("prompts_dir") or FOLDER)
         return self.asked_task or load_task(made.get("task", "summarize"), folder)
 
@@ -53,14 +49,13 @@ def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
         raise UserError(f"no {what} named {name}; there are the configs {there}")
     try:
         config = RunConfig(path, yaml.safe_load(path.read_text()))
-        named = config.base_model and config.dataset and config.output_dir
+        if config.base_model and config.dataset and config.output_dir:
+            return config
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     except (KeyError, IndexError, TypeError):
-        named = False
-    if not named:
-        raise UserError(f"{path} must name base_model, datasets and output_dir")
-    return config
+        pass  # it names less than a run needs
+    raise UserError(f"{path} must name base_model, datasets and output_dir")
 
 
 def is_local(name: str) -> bool:
@@ -94,4 +89,4 @@ def load_rows(config: RunConfig, split: str | None = None):
 def fingerprint(model: str) -> str:
     """What tells two states of a model apart: its name, and its weights if they are local."""
     weights = sorted(Path(model).glob("*.safetensors"))
-    return hashlib.sha256(" ".join([model, *map(file_sha, weights)]).encode()).hexdigest()[:12]
+    return digest(" ".join([model, *map(file_sha, weights)]))[:12]

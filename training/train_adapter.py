@@ -7,7 +7,6 @@ checkpoint, and a run on other data or settings first moves the old folder aside
     python -m training.train_adapter qwen2-1.5b-dpo-sft-qlora --method ipo --set learning_rate=1e-5
 """
 
-import json
 import os
 import re
 import shlex
@@ -22,7 +21,7 @@ import yaml
 from huggingface_hub import HfApi
 
 from common.cli import UserError, one_line, run, script_parser, warn
-from common.files import appending, file_sha, is_made, mark_made, write_text
+from common.files import appending, file_sha, is_made, mark_made, read_json, write_text
 from prompts import FOLDER, add_task_options, task_of
 from training.resolve_config import CPU_BF16, LAUNCHES, resolve_config
 from training.run_config import RunConfig, check_model_folder, fingerprint, is_local, load_rows
@@ -123,7 +122,7 @@ def train(folder: Path, options: list[str], lock: int) -> None:
 def plot_curves(folder: Path) -> None:
     """Write curves.png: the loss and, for preference training, reward margin and accuracy."""
     for latest in sorted(folder.glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)[-1:]:
-        history = pd.DataFrame(json.loads(latest.read_text())["log_history"]).set_index("step")
+        history = pd.DataFrame(read_json(latest)["log_history"]).set_index("step")
         shown = history.columns.intersection(["loss", "rewards/margins", "rewards/accuracies"])
         panels = history[shown].dropna().plot(subplots=True, figsize=(7, 2.2 * len(shown)))
         panels[0].figure.savefig(folder / "curves.png")
@@ -133,8 +132,7 @@ def run_once(config: RunConfig, options: list[str]) -> None:
     """Train what is not trained yet, under the run's lock. Raises UserError."""
     folder, inputs = config.output_dir, inputs_of(config)
     if is_made(folder, inputs):
-        print(f"{folder} is trained on this data with this config")
-        return
+        return print(f"{folder} is trained on this data with this config")
     with appending(folder.with_name(f"{folder.name}.lock")) as lock:
         check_machine(config, on_cpu="--cpu" in options)
         check_rows_fit(config)
