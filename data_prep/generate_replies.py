@@ -40,8 +40,11 @@ def to_requests(split: str, args: argparse.Namespace, answers: int) -> list[dict
 
 def plan(args: argparse.Namespace, asked: int) -> pd.DataFrame:
     """What the replies that the model lacks would take, also at the prices of other models."""
-    prices = {name: of for name, of in client.PRICES.items() if of.get("served", True)}
-    prices, rows = {args.model: client.price_of(args)} | prices, {}
+    own = client.price_of(argparse.Namespace(**vars(args) | {"batch": False}))  # both are shown
+    prices, rows = {args.model: own}, {}
+    for name, price in client.PRICES.items():
+        if price.get("served", True):
+            prices.setdefault(name, price)
     for answers in range(task_of(args).answers, 0, -1):
         lacking = []
         for split in args.splits:

@@ -206,6 +206,8 @@ def main() -> None:
         systems_of(config, args.systems)  # before the dataset is had
         return answer_all(config, load_test_rows(config, args.n), args)
     args.systems = args.systems or ["instructed"]
+    if without_model := {"lead", "second"}.intersection(args.systems):
+        raise UserError(f"{', '.join(without_model)}: only a model answers the training texts")
     answer_all(config, train_rows(config, args.data, args.n), args)
 
 

@@ -247,6 +247,8 @@ def test_training_texts_of_a_config_that_is_not_trained(finished_run, tmp_path):
     settings = yaml.safe_load(finished_run.read_text()) | {"output_dir": "outputs/student"}
     (configs / "student.yaml").write_text(yaml.safe_dump(settings))
     options = ("--split", "train", "--max-new-tokens", 8)
+    lead = run_stage(STAGE, "student", *options, "--systems", "lead", cwd=tmp_path, code=1)
+    assert "lead: only a model answers the training texts" in lead.stderr
     run_stage(STAGE, "student", *options, cwd=tmp_path)
     made = read_jsonl(tmp_path / "outputs/student/eval/answers/instructed.jsonl")
     assert {r["id"] for r in made} == {"e0", "e1", "e3"}

@@ -192,6 +192,11 @@ def test_the_plan_counts_what_is_missing_both_ways_and_asks_nothing(extracts, en
     assert float(two[1]) == pytest.approx(tokens_in / 1e6, abs=0.006)
     assert float(two[3]) == pytest.approx((tokens_in * 0.15 + 44 * 500 * 0.6) / 1e6, abs=0.006)
     assert float(one[3]) < float(two[3]) and "Llama" in result.stdout
+    told = ["--plan", "--price", 15, 60, "--model", "meta-llama/Llama-3.3-70B-Instruct-Turbo"]
+    for batch in ((), ("--batch",)):  # a price that is told holds, and is halved once
+        lines = run_stage(STAGE, *options(extracts, *told, *batch)).stdout.splitlines()
+        usd, in_batch = map(float, re.split(r" *\| *", lines[2])[-3:-1])
+        assert usd > 1 and in_batch == pytest.approx(usd / 2, abs=0.01)
 
 
 def test_one_answer_without_a_rating_is_half_the_work(extracts, endpoint):
