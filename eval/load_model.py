@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.cli import UserError, one_line, warn
 from common.files import read_json
+from training.resolve_config import cpu_has_bf16
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, fingerprint, load_run_config
 
 # As axolotl loads the base of a QLoRA run.
@@ -36,10 +37,10 @@ class Weights:
 
 
 def precision() -> str:
-    """The number format of generation: bfloat16 on a GPU, float32 without one."""
+    """The number format of generation: bfloat16 on a GPU or a CPU that has it, else float32."""
     import torch
 
-    return "bfloat16" if torch.cuda.is_available() else "float32"
+    return "bfloat16" if torch.cuda.is_available() or cpu_has_bf16() else "float32"
 
 
 def trained_for(folder: str | Path | None) -> str | None:

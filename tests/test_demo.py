@@ -101,11 +101,11 @@ def test_the_demos_extracts_are_those_that_were_recorded(demo_parts, tmp_path, s
     where = ("--input", demo_parts / "data/wikipedia.jsonl", "--data", tmp_path, "--passages")
     options = (*where, "--tokenizer", student, *windows.split(), *amounts.split())
     run_stage("data_prep.sample_extracts", *options)
-    model = ("--single", "--model", load_recordings()[0].pop(), "--limit", 160)
+    model = ("--single", "--model", load_recordings()[0].pop(), "--limit", 192)
     stage = (sys.executable, "-m", "data_prep.generate_replies", "--task", task, *model)
     result = serve(*stage, "--data", tmp_path, env=surroundings)
     assert result.returncode == 0, result.stderr
-    assert len(read_jsonl(tmp_path / f"{task}/replies/train.jsonl")) == 160
+    assert len(read_jsonl(tmp_path / f"{task}/replies/train.jsonl")) == 192
     assert len(read_jsonl(tmp_path / f"{task}/replies/test.jsonl")) == 128
 
 

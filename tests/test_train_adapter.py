@@ -12,6 +12,7 @@ from conftest import one_error_line, run_stage
 
 from common.cli import UserError
 from common.files import appending
+from eval.load_model import precision
 from prompts import load_task
 from training import resolve_config as resolving
 from training import train_adapter
@@ -83,20 +84,23 @@ def test_the_task_of_a_run_stands_in_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "keys", "bf16"),
+    ("flags", "isa", "keys", "bf16"),
     [
-        ("fpu avx2", [], False),
-        ("avx512_bf16 avx2", [], True),
-        ("amx_bf16", [], True),
-        ("amx_bf16", ["bf16=false"], False),
+        ("fpu avx2", "", [], False),
+        ("avx512_bf16 avx2", "", [], True),
+        ("amx_bf16", "", [], True),
+        ("amx_bf16", "AVX2", [], False),
+        ("amx_bf16", "", ["bf16=false"], False),
     ],
 )
-def test_bf16_on_a_cpu_follows_its_flags(tmp_path, monkeypatch, capsys, flags, keys, bf16):
+def test_bf16_on_a_cpu_follows_its_flags(tmp_path, monkeypatch, capsys, flags, isa, keys, bf16):
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     monkeypatch.setattr(resolving, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
     monkeypatch.setattr(resolving, "set_key", lambda *_: None)  # which would load axolotl
     settings = resolve_config(DEMO, keys=keys, cpu=True).settings
     assert settings["bf16"] is bf16 and ("plugins" in settings) is bf16
+    assert precision() == ("bfloat16" if bf16 or keys else "float32")  # of answers too
     assert ("this CPU computes in bf16" in capsys.readouterr().out) is bf16
     assert resolve_config(DEMO).settings["bf16"] is False
     again = tmp_path / "config.yaml"  # a resolved config is trained as it stands

@@ -1,6 +1,7 @@
 """The config that a run trains: a YAML, with task, method, launch and keys laid over it."""
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,16 @@ def set_key(settings: dict, assignment: str) -> None:
         raise UserError(f"--set {assignment}: give it as key=value, e.g. seed=1") from None
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16, which is slower than 32 bits where it does not.
+
+    ONEDNN_MAX_CPU_ISA=AVX2, oneDNN's own variable, keeps one that does to 32 bits.
+    """
+    if os.getenv("ONEDNN_MAX_CPU_ISA") == "AVX2" or not CPUINFO.is_file():
+        return False
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(CPUINFO.read_text().split())
+
+
 def resolve_config(
     name: str, method="", keys=(), launch="", run="", task: Task | None = None, data=None, cpu=False
 ) -> RunConfig:
@@ -73,8 +84,8 @@ def resolve_config(
     if run != config.name:
         output = config.output_dir.parent / run
         settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
-    flags = CPUINFO.read_text().split() if cpu and "bf16=false" not in keys else []
-    if {"amx_bf16", "avx512_bf16"} & set(flags) and CPU_BF16 not in settings.get("plugins", []):
+    plugged = CPU_BF16 in settings.get("plugins", [])
+    if cpu and "bf16=false" not in keys and cpu_has_bf16() and not plugged:
         print("this CPU computes in bf16, and so does the training (--set bf16=false: in 32 bits)")
         settings |= {"bf16": True, "plugins": [*settings.get("plugins", []), CPU_BF16]}
     for assignment in keys:
