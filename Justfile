@@ -55,8 +55,9 @@ demo task="summarize" *options: setup _demo_models
       data/demo/extracts, data/demo/$1/{replies,pairs}   what each stage wrote, JSON Lines
       data/demo/$1/hub   the dataset as it would stand on the Hub
       outputs/$run       the adapter; merged/ the merged model; eval/ answers and scores
-    Next: just run $1 FILE, or just serve $run and, beside it, just play;
-      preferences on the same pairs: just train $config ${of[@]} --cpu;
+    Next: just run $1 FILE --max-prompt-tokens 300 (it was taught on passages, so it reads as much),
+      or just serve $run and, beside it, just play;
+      preferences on the same pairs: just train $config ${of[*]} --cpu;
       the same with a large teacher on RedPajama: TOGETHER_API_KEY=... just dataset
     END
 

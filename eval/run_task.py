@@ -17,6 +17,7 @@ from pathlib import Path
 from common.cli import UserError, positive, run, script_parser, warn
 from common.files import digest, write_text
 from common.table import load
+from data_prep.filter_pairs import repetition
 from eval import generate_answers as generate
 from eval.load_model import find_weights, load_model, trained_for
 from eval.systems import System
@@ -74,6 +75,9 @@ def stream(system: System, texts: dict[str, str], task: Task, args: Namespace) -
         end = ", stopped at --max-new-tokens" if made["finish_reason"] == "length" else ""
         read, written = made["n_prompt_tokens"], made["n_new_tokens"]
         print(f"{name}: {read:,} tokens read, {written} written{end}", file=sys.stderr)
+        if end and repetition(made["text"]) > 0.5:
+            advice = "is the text longer than those it was taught on? --max-prompt-tokens cuts it"
+            warn(f"{name}: the answer repeats itself; {advice}")
 
 
 def write(system: System, texts: dict[str, str], task: Task, args: Namespace) -> None:

@@ -89,6 +89,17 @@ def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
     assert "stdin: its last" in warning and "do not fit into 200" in warning
 
 
+@pytest.mark.parametrize(
+    ("text", "repeats"), [("It loops and it loops. " * 9, True), ("1 2", False)]
+)
+def test_an_answer_that_goes_round_in_circles_is_told(adapter, texts, monkeypatch, text, repeats):
+    record = {"text": text, "finish_reason": "length", "n_prompt_tokens": 9, "n_new_tokens": 16}
+    monkeypatch.setattr("eval.generate_answers.generate_batch", lambda *_, **__: [record])
+    said = summarize(texts / "a.txt", "--model", adapter).stderr
+    assert "stopped at --max-new-tokens" in said
+    assert ("a.txt: the answer repeats itself" in said) is repeats
+
+
 def test_a_reader_that_leaves_early_is_no_failure(adapter, texts):
     result = pipe(f"$RUN {texts} --model {adapter} --max-new-tokens 2000 | head -c 5")
     assert result.returncode == 0 and "Error" not in result.stderr
