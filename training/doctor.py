@@ -20,7 +20,7 @@ def main() -> None:
     here = {  # what is missing begins with "no"
         "Python, torch": f"{platform.python_version()}, {torch.__version__} ({cpu or 'no bf16'})",
         "GPU": ", ".join(f"{g.name}, {g.total_memory >> 30} GiB" for g in gpus) or "none for torch",
-        "flash attention": "here" if any(map(find_spec, ("flash_attn", "kernels"))) else "not here",
+        "flash attention": "here" if find_spec("flash_attn") else "its kernel is had from the Hub",
         "vLLM": "here" if shutil.which("vllm") else "not here; `just serve` goes without",
         "disk": f"{shutil.disk_usage('.').free >> 30} GiB free; a full run takes some 20",
         "TOGETHER_API_KEY": "set" if key else "unset; yours may need none" if base else "not set",
@@ -38,7 +38,7 @@ def main() -> None:
     for recipe, *needs in (
         ("just demo",),
         ("just dataset", "Hub", "teacher", "TOGETHER_API_KEY"),
-        ("just train (QLoRA)", "Hub", "GPU", "flash attention"),
+        ("just train (QLoRA)", "Hub", "GPU"),
         ("just serve (vLLM)", "GPU", "vLLM"),
         ("just publish-*", "Hub", "HF_TOKEN"),
     ):
