@@ -28,7 +28,7 @@ TABLE = Path("results/long_documents.md")
 def summarize(model: str, texts: list[str], contexts: list[int], most: int) -> None:
     """Append a record for each text and context that lacks one."""
     with appending(ANSWERS):  # it is there, if empty
-        done = [(r["model"], r["context"], r["text"]) for r in read_records(ANSWERS)]
+        done = [(r["model"], r["context"], r["document"]) for r in read_records(ANSWERS)]
     loaded, tokenizer = load_model(model)
     task = load_task()
     for context in contexts:
@@ -39,7 +39,7 @@ def summarize(model: str, texts: list[str], contexts: list[int], most: int) -> N
             prompt, cut = build_prompt(tokenizer, text, template, context - most, task)
             started = time.monotonic()
             (made,) = generate_batch(loaded, tokenizer, [prompt], most)
-            made |= {"answer": made["text"], "model": model, "context": context, "text": text[:80]}
+            made |= {"model": model, "context": context, "document": text[:80]}
             made |= {"cut": cut, "seconds": time.monotonic() - started, "precision": precision()}
             made["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             with appending(ANSWERS) as file:
@@ -51,15 +51,15 @@ def summarize(model: str, texts: list[str], contexts: list[int], most: int) -> N
 
 def table(records: list[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(records)
-    frame["repetition"] = frame["answer"].map(repetition)
+    frame["repetition"] = frame["text"].map(repetition)
     frame["model"] = frame["model"].map(lambda model: Path(model).name)
     return frame.groupby(["model", "context", "precision"]).agg(
-        documents=("answer", "size"),
+        documents=("text", "size"),
         cut=("cut", lambda cut: (cut > 0).sum()),
         tokens_read=("n_prompt_tokens", "mean"),
         seconds_each=("seconds", "mean"),
         peak_gib=("gib", "max"),
-        words=("answer", lambda answers: answers.str.split().str.len().mean()),
+        words=("text", lambda texts: texts.str.split().str.len().mean()),
         ended_by_itself=("finish_reason", lambda reasons: (reasons == "stop").sum()),
         repetition=("repetition", "mean"),
         most_repetition=("repetition", "max"),
