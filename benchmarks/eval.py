@@ -57,7 +57,7 @@ def snippet(texts: list[str], n_new: int) -> tuple[list[str], np.ndarray]:
 
 def batched(texts: list[str], n_new: int, batch_tokens: int) -> tuple[list[str], np.ndarray]:
     """Our generation: (summaries, wall and CPU seconds without loading)."""
-    model, tokenizer = load_model(STUDENT)
+    model, tokenizer = load_model(STUDENT, "float32")  # as the snippet, so that the texts agree
     started = now()
     prompts = [build_prompt(tokenizer, text, None, 8192)[0] for text in texts]
     lengths = [len(tokenizer(p, add_special_tokens=False).input_ids) for p in prompts]

@@ -17,7 +17,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from common.cli import UserError
-from common.files import write_text
+from common.files import read_json, write_text
 
 CARD = "README.md"
 GENERATED = re.compile(r"<!-- generated: begin.*?<!-- generated: end -->", re.DOTALL)
@@ -83,7 +83,7 @@ def publish(args: Namespace, kind: str, files: dict, lock: Path, obsolete=(), **
     the files' names and what `more` gives. Of the files in the repo that are not in `files` those
     are deleted that `lock` names, or `obsolete`. Raises UserError.
     """
-    known = json.loads(lock.read_text()) if lock.exists() else {}
+    known = read_json(lock)
     mine, of = known.get("repo") == args.repo, {"repo_id": args.repo, "repo_type": kind}
     with hub_session(args.repo) as api:
         held = api.list_repo_files(**of) if api.repo_exists(**of) else []

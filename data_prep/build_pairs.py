@@ -7,7 +7,6 @@ Reads DATA/extracts and DATA/TASK/replies, writes DATA/TASK/pairs/{train,test}.j
 """
 
 import argparse
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, run, script_parser
-from common.files import load_records, mark_made, share_of, write_records
+from common.files import load_records, mark_made, read_json, share_of, write_records
 from common.report import markdown
 from common.table import load
 from data_prep.audit_pairs import SIDES, audit, draw_plots, length_match, measure
@@ -60,9 +59,7 @@ def load_rejected(ids: list[str], args: argparse.Namespace) -> tuple[str, dict[s
     own = args.student if args.task == "summarize" else f"{args.task}-{args.student}"
     name, system = (own, "instructed") if args.rejected == "student" else (args.rejected, "tuned")
     folder = Path("outputs") / name / "eval/answers"
-    asked = folder / "asked.json"
-    settings = json.loads(asked.read_bytes()).get(system) if asked.is_file() else None
-    if not settings:
+    if not (settings := read_json(folder / "asked.json").get(system)):
         raise UserError(f"no {system} answers in {folder}; make them: `just answers --split train`")
     wanted = [{"id": one, "settings": settings} for one in ids]
     return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ("id", "settings"))

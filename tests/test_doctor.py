@@ -5,22 +5,25 @@ import pytest
 from conftest import run_here
 from page_server import PageServer
 
+from training import resolve_config
+
 NOWHERE = "http://127.0.0.1:9"  # the port that discards, where nobody listens
 H100 = SimpleNamespace(name="NVIDIA H100", total_memory=80 << 30)
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path):
     """Stands in for torch, so that no test takes long to load it: a CPU; GPUs to be put in."""
     gpus = []
-    flags = {"amx_bf16": True, "avx512_bf16": True, "avx2": True, "num_sockets": 1}
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(resolve_config, "CPUINFO", tmp_path / "cpuinfo")
+    resolve_config.CPUINFO.write_text("flags : fpu avx2 avx512_bf16 amx_bf16")
     cuda = SimpleNamespace(device_count=lambda: len(gpus), get_device_properties=lambda i: gpus[i])
-    cpu = SimpleNamespace(get_capabilities=lambda: flags)
-    torch = SimpleNamespace(__version__="2.13.0+cu130", cuda=cuda, cpu=cpu)
+    torch = SimpleNamespace(__version__="2.13.0+cu130", cuda=cuda)
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.delitem(sys.modules, "training.doctor", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if gpus else None)
-    yield SimpleNamespace(gpus=gpus, flags=flags)
+    yield SimpleNamespace(gpus=gpus)
     sys.modules.pop("training.doctor", None)
 
 
@@ -50,7 +53,7 @@ def test_all_that_is_here_is_told_and_all_recipes_can_run(machine, server):
         TOGETHER_BASE_URL=server.url,
     )
     assert told["GPU"] == "NVIDIA H100, 80 GiB, NVIDIA H100, 80 GiB"
-    assert told["Python, torch"].endswith("2.13.0+cu130 (amx_bf16, avx512_bf16)")
+    assert told["Python, torch"].endswith("2.13.0+cu130 (bf16 on this CPU)")
     assert [told[key] for key in ("TOGETHER_API_KEY", "TOGETHER_BASE_URL", "HF_TOKEN")] == 3 * [
         "set"
     ]
@@ -67,10 +70,10 @@ def test_all_that_is_here_is_told_and_all_recipes_can_run(machine, server):
 
 
 def test_all_that_is_missing_is_told_with_what_to_do(machine, monkeypatch):
-    machine.flags.clear()
+    resolve_config.CPUINFO.write_text("flags : fpu avx2")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     told = diagnose()
-    assert told["GPU"] == "none for torch" and "(no bf16)" in told["Python, torch"]
+    assert told["GPU"] == "none for torch" and "(no bf16 on this CPU)" in told["Python, torch"]
     assert told["TOGETHER_API_KEY"] == "not set" and "hf auth login" in told["HF_TOKEN"]
     assert told["Hub"] == "no answer (ConnectError); check network, proxy and address"
     assert told["teacher"].startswith("no answer")

@@ -10,15 +10,16 @@ import torch
 from huggingface_hub import get_token
 
 from common.cli import run, script_parser
+from training.resolve_config import cpu_has_bf16
 
 
 def main() -> None:
     script_parser(__doc__).parse_args()
     gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    cpu = ", ".join(f for f, has in torch.cpu.get_capabilities().items() if has and "bf16" in f)
+    bf16 = "bf16" if cpu_has_bf16() else "no bf16"
     key, base, token = os.getenv("TOGETHER_API_KEY"), os.getenv("TOGETHER_BASE_URL"), get_token()
     here = {  # what is missing begins with "no"
-        "Python, torch": f"{platform.python_version()}, {torch.__version__} ({cpu or 'no bf16'})",
+        "Python, torch": f"{platform.python_version()}, {torch.__version__} ({bf16} on this CPU)",
         "GPU": ", ".join(f"{g.name}, {g.total_memory >> 30} GiB" for g in gpus) or "none for torch",
         "flash attention": "here" if find_spec("flash_attn") else "its kernel is had from the Hub",
         "vLLM": "here" if shutil.which("vllm") else "not here; `just serve` goes without",

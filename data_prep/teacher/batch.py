@@ -14,7 +14,7 @@ import together
 from tqdm import tqdm
 
 from common.cli import UserError
-from common.files import append_record, write_text
+from common.files import append_record, read_json, write_text
 from common.table import Key, missing
 from data_prep.teacher import client
 
@@ -48,7 +48,7 @@ async def start(endpoint: together.AsyncTogether, queue, path: Path) -> dict:
 async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[dict]]:
     """(what is known, results) of the batch under way, or of a new one. Raises UserError."""
     file = path.with_suffix(BATCH)
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known = read_json(file)
     async with client.make_client(queue.args, RETRIES) as endpoint:
         if not known:
             known = await start(endpoint, queue, path)
