@@ -38,7 +38,7 @@ class Endpoint:
         status: Callable[[str], int] = lambda prompt: 200,
         message: str = "no",
         count_tokens: Callable[[str, str, int], tuple[int, int]] | None = None,
-        finish: str = "stop",
+        finish: Callable[[str], str] = lambda prompt: "stop",
         model: str | None = None,
         latency: float = 0.0,
         cap: int = 0,
@@ -120,7 +120,7 @@ class Endpoint:
             "object": "chat.completion",
             "created": int(time.time()),
             "model": request["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": self.finish}],
+            "choices": [{"index": 0, "message": message, "finish_reason": self.finish(prompt)}],
             "usage": usage | {"total_tokens": sum(counts)},
         }
         return 200, body, fault or "200"

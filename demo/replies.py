@@ -82,6 +82,7 @@ def serve(args) -> None:
         lambda prompt: replies[digest(prompt)]["text"],
         status=lambda prompt: 200 if digest(prompt) in replies else 400,
         message="this prompt was not recorded",
+        finish=lambda prompt: replies[digest(prompt)]["finish_reason"],
         model=models.pop(),
         count_tokens=tokens,
         port=args.port,

@@ -208,7 +208,8 @@ def test_a_budget_without_a_price_is_an_error_that_says_what_to_pass(extracts, e
 
 def test_a_reply_cut_off_is_kept_and_marked(extracts, endpoint):
     folder = extracts(2)
-    result = run_stage(STAGE, *command(folder), **environment(endpoint(finish="length").url))
+    cutting = endpoint(finish=lambda prompt: "length")
+    result = run_stage(STAGE, *command(folder), **environment(cutting.url))
     replies = read_jsonl(folder / "summarize/replies/train.jsonl")
     assert [r["finish_reason"] for r in replies] == ["length"] * 2
     assert "2 replies, 2 cut at the token limit" in result.stdout

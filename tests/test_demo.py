@@ -105,8 +105,12 @@ def test_the_demos_extracts_are_those_that_were_recorded(demo_parts, tmp_path, s
     stage = (sys.executable, "-m", "data_prep.generate_replies", "--task", task, *model)
     result = serve(*stage, "--data", tmp_path, env=surroundings)
     assert result.returncode == 0, result.stderr
-    assert len(read_jsonl(tmp_path / f"{task}/replies/train.jsonl")) == 192
-    assert len(read_jsonl(tmp_path / f"{task}/replies/test.jsonl")) == 128
+    replies = {s: read_jsonl(tmp_path / f"{task}/replies/{s}.jsonl") for s in ("train", "test")}
+    assert {split: len(found) for split, found in replies.items()} == {"train": 192, "test": 128}
+    recorded = {(r["id"], r["prompt_sha"]): r for r in load_recordings()[1].values()}
+    for reply in replies["train"] + replies["test"]:
+        of = recorded[reply["id"], reply["prompt_sha"]]
+        assert all(reply[name] == of[name] for name in ("text", "finish_reason"))
 
 
 def test_what_was_not_recorded_is_refused_with_its_reason(tmp_path, surroundings):
