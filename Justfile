@@ -23,6 +23,7 @@ demo task="summarize" *options: setup _demo_models
     unset HF_TOKEN TOGETHER_API_KEY TOGETHER_BASE_URL HF_ENDPOINT
     config={{ demo_config }} of=(--task "$1" --data data/demo)
     run=$([ "$1" = summarize ] || echo "$1-")smollm2-135m-sft
+    systems=(--n {{ demo_texts }} --systems instructed tuned lead) # the bare base would take a minute more
     step() { printf '\n== %s\n' "$1"; }
     step "1/9 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
     {{ python }} -m demo.prepare_parts
@@ -41,14 +42,14 @@ demo task="summarize" *options: setup _demo_models
         --tokenizer models/smollm2-135m-instruct
     step "6/9 dataset"
     {{ python }} -m data_prep.build_dataset "${of[@]}"
-    step "7/9 training: SFT on the chosen answers, as good here as DPO+SFT, in a third of the time"
+    step "7/9 training: SFT on the chosen answers, which does better here than DPO+SFT"
     {{ python }} -m training.train_adapter $config --method sft --name $run "${of[@]}" \
         --cpu --num_cpu_threads_per_process {{ num_cpus() }}
     step "8/9 merge, and answers to held-out texts"
     {{ python }} -m eval.merge_adapter $run
-    {{ python }} -m eval.generate_answers $run --n {{ demo_texts }} --max-new-tokens 64
+    {{ python }} -m eval.generate_answers $run "${systems[@]}" --max-new-tokens 64
     step "9/9 scores"
-    {{ python }} -m eval.evaluate $run --scores-only --n {{ demo_texts }} \
+    {{ python }} -m eval.evaluate $run --scores-only "${systems[@]}" \
         --encoder models/minilm --encoder-layers 6
     cat <<END
     Where things are:
