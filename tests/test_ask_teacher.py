@@ -215,6 +215,7 @@ def test_a_reply_cut_off_is_kept_and_marked(extracts, endpoint):
     assert "2 replies, 2 cut at the token limit" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_down_or_never_was_ends_the_run(extracts, endpoint, monkeypatch):
     monkeypatch.setattr(limits, "BACKOFF", 1e-4)
     folder = extracts(50)

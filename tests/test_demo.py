@@ -113,6 +113,7 @@ def test_the_demos_extracts_are_those_that_were_recorded(demo_parts, tmp_path, s
         assert all(reply[name] == of[name] for name in ("text", "finish_reason"))
 
 
+@pytest.mark.slow
 def test_what_was_not_recorded_is_refused_with_its_reason(tmp_path, surroundings):
     for split in ("train", "test"):
         write_jsonl(tmp_path / f"extracts/{split}.jsonl", [{"id": split, "text": "Not there."}])

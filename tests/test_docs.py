@@ -93,6 +93,7 @@ def test_the_recipes_are_listed_in_groups_with_a_line_each():
     assert all(" # " in line for line in lines)
 
 
+@pytest.mark.slow
 def test_options_reach_the_scripts_as_they_were_typed_and_errors_stand_alone():
     result = subprocess.run(
         [JUST, "scores", "nowhere", "--record", "two words"],

@@ -51,6 +51,7 @@ def push(hub, folder, *options, code=0, token=TOKEN, repo="me/pairs"):
     return result
 
 
+@pytest.mark.slow
 def test_one_private_commit_with_everything_read_back_row_for_row(hub, folder):
     result = push(hub, folder)
     files = hub.repos["datasets/me/pairs"]
