@@ -27,8 +27,8 @@ from rapidfuzz.process import cdist
 from tqdm import tqdm
 
 from benchmarks.sampled_student import CHOSEN, DEVICE, STUDENT, Student
-from common.cli import run
-from common.files import load_records, read_json, replacing, write_text
+from common.cli import UserError, run
+from common.files import is_made, load_records, mark_made, read_json, replacing, write_text
 
 KEPT = Path("outputs/self_consistency")
 GAP = 0.05  # of the two sides' likeness to the other samples
@@ -160,6 +160,11 @@ def main() -> None:
     kept = read_json(KEPT / "answers.json")
     if not args.score:
         train = read_texts(args.data, "train")
+        shaping = ("data", "samples", "texts", "passes", "free", "by_meaning", "max_new_tokens")
+        settings = {name: str(getattr(args, name)) for name in shaping}
+        if KEPT.exists() and not is_made(KEPT, settings):
+            raise UserError(f"{KEPT} was made with other settings; move it away")
+        mark_made(KEPT, settings)
         student = Student(args.max_new_tokens)
         texts = {"train": [one for one in train if one["reply"]][: args.texts], "test": test}
         texts["free"] = [one for one in train if not one["reply"]][: args.free or args.texts]
