@@ -199,6 +199,7 @@ def test_what_fails_is_told_in_its_card_and_stop_reaches_the_endpoint(visit, fak
     page.click("text=Bees and street trees")
     page.click("#run")
     expect(page.locator("#progress")).to_have_text("4 of 5 answers done")
+    expect(page.locator("body")).to_contain_text("more more")  # the endless one goes on
     left.clear()
     page.click("#stop")
     found = {title: one for (_, title), one in answers(page).items()}
