@@ -1,12 +1,14 @@
-"""Preferences with no teacher: what a model says most often against what it says least often.
+"""Preferences among a student's own answers to texts that it was not taught.
 
-Trains the small student by SFT, draws 12 answers to passages that no teacher answered, takes the
-two most like the others (mean ROUGE-L) as chosen and the two least like them as rejected, and goes
-on with DPO and a small SFT term (self-consistency preferences, arXiv:2411.04109). Beside it, from
-the same SFT: SFT on the chosen alone. Scores held-out passages, with paired intervals to SFT: some
-100 s a seed on a GPU; an hour on two cores with `--samples 8 --free 700`, in up to 24 GiB. What it
-makes is kept in outputs/self_consistency, so that it goes on where it stopped, and its answers can
-be scored (--score) where the measures are installed. docs/results.md says how data/wide is made.
+Trains the small student by SFT, draws 12 answers to each text, takes the best two as chosen and the
+worst two as rejected, and goes on with DPO and a small SFT term. `--rank self`: to passages that no
+teacher answered, by likeness to the other answers (self-consistency preferences, arXiv:2411.04109).
+`--rank teacher`: to the texts of the SFT, by likeness to the teacher's answer, drawn by two models
+each taught on the other half. Beside it, from the same SFT: SFT on the chosen alone. Scores
+held-out passages, with paired intervals to SFT: some 100 s a seed on a GPU; an hour on two cores
+with `--samples 8 --free 700`. What it makes is kept in outputs/self_consistency, so that it goes on
+where it stopped, and its answers can be scored (--score) where the measures are installed.
+docs/results.md says how data/wide is made.
 
     python -m benchmarks.self_consistency --data data/wide --seeds 42 43 44
 """
@@ -17,6 +19,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,7 @@ from common.cli import UserError, run
 from common.files import is_made, load_records, mark_made, read_json, replacing, write_text
 
 KEPT = Path("outputs/self_consistency")
-GAP = 0.05  # of the two sides' likeness to the other samples
+GAP = 0.5  # of the two sides' likeness, in standard deviations
 RATES = {"SFT": 1e-3, "preferences": 3e-4, "SFT on the chosen": 3e-4}
 WAYS = ["preferences", "SFT on the chosen"]
 
@@ -47,37 +50,57 @@ def read_texts(data: Path, split: str) -> list[dict]:
     ]
 
 
-def rouge_likeness(texts: list[str]) -> np.ndarray:
-    """How like each text is to each, (n, n): F1 of ROUGE-L, 2 LCS / (both lengths)."""
-    words = [text.lower().split() or [""] for text in texts]
-    return cdist(words, words, scorer=Indel.normalized_similarity)
+def rouge_likeness(texts: list[str], others: list[str]) -> np.ndarray:
+    """How like each text is to each other: F1 of ROUGE-L, 2 LCS / (both lengths)."""
+    words, found = ([text.lower().split() or [""] for text in part] for part in (texts, others))
+    return cdist(words, found, scorer=Indel.normalized_similarity)
 
 
-def consensus_rows(student: Student, prompts: list, samples: int, by_meaning: bool) -> list[dict]:
-    """Of each prompt's samples the two most like the others, then the two least like them."""
-    likeness = rouge_likeness
-    if by_meaning:  # F1 of BERTScore as well, which a bare GPU machine does not have
-        from eval.measures import BertScore
+def likeness_by(meaning: bool) -> Callable[[list[str], list[str]], np.ndarray]:
+    """(texts, others) -> how like they are, (measures, texts, others): ROUGE-L, if by `meaning` F1
+    of BERTScore as well, which a bare GPU machine does not have."""
+    if not meaning:
+        return lambda texts, others: rouge_likeness(texts, others)[None]
+    from eval.measures import BertScore
 
-        encoder = BertScore("models/minilm", 6, 64)
+    encoder = BertScore("models/minilm", 6, 64)
 
-        def likeness(texts: list[str]) -> np.ndarray:
-            n = len(texts)
-            others = [{"reference": text if text.strip() else "-"} for text in texts * n]
-            repeated = [text for text in texts for _ in texts]
-            f1 = np.array(encoder(repeated, others)["bertscore_f1"]).reshape(n, n)
-            return (f1 + rouge_likeness(texts)) / 2
+    def likeness(texts: list[str], others: list[str]) -> np.ndarray:
+        rows = [{"reference": other.strip() or "-"} for other in others * len(texts)]
+        f1 = encoder([text for text in texts for _ in others], rows)["bertscore_f1"]
+        f1 = np.array(f1).reshape(len(texts), len(others))
+        return np.stack([f1, rouge_likeness(texts, others)])
 
+    return likeness
+
+
+def rank(student: Student, texts: list[dict], drawn: list, meaning: bool, teacher: bool) -> list:
+    """Of each text's answers the two best, then the two worst, where they are far enough apart."""
+    likeness, scores = likeness_by(meaning), []
+    for text, answers in zip(tqdm(texts, "ranking", disable=None), drawn, strict=True):
+        read = [student.text(answer) for answer in answers]
+        scores.append(likeness(read, [text["reply"]] if teacher else read).mean(axis=2))
+    scores = np.array(scores)  # (texts, measures, answers); the measures count alike
+    scores = (scores / scores.std(axis=(0, 2), keepdims=True)).mean(axis=1)
     rows = []
-    drawn = student.answer(prompts, samples)
-    for prompt, answers in zip(tqdm(prompts, "agreement", disable=None), drawn, strict=True):
+    for text, answers, score in zip(texts, drawn, scores, strict=True):
         whole = np.array([answer[-1] == student.end for answer in answers])
-        agreed = likeness([student.text(answer) for answer in answers]).mean(axis=1)
-        order = np.argsort(-(agreed - ~whole))
+        order = np.argsort(-(score - 10 * ~whole))
         best, worst = order[:CHOSEN], order[::-1][:CHOSEN]
-        if whole[best].all() and agreed[best].mean() - agreed[worst].mean() > GAP:
-            rows.append({"prompt": prompt, "answers": [answers[i] for i in (*best, *worst)]})
+        if whole[best].all() and score[best].mean() - score[worst].mean() > GAP:
+            both = [answers[i] for i in (*best, *worst)]
+            rows.append({"prompt": text["prompt"], "answers": both})
     return rows
+
+
+def draw_unseen(student: Student, seed: int, texts: list[dict], samples: int, passes: int) -> list:
+    """Answers to each text, by a student that was taught on the other half of the texts."""
+    drawn = [[] for _ in texts]
+    for half in (0, 1):
+        student.reset(seed)
+        student.train(texts[1 - half :: 2], student.sft_loss, RATES["SFT"], 16, passes)
+        drawn[half::2] = student.answer([one["prompt"] for one in texts[half::2]], samples)
+    return drawn
 
 
 def run_seed(student: Student, seed: int, texts: dict, args, kept: dict) -> None:
@@ -101,8 +124,14 @@ def run_seed(student: Student, seed: int, texts: dict, args, kept: dict) -> None
     trained("SFT", texts["train"], student.sft_loss, args.passes)
     tuned, path = copy.deepcopy(student.model.state_dict()), KEPT / f"rows-{seed}.json"
     if not path.exists():
-        free = [one["prompt"] for one in texts["free"]]
-        rows = consensus_rows(student, free, args.samples, args.by_meaning)
+        teacher = args.rank == "teacher"
+        asked = texts["train" if teacher else "free"]
+        if teacher:
+            drawn = draw_unseen(student, seed, asked, args.samples, args.passes)
+            student.model.load_state_dict(tuned)
+        else:
+            drawn = student.answer([one["prompt"] for one in asked], args.samples)
+        rows = rank(student, asked, drawn, args.by_meaning, teacher)
         student.add_references(rows)
         write_text(path, json.dumps(rows))
     rows = json.loads(path.read_text())
@@ -147,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data/wide"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--rank", choices=("self", "teacher"), default="self", help="by whom")
     parser.add_argument("--samples", type=int, default=12, help="answers drawn for each text")
     parser.add_argument("--texts", type=int, help="only the first so many of each kind")
     parser.add_argument("--passes", type=int, default=3, help="of SFT over the teacher's answers")
@@ -160,7 +190,8 @@ def main() -> None:
     kept = read_json(KEPT / "answers.json")
     if not args.score:
         train = read_texts(args.data, "train")
-        shaping = ("data", "samples", "texts", "passes", "free", "by_meaning", "max_new_tokens")
+        shaping = ("data", "rank", "samples", "texts", "passes", "free", "by_meaning")
+        shaping += ("max_new_tokens",)
         settings = {name: str(getattr(args, name)) for name in shaping}
         if KEPT.exists() and not is_made(KEPT, settings):
             raise UserError(f"{KEPT} was made with other settings; move it away")
