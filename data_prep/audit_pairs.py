@@ -52,11 +52,6 @@ def length_match(frame: pd.DataFrame) -> set[str]:
 
 
 def draw_plots(frame: pd.DataFrame, folder: Path) -> None:
-    """Write lengths.png and, if the pairs have criteria, criteria.png."""
+    """Write lengths.png."""
     with drawing(folder / "lengths.png", (7, 4)) as ((axes,),):
         frame[SIDES].plot.hist(ax=axes, bins=30, alpha=0.6, xlabel="words", ylabel="pairs")
-    rated = frame["criteria"].dropna()
-    means = {side: pd.DataFrame(list(rated.str[i])).mean() for i, side in enumerate(SIDES)}
-    if len(means["chosen"]):
-        with drawing(folder / "criteria.png", (7, 4)) as ((axes,),):
-            pd.DataFrame(means).plot.bar(ax=axes, rot=0, ylabel="mean score")

@@ -24,7 +24,7 @@ from data_prep.filter_pairs import limits_of, pair_faults
 from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
 from data_prep.teacher.parsing import ParseError, parse_answer, parse_reply
-from prompts import Task, add_task_options, data_folder, load_task, task_of
+from prompts import Task, add_task_options, data_folder, task_of
 
 SPLITS = ["train", "test"]
 REPLY = ("id", "model", "prompt_sha", "text", "finish_reason", "created", "cost_usd")
@@ -43,15 +43,6 @@ def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, 
                 print(f"there are {there}; taking {sha} (--model and --prompt-sha choose others)")
             return model, sha
     raise UserError(f"no such replies; choose with --model, --prompt-sha; there are {there}")
-
-
-def check_task(prompt_sha: str, args: argparse.Namespace) -> None:
-    """Raise UserError if the replies answer the prompt of another task."""
-    for path in args.prompts_dir.glob("*/teacher*.jinja"):
-        other = path.parent.name
-        if other != args.task and load_task(other, args.prompts_dir).sha(path.stem) == prompt_sha:
-            folder = data_folder(args, "replies")
-            raise UserError(f"{folder} holds replies for the task {other}; pass --task {other}")
 
 
 def load_rejected(ids: list[str], args: argparse.Namespace) -> tuple[str, dict[str, dict]]:
@@ -181,7 +172,6 @@ def main() -> None:
     args.limits = limits_of(task, args.check, args.keep)
     replies = {s: load_records(folder / f"{s}.jsonl", REPLY, "just replies") for s in SPLITS}
     args.model, args.prompt_sha = choose_teacher(replies["train"], args)
-    check_task(args.prompt_sha, args)
     built = {split: [*read_split(split, replies[split], args, task)] for split in SPLITS}
     kept = {one["id"]: one for one in built["train"] if not one["reason"]}
     if args.verify:

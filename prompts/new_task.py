@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from common.cli import UserError, run, script_parser
-from prompts import FOLDER, SHARED, load_task
+from prompts import FOLDER, SHARED
 
 
 def main() -> None:
@@ -22,7 +22,6 @@ def main() -> None:
     if folder.exists():
         raise UserError(f"{folder} is there already")
     shutil.copytree(SHARED / "new_task", folder)
-    load_task(args.name, args.prompts_dir)
     print(f"{folder}: fill in task.yaml, teacher.jinja and instructed.jinja, then")
     print(f"  just plan, replies, answers, pairs, stage, train, all with --task {args.name}")
 

@@ -24,7 +24,7 @@ from training.run_config import load_run_config
 
 pytestmark = pytest.mark.slow
 
-OF_A_RUN = {"seed", "output_dir", "dataset_prepared_path", "datasets", "lora_model_dir"}
+OF_A_RUN = {"seed", "output_dir", "dataset_prepared_path", "datasets", "lora_model_dir", "plugins"}
 TEXTS = {"teacher": range(6), "student": range(1, 8), "previous": range(4)}  # that have pairs
 ROUNDS = ("sft", "sft+sft-then-dpo@previous", "sft+sft-then-dpo@previous+sft-then-dpo@previous")
 
@@ -145,7 +145,9 @@ def test_every_recipe_sees_the_same_texts_and_differs_in_its_method_alone(compar
         settings = resolved_in(compare.folder, options)
         changed = {k for k in settings | base if settings.get(k) != base.get(k)}
         assert changed <= OF_A_RUN | of_methods | {"learning_rate", "base_model"}
-        assert not {"num_epochs", "sequence_len", "plugins", "max_steps"} & changed
+        assert not {"num_epochs", "sequence_len", "max_steps"} & changed
+        first = ["training.plugins.FirstAdapter"] if "lora_model_dir" in settings else []
+        assert settings.get("plugins", []) == first
         assert settings["excess_length_strategy"] == "raise" and settings["seed"] == 42
         assert "--cpu" in options and name.startswith("compare/tiny-lora-")
         hub = settings["datasets"][0]["path"]

@@ -99,7 +99,7 @@ PUBLISHED = {"sequence_len", "excess_length_strategy", "plugins"}
 COMPLETE = {  # the config of a method -> what is its own besides
     "dpo": PUBLISHED,
     "sft": {"plugins"},  # axolotl's own trainer casts no adapter
-    "sft-then-dpo": {"lora_model_dir"},
+    "sft-then-dpo": {"lora_model_dir", "plugins"},
     "orpo": set(),
     "simpo": set(),
 }

@@ -99,6 +99,7 @@ def shrink(method: str, folder, model) -> dict:
         config["warmup_steps"] = 1
     if "lora_model_dir" in config:
         config["lora_model_dir"] = str(folder / "sft")
+        config["plugins"] = [*config["plugins"], "training.plugins.FirstAdapter"]
     return config
 
 
@@ -176,6 +177,15 @@ def test_the_reference_is_the_model_as_training_found_it(runs, method):
     config = recipe(method)
     if "dpo_loss_type" not in config:
         assert first["loss"] == pytest.approx(AT_START[config["rl"]], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "then" in name])
+def test_it_goes_on_from_the_sft_adapter_and_is_held_to_it(runs, method):
+    folders = runs / "sft", runs / method / "ref", runs / method
+    first, held, after = (load_file(path / "adapter_model.safetensors") for path in folders)
+    for name, tensor in first.items():
+        assert torch.equal(held[name], tensor)
+        assert 0 < (after[name] - tensor).abs().max() < 0.03  # two steps of AdamW, rate 0.01
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -249,6 +249,7 @@ def test_nothing_finished_is_done_again(trained):
     assert "is trained on this data with this config" in train(config).stdout
     assert "is up to date" in run_stage("eval.merge_adapter", config).stdout
     assert (output / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert not (output / "model.safetensors").exists()  # the base, which axolotl leaves there
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(trained):

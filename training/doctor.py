@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-from importlib.util import find_spec
 
 import httpx
 import torch
@@ -21,7 +20,6 @@ def main() -> None:
     here = {  # what is missing begins with "no"
         "Python, torch": f"{platform.python_version()}, {torch.__version__} ({bf16} on this CPU)",
         "GPU": ", ".join(f"{g.name}, {g.total_memory >> 30} GiB" for g in gpus) or "none for torch",
-        "flash attention": "here" if find_spec("flash_attn") else "its kernel is had from the Hub",
         "vLLM": "here" if shutil.which("vllm") else "not here; `just serve` goes without",
         "disk": f"{shutil.disk_usage('.').free >> 30} GiB free; a full run takes some 20",
         "TOGETHER_API_KEY": "set" if key else "unset; yours may need none" if base else "not set",

@@ -1,6 +1,7 @@
 """Plugins for axolotl, named in a config: `plugins: [training.plugins.Fp32Adapter]`."""
 
 from axolotl.integrations.base import BasePlugin
+from peft import load_peft_weights, set_peft_model_state_dict
 
 
 class Fp32Adapter(BasePlugin):
@@ -18,3 +19,14 @@ class CpuBf16(BasePlugin):
 
     def get_training_args(self, cfg) -> dict:
         return {"use_cpu": True}
+
+
+class FirstAdapter(BasePlugin):
+    """Starts DPO, IPO or KTO from the adapter in `lora_model_dir`, whose weights axolotl does not
+    give them, and holds it to a frozen copy, by the name under which TRL looks for one."""
+
+    def post_trainer_create(self, cfg, trainer) -> None:
+        if cfg.lora_model_dir and cfg.rl in ("dpo", "ipo", "kto"):
+            trainer.model.load_adapter(cfg.lora_model_dir, "ref")
+            trainer.model.set_adapter("default")  # which loading another one has frozen
+            set_peft_model_state_dict(trainer.model, load_peft_weights(cfg.lora_model_dir, "cpu"))

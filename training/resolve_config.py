@@ -90,4 +90,7 @@ def resolve_config(
         settings |= {"bf16": True, "plugins": [*settings.get("plugins", []), CPU_BF16]}
     for assignment in keys:
         set_key(settings, assignment)
+    if settings.get("lora_model_dir"):
+        plugins = [*settings.get("plugins", []), "training.plugins.FirstAdapter"]
+        settings["plugins"] = [*dict.fromkeys(plugins)]
     return replace(config, settings=settings, asked_task=task)

@@ -117,6 +117,8 @@ def train(folder: Path, options: list[str], lock: int) -> None:
     print(file=sys.stderr)
     if process.returncode or not (folder / "adapter_model.safetensors").is_file():
         raise UserError(f"training ended with code {process.returncode}: {error}; see {log}")
+    for base in folder.glob("model*.safetensors"):  # axolotl saves it beside an adapter of DPO
+        base.unlink()
 
 
 def plot_curves(folder: Path) -> None:
