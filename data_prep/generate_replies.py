@@ -38,7 +38,7 @@ def to_requests(split: str, args: argparse.Namespace, answers: int) -> list[dict
     return requests
 
 
-def plan(args: argparse.Namespace, asked: int) -> pd.DataFrame:
+def plan(args: argparse.Namespace) -> pd.DataFrame:
     """What the replies that the model lacks would take, also at the prices of other models."""
     own = client.price_of(argparse.Namespace(**vars(args) | {"batch": False}))  # both are shown
     prices, rows = {args.model: own}, {}
@@ -52,13 +52,12 @@ def plan(args: argparse.Namespace, asked: int) -> pd.DataFrame:
             path = data_folder(args, "replies") / f"{split}.jsonl"
             lacking += missing(path.with_suffix(REFUSED), missing(path, requests, KEY), KEY)
         tokens_in = sum(map(client.prompt_bytes, lacking)) / client.BYTES_A_TOKEN
-        each = (answers == asked and args.reply_tokens) or REPLY_TOKENS[answers]
         for model, price in prices.items():
-            usd = client.cost_usd(tokens_in, len(lacking) * each, price)
+            usd = client.cost_usd(tokens_in, len(lacking) * REPLY_TOKENS[answers], price)
             rows[f"{model} ({answers} a reply)"] = {
                 "requests": f"{len(lacking):,}",
                 "M tokens in": f"{tokens_in / 1e6:.2f}",
-                "M tokens out": f"{len(lacking) * each / 1e6:.2f}",
+                "M tokens out": f"{len(lacking) * REPLY_TOKENS[answers] / 1e6:.2f}",
                 "$": "?" if usd is None else f"{usd:.2f}",
                 "$ in batch": "?" if usd is None else f"{usd * price.get('batch', 1):.2f}",
             }
@@ -76,11 +75,10 @@ def main() -> None:
     balance = "draw which answer is the longer one; without, it is the first (the original's way)"
     option("--balance", action=argparse.BooleanOptionalAction, default=True, help=balance)
     option("--plan", action="store_true", help="say what it would cost; nothing is asked")
-    option("--reply-tokens", type=positive, help=f"for the plan; by answers {REPLY_TOKENS}")
     args = parser.parse_args()
     answers = 1 if args.single else task_of(args).answers
     if args.plan:
-        print(markdown(plan(args, answers)))
+        print(markdown(plan(args)))
         print(f"Estimates, 4 bytes to a token; terms: {client.TEACHERS.name}. Nothing was asked.")
         return
     client.make_client(args)  # a missing key is said before anything is read

@@ -1,5 +1,7 @@
 """Plugins for axolotl, named in a config: `plugins: [training.plugins.Fp32Adapter]`."""
 
+from functools import partial
+
 from axolotl.integrations.base import BasePlugin
 from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -27,6 +29,9 @@ class FirstAdapter(BasePlugin):
 
     def post_trainer_create(self, cfg, trainer) -> None:
         if cfg.lora_model_dir and cfg.rl in ("dpo", "ipo", "kto"):
-            trainer.model.load_adapter(cfg.lora_model_dir, "ref")
-            trainer.model.set_adapter("default")  # which loading another one has frozen
-            set_peft_model_state_dict(trainer.model, load_peft_weights(cfg.lora_model_dir, "cpu"))
+            model = trainer.model
+            model.load_adapter(cfg.lora_model_dir, "ref")
+            model.set_adapter("default")  # which loading another one has frozen
+            set_peft_model_state_dict(model, load_peft_weights(cfg.lora_model_dir, "cpu"))
+            # Beside a saved "ref" transformers would not load "default" from a checkpoint.
+            model.save_pretrained = partial(model.save_pretrained, selected_adapters=["default"])

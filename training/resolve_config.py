@@ -13,7 +13,6 @@ from prompts import Task, load_task
 from training.run_config import CONFIGS, RunConfig, load_run_config
 
 CPUINFO, CPU_BF16 = Path("/proc/cpuinfo"), "training.plugins.CpuBf16"
-# Options of accelerate; axolotl's are in launch/.
 LAUNCHES = {"zero2": ["--use_deepspeed"], "fsdp2": ["--use_fsdp", "--fsdp_version", "2"]}
 
 

@@ -100,8 +100,7 @@ def train(folder: Path, options: list[str], lock: int) -> None:
     """Run axolotl, which keeps `lock` even if this process is killed. Raises UserError."""
     log, error, seen = folder / "train.log", "no error line", {}
     launch = [*options, "-m", "axolotl.cli.train", str(folder / "config.yaml")]
-    print(f"accelerate launch {shlex.join(launch)}")
-    print(f"(loading takes about 20 s; all output goes to {log})", flush=True)
+    print(f"accelerate launch {shlex.join(launch)}\n(loads for 20 s; output: {log})", flush=True)
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch]
     io = {"stdout": PIPE, "stderr": STDOUT, "text": True, "errors": "replace"}
     process = Popen(command, env=os.environ | {"AXOLOTL_DO_NOT_TRACK": "1"}, pass_fds=[lock], **io)
