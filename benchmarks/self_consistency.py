@@ -4,11 +4,13 @@ Trains the small student by SFT, draws 12 answers to each text, takes the best t
 worst two as rejected, and goes on with DPO and a small SFT term. `--rank self`: to passages that no
 teacher answered, by likeness to the other answers (self-consistency preferences, arXiv:2411.04109).
 `--rank teacher`: to the texts of the SFT, by likeness to the teacher's answer, drawn by two models
-each taught on the other half. Beside it, from the same SFT: SFT on the chosen alone. Scores
-held-out passages, with paired intervals to SFT: some 100 s a seed on a GPU; an hour on two cores
-with `--samples 8 --free 700`. What it makes is kept in outputs/self_consistency, so that it goes on
-where it stopped, and its answers can be scored (--score) where the measures are installed.
-docs/results.md says how data/wide is made.
+each taught on the other half. Beside it, from the same SFT: SFT on the chosen alone, and no
+training but as many samples of each held-out text, of which the one most like the others is taken
+(`consensus`). Scores held-out passages, with paired intervals to SFT. What it makes is kept in
+outputs/self_consistency, so that it goes on where it stopped, and its answers can be scored
+(--score) where the measures are installed. docs/results.md says how data/wide is made.
+`--folds 3 --fold 0` holds out a third of the articles of the training split instead, whose passages
+a teacher answered too: what was chosen on the test split can be tried on texts that chose nothing.
 
     python -m benchmarks.self_consistency --data data/wide --seeds 42 43 44
 """
@@ -16,19 +18,18 @@ docs/results.md says how data/wide is made.
 import argparse
 import copy
 import json
+import random
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from rapidfuzz.distance import Indel
-from rapidfuzz.process import cdist
 from tqdm import tqdm
 
+from benchmarks.likeness import MeaningLikeness, rouge_likeness
 from benchmarks.sampled_student import CHOSEN, DEVICE, STUDENT, Student
 from common.cli import UserError, run
 from common.files import is_made, load_records, mark_made, read_json, replacing, write_text
@@ -36,7 +37,8 @@ from common.files import is_made, load_records, mark_made, read_json, replacing,
 KEPT = Path("outputs/self_consistency")
 GAP = 0.5  # of the two sides' likeness, in standard deviations
 RATES = {"SFT": 1e-3, "preferences": 3e-4, "SFT on the chosen": 3e-4}
-WAYS = ["preferences", "SFT on the chosen"]
+WAYS = ["preferences", "SFT on the chosen", "consensus"]
+TAUGHT = 590  # texts of the SFT, of a fold
 
 
 def read_texts(data: Path, split: str) -> list[dict]:
@@ -45,45 +47,48 @@ def read_texts(data: Path, split: str) -> list[dict]:
     replies = {one["id"]: one["text"] for one in lines if one["finish_reason"] == "stop"}
     extracts = load_records(data / f"extracts/{split}.jsonl", made_by="just extracts")
     return [
-        {"id": one["id"], "text": one["text"], "reply": replies.get(one["id"], "").strip()}
+        {"article": one["url"], "text": one["text"], "reply": replies.get(one["id"], "").strip()}
         for one in extracts
     ]
 
 
-def rouge_likeness(texts: list[str], others: list[str]) -> np.ndarray:
-    """How like each text is to each other: F1 of ROUGE-L, 2 LCS / (both lengths)."""
-    words, found = ([text.lower().split() or [""] for text in part] for part in (texts, others))
-    return cdist(words, found, scorer=Indel.normalized_similarity)
+def split_texts(args, fold: int | None) -> dict[str, list[dict]]:
+    """The texts of the SFT, those that no teacher answers, and the held-out ones."""
+    train, test = (read_texts(args.data, split) for split in ("train", "test"))
+    if fold is None:
+        taught = [one for one in train if one["reply"]]
+        free = [one for one in train if not one["reply"]]
+    else:
+        articles = sorted({one["article"] for one in train})
+        held_out = set(articles[fold :: args.folds])
+        rest = [one for one in train + test if one["article"] not in held_out]
+        random.Random(fold).shuffle(rest)
+        rest.sort(key=lambda one: not one["reply"])
+        taught, free = rest[:TAUGHT], rest[TAUGHT:]
+        test = [one for one in train if one["article"] in held_out]
+    test = [one for one in test if one["reply"]]
+    texts = {"train": taught, "free": free[: args.free], "test": test}
+    return {kind: part[: args.texts] for kind, part in texts.items()}
 
 
-def likeness_by(meaning: bool) -> Callable[[list[str], list[str]], np.ndarray]:
-    """(texts, others) -> how like they are, (measures, texts, others): ROUGE-L, if by `meaning` F1
-    of BERTScore as well, which a bare GPU machine does not have."""
-    if not meaning:
-        return lambda texts, others: rouge_likeness(texts, others)[None]
-    from eval.measures import BertScore
-
-    encoder = BertScore("models/minilm", 6, 64)
-
-    def likeness(texts: list[str], others: list[str]) -> np.ndarray:
-        rows = [{"reference": other.strip() or "-"} for other in others * len(texts)]
-        f1 = encoder([text for text in texts for _ in others], rows)["bertscore_f1"]
-        f1 = np.array(f1).reshape(len(texts), len(others))
-        return np.stack([f1, rouge_likeness(texts, others)])
-
-    return likeness
+def agreement(drawn: list[list[str]], others: list[list[str]], meaning: bool) -> np.ndarray:
+    """How like each answer is to its text's others, (texts, answers): by ROUGE-L, and by meaning F1
+    of BERTScore as well; each counts by its spread."""
+    measures = [rouge_likeness, *([MeaningLikeness()] if meaning else [])]
+    scores = [
+        [measure(answers, found).mean(1) for measure in measures]
+        for answers, found in zip(tqdm(drawn, "ranking", disable=None), others, strict=True)
+    ]
+    scores = np.array(scores)  # (texts, measures, answers)
+    return (scores / scores.std(axis=(0, 2), keepdims=True)).mean(axis=1)
 
 
 def rank(student: Student, texts: list[dict], drawn: list, meaning: bool, teacher: bool) -> list:
     """Of each text's answers the two best, then the two worst, where they are far enough apart."""
-    likeness, scores = likeness_by(meaning), []
-    for text, answers in zip(tqdm(texts, "ranking", disable=None), drawn, strict=True):
-        read = [student.text(answer) for answer in answers]
-        scores.append(likeness(read, [text["reply"]] if teacher else read).mean(axis=2))
-    scores = np.array(scores)  # (texts, measures, answers); the measures count alike
-    scores = (scores / scores.std(axis=(0, 2), keepdims=True)).mean(axis=1)
+    read = [[student.text(answer) for answer in answers] for answers in drawn]
+    others = [[text["reply"]] for text in texts] if teacher else read
     rows = []
-    for text, answers, score in zip(texts, drawn, scores, strict=True):
+    for text, answers, score in zip(texts, drawn, agreement(read, others, meaning), strict=True):
         whole = np.array([answer[-1] == student.end for answer in answers])
         order = np.argsort(-(score - 10 * ~whole))
         best, worst = order[:CHOSEN], order[::-1][:CHOSEN]
@@ -91,6 +96,15 @@ def rank(student: Student, texts: list[dict], drawn: list, meaning: bool, teache
             both = [answers[i] for i in (*best, *worst)]
             rows.append({"prompt": text["prompt"], "answers": both})
     return rows
+
+
+def consensus(student: Student, prompts: list, args) -> list[str]:
+    """Of each prompt's sampled answers the one most like the others: minimum Bayes risk decoding
+    (Kumar and Byrne 2004), the utility being what `agreement` measures."""
+    drawn = student.answer(prompts, args.samples, args.temperature)
+    read = [[student.text(answer) for answer in answers] for answers in drawn]
+    best = agreement(read, read, args.by_meaning).argmax(axis=1)
+    return [answers[i] for answers, i in zip(read, best, strict=True)]
 
 
 def draw_unseen(student: Student, seed: int, texts: list[dict], samples: int, passes: int) -> list:
@@ -103,11 +117,17 @@ def draw_unseen(student: Student, seed: int, texts: list[dict], samples: int, pa
     return drawn
 
 
-def run_seed(student: Student, seed: int, texts: dict, args, kept: dict) -> None:
+def run_seed(student: Student, seed: int, texts: dict, args, kept: dict, folder: Path) -> None:
     """Train and answer by all ways; their answers to the test texts go into `kept`."""
+    prompts = [one["prompt"] for one in texts["test"]]
+
+    def keep(way: str, answers: list[str]) -> None:
+        kept[f"{way}, {seed}"] = answers
+        write_text(folder / "answers.json", json.dumps(kept))
+        print(f"seed {seed}: {way}, {time.strftime('%H:%M:%S')}", flush=True)
 
     def trained(way: str, rows: list, loss, passes: int = 1) -> None:
-        path = KEPT / f"{way.replace(' ', '-')}-{seed}.pt"
+        path = folder / f"{way.replace(' ', '-')}-{seed}.pt"
         if path.exists():
             set_peft_model_state_dict(student.model, torch.load(path, map_location=DEVICE))
         else:
@@ -115,14 +135,15 @@ def run_seed(student: Student, seed: int, texts: dict, args, kept: dict) -> None
             with replacing(path) as temporary:
                 torch.save(get_peft_model_state_dict(student.model), temporary)
         if f"{way}, {seed}" not in kept:
-            greedy = student.answer([one["prompt"] for one in texts["test"]])
-            kept[f"{way}, {seed}"] = [student.text(answers[0]) for answers in greedy]
-            write_text(KEPT / "answers.json", json.dumps(kept))
-        print(f"seed {seed}: {way}, {len(rows)} texts, {time.strftime('%H:%M:%S')}", flush=True)
+            keep(way, [student.text(answers[0]) for answers in student.answer(prompts)])
 
     student.reset(seed)
     trained("SFT", texts["train"], student.sft_loss, args.passes)
-    tuned, path = copy.deepcopy(student.model.state_dict()), KEPT / f"rows-{seed}.json"
+    tuned, path = copy.deepcopy(student.model.state_dict()), folder / f"rows-{seed}.json"
+    if "consensus" in args.ways and f"consensus, {seed}" not in kept:
+        keep("consensus", consensus(student, prompts, args))
+    if args.ways == ["consensus"]:
+        return
     if not path.exists():
         teacher = args.rank == "teacher"
         asked = texts["train" if teacher else "free"]
@@ -130,27 +151,30 @@ def run_seed(student: Student, seed: int, texts: dict, args, kept: dict) -> None
             drawn = draw_unseen(student, seed, asked, args.samples, args.passes)
             student.model.load_state_dict(tuned)
         else:
-            drawn = student.answer([one["prompt"] for one in asked], args.samples)
+            asked_prompts = [one["prompt"] for one in asked]
+            drawn = student.answer(asked_prompts, args.samples, args.temperature)
         rows = rank(student, asked, drawn, args.by_meaning, teacher)
         student.add_references(rows)
         write_text(path, json.dumps(rows))
     rows = json.loads(path.read_text())
     losses = {"preferences": student.preference_loss, "SFT on the chosen": student.chosen_loss}
-    for way in args.ways:
+    for way in (way for way in args.ways if way in losses):
         student.model.load_state_dict(tuned)
         trained(way, rows, losses[way])
 
 
-def score(kept: dict, test: list[dict]) -> None:
-    """Print and record F1, ROUGE-L and words of every way, and its intervals to SFT."""
+def score(parts: list[tuple[dict, list[dict]]]) -> None:
+    """Print and record F1, ROUGE-L and words of every way, and its intervals to SFT, over the
+    (answers, texts) of all folds."""
     from common.report import paired_bootstrap
     from eval.build_report import LEDGER, append_ledger
     from eval.measures import BertScore, basics, rouge
     from eval.score_answers import commit
 
-    rows = [{"reference": one["reply"]} for one in test]
+    rows = [{"reference": one["reply"]} for _, test in parts for one in test]
     encoder, found, lines = BertScore("models/minilm", 6, 64), {}, []
-    for name, answers in kept.items():
+    for name in (name for name in parts[0][0] if all(name in kept for kept, _ in parts)):
+        answers = [answer for kept, _ in parts for answer in kept[name]]
         columns = {k: v for m in (encoder, rouge, basics) for k, v in m(answers, rows).items()}
         way, seed = name.rsplit(", ", 1)
         found.setdefault(way, {})[seed] = columns
@@ -172,6 +196,22 @@ def score(kept: dict, test: list[dict]) -> None:
     append_ledger(lines, about | {"encoder": encoder.scorer.hash, "n": len(rows)}, LEDGER)
 
 
+def make(args, folder: Path, texts: dict[str, list[dict]], kept: dict) -> None:
+    """Train and answer with every seed, into the folder and `kept`."""
+    shaping = ("data", "rank", "samples", "texts", "passes", "free", "by_meaning")
+    shaping += ("max_new_tokens", "temperature", "folds")
+    settings = {name: str(getattr(args, name)) for name in shaping}
+    if (folder / "answers.json").exists() and not is_made(folder, settings):
+        raise UserError(f"{folder} was made with other settings; move it away")
+    mark_made(folder, settings)
+    student = Student(args.max_new_tokens)
+    for one in (one for part in texts.values() for one in part):
+        one["prompt"] = student.prompt(one["text"])
+        one["chosen"] = [*student.ids(one["reply"]), student.end]
+    for seed in args.seeds:
+        run_seed(student, seed, texts, args, kept, folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data/wide"))
@@ -185,27 +225,19 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--max-new-tokens", type=int, default=72)
     parser.add_argument("--score", action="store_true", help="only score the answers that are kept")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the samples")
+    parser.add_argument("--folds", type=int, default=3, help="into which articles are split")
+    parser.add_argument("--fold", type=int, nargs="+", help="held out; not given: the test split")
     args = parser.parse_args()
-    test = [one for one in read_texts(args.data, "test") if one["reply"]][: args.texts]
-    kept = read_json(KEPT / "answers.json")
-    if not args.score:
-        train = read_texts(args.data, "train")
-        shaping = ("data", "rank", "samples", "texts", "passes", "free", "by_meaning")
-        shaping += ("max_new_tokens",)
-        settings = {name: str(getattr(args, name)) for name in shaping}
-        if KEPT.exists() and not is_made(KEPT, settings):
-            raise UserError(f"{KEPT} was made with other settings; move it away")
-        mark_made(KEPT, settings)
-        student = Student(args.max_new_tokens)
-        texts = {"train": [one for one in train if one["reply"]][: args.texts], "test": test}
-        texts["free"] = [one for one in train if not one["reply"]][: args.free or args.texts]
-        for one in (one for part in texts.values() for one in part):
-            one["prompt"] = student.prompt(one["text"])
-            one["chosen"] = [*student.ids(one["reply"]), student.end]
-        for seed in args.seeds:
-            run_seed(student, seed, texts, args, kept)
+    parts = []
+    for fold in args.fold or [None]:
+        folder, texts = KEPT if fold is None else KEPT / f"fold-{fold}", split_texts(args, fold)
+        kept = read_json(folder / "answers.json")
+        if not args.score:
+            make(args, folder, texts, kept)
+        parts.append((kept, texts["test"]))
     if args.score or DEVICE == "cpu":
-        score(kept, test)
+        score(parts)
 
 
 if __name__ == "__main__":
