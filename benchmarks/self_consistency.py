@@ -4,9 +4,9 @@ Trains the small student by SFT, draws 12 answers to each text, takes the best t
 worst two as rejected, and goes on with DPO and a small SFT term. `--rank self`: to passages that no
 teacher answered, by likeness to the other answers (self-consistency preferences, arXiv:2411.04109).
 `--rank teacher`: to the texts of the SFT, by likeness to the teacher's answer, drawn by two models
-each taught on the other half. Beside it, from the same SFT: SFT on the chosen alone, and no
-training but as many samples of each held-out text, of which the one most like the others is taken
-(`consensus`). Scores held-out passages, with paired intervals to SFT. What it makes is kept in
+each taught on the other half. Beside it, from the same SFT: SFT on the chosen alone, and without
+more training, of the greedy and as many sampled answers to a held-out text, the one most like them
+all (`consensus`). Scores held-out passages, with paired intervals to SFT. What it makes is kept in
 outputs/self_consistency, so that it goes on where it stopped, and its answers can be scored
 (--score) where the measures are installed. docs/results.md says how data/wide is made.
 `--folds 3 --fold 0` holds out a third of the articles of the training split instead, whose passages
@@ -33,6 +33,7 @@ from benchmarks.likeness import MeaningLikeness, rouge_likeness
 from benchmarks.sampled_student import CHOSEN, DEVICE, STUDENT, Student
 from common.cli import UserError, run
 from common.files import is_made, load_records, mark_made, read_json, replacing, write_text
+from eval.generate_answers import most_alike
 
 KEPT = Path("outputs/self_consistency")
 GAP = 0.5  # of the two sides' likeness, in standard deviations
@@ -99,12 +100,12 @@ def rank(student: Student, texts: list[dict], drawn: list, meaning: bool, teache
 
 
 def consensus(student: Student, prompts: list, args) -> list[str]:
-    """Of each prompt's sampled answers the one most like the others: minimum Bayes risk decoding
-    (Kumar and Byrne 2004), the utility being what `agreement` measures."""
+    """Of each prompt's greedy and sampled answers the one most like them all, as of `just run
+    --samples`."""
+    greedy = student.answer(prompts)
     drawn = student.answer(prompts, args.samples, args.temperature)
-    read = [[student.text(answer) for answer in answers] for answers in drawn]
-    best = agreement(read, read, args.by_meaning).argmax(axis=1)
-    return [answers[i] for answers, i in zip(read, best, strict=True)]
+    read = [list(map(student.text, one + more)) for one, more in zip(greedy, drawn, strict=True)]
+    return [texts[most_alike(texts)] for texts in read]
 
 
 def draw_unseen(student: Student, seed: int, texts: list[dict], samples: int, passes: int) -> list:

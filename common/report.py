@@ -42,11 +42,11 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 @contextmanager
-def drawing(path: Path, inches: tuple, rows: int = 1, columns: int = 1) -> Iterator[np.ndarray]:
-    """The axes of a plot, shape (rows, columns), that is saved as PNG when the block ends well."""
+def drawing(path: Path, inches: tuple[float, float]) -> Iterator:
+    """matplotlib's axes of a plot that is saved as PNG when the block ends well."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, layout="constrained")
-    yield figure.subplots(rows, columns, squeeze=False)
+    yield figure.subplots()
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -1,14 +1,12 @@
-"""What the pairs would teach besides quality: length and position, as tables and as plots.
+"""What the pairs would teach besides quality: length and position, as a table.
 
 `build_pairs` runs it. Intervals are Wilson's for shares (Wilson 1927), at 95%.
 """
 
-from pathlib import Path
-
 import pandas as pd
 from scipy.stats import binomtest
 
-from common.report import drawing, markdown
+from common.report import markdown
 
 SIDES = ["chosen", "rejected"]
 
@@ -49,9 +47,3 @@ def length_match(frame: pd.DataFrame) -> set[str]:
     mirrored = pd.MultiIndex.from_frame(lengths[SIDES[::-1]])
     most = lengths.value_counts().reindex(mirrored, fill_value=0).to_numpy()
     return set(lengths.index[lengths.groupby(SIDES).cumcount() < most])
-
-
-def draw_plots(frame: pd.DataFrame, folder: Path) -> None:
-    """Write lengths.png."""
-    with drawing(folder / "lengths.png", (7, 4)) as ((axes,),):
-        frame[SIDES].plot.hist(ax=axes, bins=30, alpha=0.6, xlabel="words", ylabel="pairs")

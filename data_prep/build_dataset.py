@@ -1,4 +1,4 @@
-"""Stage the dataset repo as it will stand on the Hub: Parquet files, plots and a card.
+"""Stage the dataset repo as it will stand on the Hub: Parquet files and a card.
 
 Reads DATA/TASK/pairs, writes DATA/TASK/hub, which `datasets.load_dataset` reads. The configs
 pairs-8000 and pairs-20500 are nested, seeded subsets, sft holds the chosen answers alone.
@@ -87,8 +87,6 @@ def main() -> None:
     example = min(splits["train"], key=lambda pair: len(pair["prompt"]))
     shutil.rmtree(hub, ignore_errors=True)  # files of an earlier state
     made["configs"] = write_files(hub, splits, task)
-    shutil.copytree(folder / "plots", hub / "plots")
-    made["plots"] = sorted(path.name for path in (hub / "plots").iterdir())
     facts = {"licences": licences, "example": example, "terms": teacher_terms(example["teacher"])}
     card = task.render("dataset_card.md", splits=splits, **made, **facts)
     write_text(hub / "README.md", card + "\n")

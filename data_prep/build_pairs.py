@@ -1,7 +1,7 @@
 """Turn the teacher's replies into preference pairs; say what was dropped, and audit the rest.
 
 Reads DATA/extracts and DATA/TASK/replies, writes DATA/TASK/pairs/{train,test}.jsonl, dropped.jsonl
-(every reply is in exactly one of them), plots/ and made.json with the funnel and the audit.
+(every reply is in exactly one of them), and made.json with the funnel and the audit.
 
     python -m data_prep.build_pairs
 """
@@ -19,7 +19,7 @@ from common.cli import UserError, run, script_parser
 from common.files import load_records, mark_made, read_json, share_of, write_records
 from common.report import markdown
 from common.table import load
-from data_prep.audit_pairs import SIDES, audit, draw_plots, length_match, measure
+from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.filter_pairs import limits_of, pair_faults
 from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
@@ -145,11 +145,9 @@ def write_pairs(frame: pd.DataFrame, args: argparse.Namespace, task: Task) -> No
         write_records(folder / f"{split}.jsonl", pairs[split])
     dropped = frame.loc[frame["reason"] != "", DROPPED]
     write_records(folder / "dropped.jsonl", dropped.to_dict("records"))
-    measures = measure(pairs["train"])
-    draw_plots(measures, folder / "plots")
-    made["audit"] = audit(measures)
+    made["audit"] = audit(measure(pairs["train"]))
     mark_made(folder, made)
-    print(f"\n{made['audit']}\n\nplots in {folder / 'plots'}")
+    print(f"\n{made['audit']}")
 
 
 def main() -> None:

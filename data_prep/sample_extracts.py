@@ -2,7 +2,7 @@
 
 Reads JSON Lines or Parquet records {"text", "meta"}. Writes DATA/extracts/{train,test}.jsonl: clean
 English in the token window for training and in the character window for testing, in a seeded order,
-no near duplicates; report.md and lengths.png. datatrove runs it: kills and workers change nothing.
+no near duplicates; and report.md. datatrove runs it: kills and workers change nothing.
 
     python -m data_prep.sample_extracts --fraction 0.001 --sources wikipedia --max-per-source 3000
 """
@@ -11,7 +11,6 @@ import argparse
 import heapq
 import shutil
 import signal
-import sys
 from collections import Counter
 from functools import partial
 from operator import itemgetter
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import is_made, mark_made, write_records, write_text
-from common.report import drawing, markdown
+from common.report import markdown
 from data_prep.count_tokens import load_counter
 from data_prep.read_blocks import draw_units, expand, read_unit
 from data_prep.select_extracts import Duplicates, select
@@ -33,7 +32,7 @@ from data_prep.select_extracts import Duplicates, select
 logger.disable("datatrove")  # in every worker: what goes wrong is reported by us, in one line
 RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # lists 2,084 files
 SOURCES = ["arxiv", "wikipedia", "stackexchange"]
-NO_EFFECT = ("data", "slurm", "workers")  # on the extracts
+NO_EFFECT = ("data", "workers")  # on the extracts
 TASKS = 64  # at most; what a kill can lose is one a worker
 
 
@@ -50,18 +49,11 @@ def run_task(_, rank: int, world_size: int, units: list, options, work: Path) ->
 
 def run_tasks(options: argparse.Namespace, units: list, work: Path) -> None:
     """Run the tasks that are not yet complete. Raises UserError if any is left."""
-    from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+    from datatrove.executor import LocalPipelineExecutor
 
     step = partial(run_task, units=units, options=options, work=work)
-    tasks, kind, where = min(TASKS, len(units)), LocalPipelineExecutor, {}
-    if options.slurm:
-        # `just` activates no environment, and a job starts with a command of datatrove's.
-        commands, code = Path(sys.executable).parent, Path(__file__).parent.parent
-        paths = f'export PATH="{commands}:$PATH" PYTHONPATH="{code}"'
-        where = {"partition": options.slurm, "time": "04:00:00", "env_command": paths, "qos": None}
-        kind = SlurmPipelineExecutor
-    workers = min(options.workers, tasks)
-    executor = kind([step], tasks=tasks, workers=workers, logging_dir=f"{work}/logs", **where)
+    tasks = min(TASKS, len(units))
+    executor = LocalPipelineExecutor([step], tasks, min(options.workers, tasks), f"{work}/logs")
     executor.run()
     if left := len(executor.get_incomplete_ranks(skip_completed=True)):
         raise UserError(f"{left} of {tasks} tasks are left, see {work}/logs; then run this again")
@@ -86,17 +78,12 @@ def choose(work: Path, options: argparse.Namespace) -> tuple[dict[str, list[dict
     return splits, counts
 
 
-def write_report(folder: Path, splits: dict, counts: Counter) -> None:
+def write_report(folder: Path, counts: Counter) -> None:
     table = pd.Series(counts).unstack(0, fill_value=0)
     text = markdown(table.assign(all=table.sum(axis=1)).map("{:,}".format))
     text += f"\n\nof {table.to_numpy().sum():,} records or passages"
     write_text(folder / "report.md", f"{text}\n")
-    with drawing(folder / "lengths.png", (10, 7), 2, 2) as axes:
-        for row, (split, extracts) in zip(axes, splits.items(), strict=True):
-            row[0].set_ylabel(f"{split}, n {len(extracts):,}")
-            if extracts:
-                pd.DataFrame(extracts).hist(["n_tokens", "n_chars"], ax=row, bins=20)
-    print(f"{text}; see {folder}/report.md and lengths.png")
+    print(f"{text}; see {folder}/report.md")
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -118,7 +105,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--passages", action="store_true", help="cut documents at paragraphs into the windows")
     option("--seed", type=int, default=0, help="draws, orders and splits")
     option("--workers", type=positive, default=multiprocess.cpu_count(), help="tasks at a time")
-    option("--slurm", metavar="PARTITION", help="run the tasks there instead of here")
     options = parser.parse_args(arguments)
     options.fraction = options.fraction or (0.01 if options.input == RED_PAJAMA else 1.0)
     if not 0 < options.fraction <= 1:
@@ -150,7 +136,7 @@ def main() -> None:
         raise UserError(f"no document falls into the windows; counted: {dict(counts)}")
     for split, extracts in splits.items():
         write_records(output / f"{split}.jsonl", extracts)
-    write_report(output, splits, counts)
+    write_report(output, counts)
     mark_made(output, settings)
     shutil.rmtree(work)
 

@@ -61,10 +61,10 @@ def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=Fal
     with drawing(path, (10, 1 + 0.45 * len(intervals))) as axes:
         for name, (mean, low, high) in reversed(intervals.items()):
             reach = [[max(0, mean - low)], [max(0, high - mean)]]
-            axes[0, 0].errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
+            axes.errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
         if zero:
-            axes[0, 0].axvline(0, color="0.6", linewidth=1)
-        axes[0, 0].set_xlabel(f"{label}; bars: 95% interval")
+            axes.axvline(0, color="0.6", linewidth=1)
+        axes.set_xlabel(f"{label}; bars: 95% interval")
 
 
 def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, task: Task) -> None:

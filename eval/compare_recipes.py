@@ -27,7 +27,6 @@ from common.files import load_records, mark_made, write_records, write_text
 from common.report import format_interval, markdown, paired_bootstrap
 from eval.build_report import LEDGER, append_ledger, draw_intervals, render
 from eval.generate_answers import add_generation_options, answer_all
-from eval.load_model import Weights, load_tokenizer
 from eval.score_answers import add_scoring_options, load_scores, score_all
 from eval.systems import load_test_rows
 from prompts import Task, add_task_options, data_folder, task_of
@@ -75,21 +74,13 @@ class Comparison:
         self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
         base = resolve_config(args.config, "", args.set, run=self.name, task=task, data=args.data)
         self.tokenizer = ["--tokenizer", base.base_model]
-        args.max_new_tokens = args.max_new_tokens or self.longest_reply(base)
+        args.max_new_tokens = args.max_new_tokens or task.max_new_tokens
         # As of a run, whose base these settings are.
         made = {"task": args.task, "prompts_dir": str(args.prompts_dir)}
         mark_made(base.output_dir / "inputs", made)
         write_text(base.output_dir / "config.yaml", yaml.safe_dump(base.settings))
         own = {"datasets": [{"path": str(self.build_sources())}]}
         self.base = replace(base, settings=base.settings | own)
-
-    def longest_reply(self, base: RunConfig) -> int:
-        """Tokens of the longest test reply, by its number of answers, and of the turn's end."""
-        tokenizer = load_tokenizer(Weights(base.base_model, base.base_revision))
-        path = data_folder(self.args, "replies") / "test.jsonl"
-        replies = load_records(path, ("text",), "just replies")
-        sizes = (len(tokenizer(r["text"]).input_ids) // r.get("answers", 2) for r in replies)
-        return 1 + max(sizes)
 
     def answer_training_texts(self, run_name: str, system: str) -> None:
         options = ["--split", "train", "--systems", system]
@@ -248,7 +239,7 @@ def main() -> None:
     option("--output", help="name of the table in results/ (default: recipes, or recipes-TASK)")
     add_generation_options(parser)
     add_scoring_options(parser)
-    parser.set_defaults(max_new_tokens=None, encoder="models/minilm", encoder_layers=6)
+    parser.set_defaults(encoder="models/minilm", encoder_layers=6)
     args = parser.parse_args()
     task = task_of(args)
     possible = [recipe for recipe in RECIPES if task.answers == 2 or "@teacher" not in recipe]

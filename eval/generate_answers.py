@@ -3,7 +3,9 @@
 Reads the test split of the run's dataset, or with --split train the extracts that have a reply, and
 appends batch by batch to outputs/RUN/eval/answers/SYSTEM.jsonl. Every record carries the settings
 that made it; those of other settings stay, and asked.json there says which were asked for last. A
-killed run goes on where it stopped. Endpoints are named by TOGETHER_BASE_URL. Greedy decoding.
+killed run goes on where it stopped. Endpoints are named by TOGETHER_BASE_URL. Greedy decoding, but
+for `consensus`: the tuned model's greedy answer and some samples, of which the one most like all of
+them is taken.
 
     python -m eval.generate_answers smollm2-135m-dpo-sft-lora --n 32
 """
@@ -16,6 +18,8 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+from rapidfuzz.distance import Indel
+from rapidfuzz.process import cdist
 from tqdm import tqdm
 
 from common import table
@@ -47,18 +51,38 @@ def build_prompt(
     return prompt_of(tokenizer.decode(ids[:-over])), over
 
 
-def generate_batch(model, tokenizer, prompts: list[str], n_new: int, **options) -> list[dict]:
-    """A record for each greedy continuation of a batch, cut at the end of the turn."""
+def most_alike(texts: list[str]) -> int:
+    """Index of the text that is most like all of them, by ROUGE-L's F1 of words: minimum Bayes risk
+    decoding (Kumar and Byrne 2004) where they are samples of one model."""
+    words = [re.findall(r"\w+", text.lower()) or [""] for text in texts]
+    return int(cdist(words, words, scorer=Indel.normalized_similarity).mean(axis=1).argmax())
+
+
+def generate_batch(
+    model, tokenizer, prompts: list[str], n_new: int, samples: int = 0, **options
+) -> list[dict]:
+    """A record for each greedy continuation of a batch, cut at the end of the turn; or, of it and
+    as many `samples`, for the one that is most like them all."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     inputs = inputs.to(model.device)
-    new = model.generate(**inputs, max_new_tokens=n_new, **options)[:, inputs.input_ids.shape[1] :]
+    made = [model.generate(**inputs, max_new_tokens=n_new, **options)]
+    if samples:
+        from transformers import set_seed
+
+        set_seed(0)
+        how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": samples}
+        made.append(model.generate(**inputs, max_new_tokens=n_new, **how))
+    # (prompts, one or `samples`, tokens)
+    made = [m[:, inputs.input_ids.shape[1] :].unflatten(0, (len(prompts), -1)) for m in made]
     results, ends = [], model.generation_config.eos_token_id
-    for n_prompt, ids in zip(inputs.attention_mask.sum(1).tolist(), new.tolist(), strict=True):
-        answer = list(takewhile(lambda token: token not in ends, ids))
-        text = tokenizer.decode(answer, skip_special_tokens=True).strip()
-        end = "length" if len(answer) == len(ids) else "stop"
-        counts = {"n_prompt_tokens": n_prompt, "n_new_tokens": len(answer)}
-        results.append({"text": text, "finish_reason": end, **counts})
+    for i, n_prompt in enumerate(inputs.attention_mask.sum(1).tolist()):
+        rows = [ids for part in made for ids in part[i].tolist()]
+        answers = [list(takewhile(lambda token: token not in ends, ids)) for ids in rows]
+        texts = [one.strip() for one in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+        best = most_alike(texts)
+        end = "length" if len(answers[best]) == len(rows[best]) else "stop"
+        counts = {"n_prompt_tokens": n_prompt, "n_new_tokens": len(answers[best])}
+        results.append({"text": texts[best], "finish_reason": end, **counts})
     return results
 
 
@@ -79,6 +103,7 @@ def settings_of(system: System, task: Task, args: argparse.Namespace) -> dict:
     if isinstance(system.model, str):
         return made | {"model": system.model}
     made |= {"max_prompt_tokens": args.max_prompt_tokens, "precision": precision()}
+    made |= {"samples": args.samples} if system.consensus else {}
     return made | system.model.settings
 
 
@@ -138,8 +163,9 @@ def answer_rows(name: str, system: System, rows: list[dict], path: Path, task: T
         built = [build_prompt(tokenizer, row["text"], system.template, limit, task) for row in left]
         lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text, _ in built]
         bar.reset(len(left))
-        for batch in pack_batches(lengths, n_new, args.batch_tokens):
-            outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new)
+        samples = settings.get("samples", 0)
+        for batch in pack_batches(lengths, n_new, args.batch_tokens // (samples or 1)):
+            outputs = generate_batch(model, tokenizer, [built[i][0] for i in batch], n_new, samples)
             for i, output in zip(batch, outputs, strict=True):
                 about = {"id": left[i]["id"], "settings": settings, "n_cut_tokens": built[i][1]}
                 append_record(log, about | output)
@@ -189,6 +215,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
+    option("--samples", type=positive, default=16, help="of which `consensus` takes one")
     option("--batch-tokens", type=positive, default=16384, help="most tokens of a padded batch")
     option("--budget-usd", type=float, help="ceiling for all that the endpoints ever cost")
     option("--concurrency", type=positive, default=64, help="most requests to an endpoint at once")

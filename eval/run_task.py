@@ -71,7 +71,10 @@ def stream(system: System, texts: dict[str, str], task: Task, args: Namespace) -
             warn(f"{name}: its last {cut:,} tokens do not fit into {limit:,} and are left out")
         if len(texts) > 1:
             print(f"==> {name} <==", flush=True)
-        (made,) = generate.generate_batch(model, tokenizer, [prompt], longest, streamer=streamer)
+        how = {"samples": args.samples} if args.samples else {"streamer": streamer}
+        (made,) = generate.generate_batch(model, tokenizer, [prompt], longest, **how)
+        if args.samples:
+            print(made["text"], flush=True)
         end = ", stopped at --max-new-tokens" if made["finish_reason"] == "length" else ""
         read, written = made["n_prompt_tokens"], made["n_new_tokens"]
         print(f"{name}: {read:,} tokens read, {written} written{end}", file=sys.stderr)
@@ -109,6 +112,7 @@ def main() -> None:
     option("--prompts-dir", type=Path, default=FOLDER, help="where the tasks are")
     option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
+    option("--samples", type=positive, help="take the most alike of as many answers; not streamed")
     parser.set_defaults(batch_tokens=16384)
     args = parser.parse_args()
     task = load_task(args.task, args.prompts_dir)
@@ -116,7 +120,8 @@ def main() -> None:
     if args.show_text:
         return print("\n\n".join(texts.values()))
     weights = find_weights(args.model or newest_adapter(task), args.base or args.instructed)
-    system = System(weights, task.student_template(args.instructed))
+    template = task.student_template(args.instructed)
+    system = System(weights, template, bool(args.samples))
     try:
         (write if args.output_dir else stream)(system, texts, task, args)
     except BrokenPipeError:  # Python would complain of it once more at its end

@@ -11,16 +11,18 @@ from prompts import add_task_options, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
 
-CHOICES = "base, instructed, tuned, lead, second, a folder that is there, endpoint[-bare]:MODEL"
+CHOICES = "base, instructed, tuned, consensus, lead, second, a folder, endpoint[-bare]:MODEL"
 
 
 @dataclass(frozen=True)
 class System:
     """A model, its name behind an endpoint, or None for answers that need no model (lead, second),
-    and the template around the text, None for the bare text."""
+    and the template around the text, None for the bare text; whether several answers are sampled
+    and the one most like them all is taken."""
 
     model: Weights | str | None
     template: str | None = None
+    consensus: bool = False
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +58,7 @@ def system_of(config: RunConfig, name: str) -> System:
     if name in ("base", "instructed"):
         check_model_folder(config.base_model)
         weights = Weights(config.base_model, config.base_revision)
-    elif name == "tuned":
+    elif name in ("tuned", "consensus"):
         weights = weights_of_run(config)
         if is_made(config.merged, weights.settings):
             weights = Weights(str(config.merged))
@@ -68,7 +70,7 @@ def system_of(config: RunConfig, name: str) -> System:
         weights = replace(weights, revision=revision)
     else:
         raise UserError(f"no system {name}: --systems takes {CHOICES}")
-    return System(weights, template)
+    return System(weights, template, name == "consensus")
 
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:

@@ -26,6 +26,7 @@ TITLES = {
     "base": "base, bare text",
     "instructed": "base, instructed",
     "tuned": "tuned adapter",
+    "consensus": "tuned adapter, the most alike of several answers",
     "lead": "the text's first sentences (no model)",
     "second": "the teacher's second answer",
 }

@@ -9,7 +9,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from data_prep import build_dataset
-from data_prep.audit_pairs import audit, draw_plots, measure
+from data_prep.audit_pairs import audit, measure
 from prompts import FOLDER, load_task
 
 STAGE = "data_prep.build_dataset"
@@ -40,7 +40,6 @@ def stage(tmp_path):
     def run(train, test, *options, task="summarize", made=None, **kwargs):
         folder = tmp_path / "data" / task / "pairs"
         frame = measure(train)
-        draw_plots(frame, folder / "plots")
         facts = {
             "limits": load_task(task).checks if task in ("summarize", "title") else {},
             "rejected": "teacher",
@@ -92,7 +91,6 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
         assert said in re.sub(" +", " ", card)
     for column in row:
         assert f"`{column}`" in card
-    assert "plots/lengths.png" in card and (hub / "plots/lengths.png").stat().st_size > 5000
 
 
 def test_the_card_and_the_rows_of_a_task_with_the_students_answers_rejected(stage):

@@ -269,29 +269,6 @@ def test_after_a_retraining_the_old_answers_are_not_scored(compare):
     assert len(records) == 8 and len({r["settings"]["fingerprint"] for r in records}) == 2
 
 
-def test_answers_are_as_long_as_the_longest_reply(compare, tiny_qwen2, monkeypatch):
-    """Those to training texts, which are rejected, as those to the held-out ones."""
-    from transformers import AutoTokenizer
-
-    replies = [{"text": "Ice floats on water. " * n, "answers": 1} for n in (1, 3, 2)]
-    write_jsonl(compare.folder / "data/summarize/replies/test.jsonl", replies)
-    limits, stages = [], compare_recipes.subprocess.run
-
-    def note(command):
-        if "eval.generate_answers" in command:
-            limits.append(int(value(command, "--max-new-tokens")))
-        return stages(command)
-
-    monkeypatch.setattr(compare_recipes.subprocess, "run", note)
-    options = ("tiny-lora", "--recipes", "sft", "--seeds", 42)
-    run_stage("eval.compare_recipes", *options, cwd=compare.folder)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2)
-    longest = len(tokenizer("Ice floats on water. " * 3).input_ids) + 1
-    path = compare.folder / "outputs/compare/tiny-lora/eval/answers/base.jsonl"
-    assert read_jsonl(path)[0]["settings"]["max_new_tokens"] == longest
-    assert set(limits) == {longest}
-
-
 def test_a_stage_that_fails_stops_the_comparison(compare, monkeypatch):
     failed = SimpleNamespace(returncode=1)
     monkeypatch.setattr(compare_recipes.subprocess, "run", lambda command: failed)

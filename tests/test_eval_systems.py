@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,17 @@ import yaml
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from common.cli import UserError
 from common.files import mark_made
-from eval.generate_answers import first_sentences, load_answers, pack_batches
+from eval.generate_answers import (
+    first_sentences,
+    generate_batch,
+    load_answers,
+    most_alike,
+    pack_batches,
+)
 from eval.systems import load_test_rows, system_of, systems_of
 from training.run_config import load_run_config
 
@@ -185,6 +193,43 @@ def test_references_that_are_none(finished_run):
     assert "test split" in one_error_line(
         run_stage(STAGE, finished_run, "--systems", "base", code=1)
     )
+
+
+def test_the_text_most_like_all_of_them():
+    assert most_alike(["Salt.", "Ice melts, slowly.", "Ice floats.", "ice melts slowly"]) == 1
+    assert most_alike(["", "alone"]) == 0 == most_alike(["alone"])
+
+
+def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2):
+    """A model that says greedily x, and in its samples twice the prompt's last token and once y."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2, padding_side="left")
+    x, y = tokenizer("xy").input_ids
+
+    class Agreed:
+        device, generation_config = "cpu", SimpleNamespace(eos_token_id=[tokenizer.eos_token_id])
+
+        def generate(self, input_ids, num_return_sequences=1, do_sample=False, **_):
+            rows = input_ids.repeat_interleave(num_return_sequences, 0)
+            new = rows[:, -1:].clone() if do_sample else torch.full_like(rows[:, -1:], x)
+            new[2::3] = y if do_sample else x
+            return torch.cat([rows, new.repeat(1, 3)], 1)
+
+    prompts = [" Ice", "Lakes freeze from the top and"]
+    last = [tokenizer(prompt).input_ids[-1] for prompt in prompts]
+    expected = [tokenizer.decode([token] * 3).strip() for token in last]
+    made = generate_batch(Agreed(), tokenizer, prompts, 3, samples=3)
+    assert [record["text"] for record in made] == expected and expected[0] != expected[1]
+
+
+def test_the_tuned_model_s_consensus_stands_beside_it(finished_run, adapter):
+    shutil.copytree(adapter, finished_run.parent / "out", dirs_exist_ok=True)
+    systems = ("--systems", "tuned", "consensus", "--max-new-tokens", 8)
+    run_stage(STAGE, finished_run, *systems, "--samples", 2)
+    run_stage(STAGE, finished_run, *systems, "--samples", 3)
+    made = answers(finished_run, "consensus")
+    assert [record["settings"]["samples"] for record in made] == [2] * 4 + [3] * 4
+    assert "samples" not in answers(finished_run, "tuned")[0]["settings"]
+    assert len(answers(finished_run, "tuned")) == 4  # made once
 
 
 def test_first_sentences_come_nearest_to_the_length_or_are_cut():

@@ -136,6 +136,21 @@ def test_a_folder_of_answers_is_completed(adapter, texts, tmp_path):
     assert changed["sub/b.md"] == first["sub/b.md"] and len(read_jsonl(table)) == 5
 
 
+def test_the_answer_that_several_agree_on(adapter, texts, tmp_path):
+    options = ("--model", adapter, "--samples", 4)
+    told = summarize(texts / "a.txt", *options)
+    model, tokenizer = load_model(str(adapter))
+    prompt, _ = build_prompt(tokenizer, TEXTS["a.txt"], None, 4000)
+    (made,) = generate_batch(model, tokenizer, [prompt], 16, samples=4)
+    assert told.stdout.split() == made["text"].split()  # the draws are the same each time
+    summarize(texts, *options, "--output-dir", tmp_path / "out")
+    made = read_jsonl(tmp_path / "out/answers.jsonl")
+    assert [record["settings"]["samples"] for record in made] == [4, 4]
+    assert {record["text"] + "\n" for record in made} == {
+        (tmp_path / "out" / name).read_text() for name in TEXTS
+    }
+
+
 def test_what_a_kill_leaves_of_a_folder_is_not_made_again(adapter, texts, tmp_path):
     options = (texts, "--model", adapter, "--output-dir", tmp_path / "out")
     summarize(*options)

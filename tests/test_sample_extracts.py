@@ -155,7 +155,6 @@ def test_nothing_kept_repeats_or_leaks(reference):
 def test_the_report_lies_beside_the_extracts(reference):
     table = (reference / "report.md").read_text()
     assert re.search(r"\| train +\|", table) and "of 405 records" in table
-    assert (reference / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
@@ -259,41 +258,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, tokenizer, corpus, 
     assert "was made with other settings or input" in one_error_line(other)
     sample(tmp_path, tokenizer, *options)
     assert texts_of(tmp_path / "extracts") == texts_of(reference)
-
-
-SLURM = {
-    "sbatch": """#!/bin/bash
-# Runs the tasks of an array one after the other, as a cluster would side by side; no job finds
-# commands but the system's and slurm's.
-script=${@: -1}; cp "$script" "$FAKE_SLURM/"
-array=$(grep -oP '(?<=--array=0-)[0-9]+' "$script")
-if [ -n "$array" ] && ! grep -q merge_stats "$script"; then
-    for i in $(seq 0 "$array"); do
-        PATH="$FAKE_SLURM/bin:/usr/bin:/bin" SLURM_ARRAY_TASK_ID=$i SLURM_NODELIST=here \\
-            RUN_OFFSET=0 bash "$script" || exit 1
-    done >> "$FAKE_SLURM/log" 2>&1
-fi
-echo Submitted batch job 7
-""",
-    "srun": '#!/bin/bash\nshift 3  # -l -n 1\nexec "$@"\n',
-    "scontrol": "#!/bin/bash\necho here\n",
-}
-
-
-@pytest.mark.slow
-def test_the_slurm_executor_submits_and_the_same_command_ends_it(
-    tmp_path, tokenizer, corpus, reference
-):
-    (tmp_path / "bin").mkdir()
-    for name, script in SLURM.items():
-        (tmp_path / "bin" / name).write_text(script)
-        (tmp_path / "bin" / name).chmod(0o755)
-    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
-    options = ["--input", corpus, *WINDOWS, "--slurm", "cpu"]
-    sample(tmp_path, tokenizer, *options, PATH=path, FAKE_SLURM=str(tmp_path))
-    assert texts_of(tmp_path / "extracts") == texts_of(reference)
-    missing = sample(tmp_path / "b", tokenizer, *options, code=1, PATH="/usr/bin:/bin")
-    assert "No such file or directory: sbatch" in one_error_line(missing)
 
 
 @pytest.mark.slow

@@ -114,6 +114,7 @@ def test_keys_are_yaml_reach_inside_and_win_over_all():
     keys += ["deepspeed=mine.json", "output_dir=outputs/own"]
     settings = resolve_config(DEFAULT, "ipo", keys, "zero2", "mine", cpu=True).settings
     assert settings["learning_rate"] == 1e-5 and settings["bf16"] is False
+    assert settings["tf32"] is False and resolve_config(DEFAULT).settings["tf32"] is True
     assert settings["datasets"][0]["path"] == "me/x"
     assert settings["dpo_loss_type"] == ["a", "b"]
     assert (settings["deepspeed"], settings["output_dir"]) == ("mine.json", "outputs/own")

@@ -57,10 +57,8 @@ def set_key(settings: dict, assignment: str) -> None:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16, which is slower than 32 bits where it does not.
-
-    ONEDNN_MAX_CPU_ISA=AVX2, oneDNN's own variable, keeps one that does to 32 bits.
-    """
+    """Whether this CPU multiplies in bf16, which is slower than 32 bits where it does not; oneDNN's
+    own ONEDNN_MAX_CPU_ISA=AVX2 keeps one that does to 32 bits."""
     if os.getenv("ONEDNN_MAX_CPU_ISA") == "AVX2" or not CPUINFO.is_file():
         return False
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(CPUINFO.read_text().split())
@@ -83,6 +81,7 @@ def resolve_config(
     if run != config.name:
         output = config.output_dir.parent / run
         settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
+    settings |= {"tf32": False} if cpu and settings.get("tf32") else {}  # transformers refuses it
     plugged = CPU_BF16 in settings.get("plugins", [])
     if cpu and "bf16=false" not in keys and cpu_has_bf16() and not plugged:
         print("this CPU computes in bf16, and so does the training (--set bf16=false: in 32 bits)")
