@@ -99,22 +99,22 @@ def rank(student: Student, texts: list[dict], drawn: list, meaning: bool, teache
     return rows
 
 
-def consensus(student: Student, prompts: list, args) -> list[str]:
+def consensus(student: Student, prompts: list, greedy: list[str], args) -> list[str]:
     """Of each prompt's greedy and sampled answers the one most like them all, as of `just run
     --samples`."""
-    greedy = student.answer(prompts)
     drawn = student.answer(prompts, args.samples, args.temperature)
-    read = [list(map(student.text, one + more)) for one, more in zip(greedy, drawn, strict=True)]
+    read = [[one, *map(student.text, more)] for one, more in zip(greedy, drawn, strict=True)]
     return [texts[most_alike(texts)] for texts in read]
 
 
-def draw_unseen(student: Student, seed: int, texts: list[dict], samples: int, passes: int) -> list:
+def draw_unseen(student: Student, seed: int, texts: list[dict], args) -> list:
     """Answers to each text, by a student that was taught on the other half of the texts."""
     drawn = [[] for _ in texts]
     for half in (0, 1):
         student.reset(seed)
-        student.train(texts[1 - half :: 2], student.sft_loss, RATES["SFT"], 16, passes)
-        drawn[half::2] = student.answer([one["prompt"] for one in texts[half::2]], samples)
+        student.train(texts[1 - half :: 2], student.sft_loss, RATES["SFT"], 16, args.passes)
+        prompts = [one["prompt"] for one in texts[half::2]]
+        drawn[half::2] = student.answer(prompts, args.samples, args.temperature)
     return drawn
 
 
@@ -142,14 +142,14 @@ def run_seed(student: Student, seed: int, texts: dict, args, kept: dict, folder:
     trained("SFT", texts["train"], student.sft_loss, args.passes)
     tuned, path = copy.deepcopy(student.model.state_dict()), folder / f"rows-{seed}.json"
     if "consensus" in args.ways and f"consensus, {seed}" not in kept:
-        keep("consensus", consensus(student, prompts, args))
+        keep("consensus", consensus(student, prompts, kept[f"SFT, {seed}"], args))
     if args.ways == ["consensus"]:
         return
     if not path.exists():
         teacher = args.rank == "teacher"
         asked = texts["train" if teacher else "free"]
         if teacher:
-            drawn = draw_unseen(student, seed, asked, args.samples, args.passes)
+            drawn = draw_unseen(student, seed, asked, args)
             student.model.load_state_dict(tuned)
         else:
             asked_prompts = [one["prompt"] for one in asked]
@@ -190,7 +190,7 @@ def score(parts: list[tuple[dict, list[dict]]]) -> None:
     for line in lines:
         print(
             "{}: {} {:.4f}".format(*line[:3]),
-            "[{:+.3f}, {:+.3f}]".format(*line[3:]) if line[4] else "",
+            "[{:+.3f}, {:+.3f}]".format(*line[3:]) if line[4] is not None else "",
         )
     about = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "config": STUDENT}
     about |= {"command": shlex.join(["just", "bench", "self_consistency", *sys.argv[1:]])}
@@ -202,7 +202,7 @@ def make(args, folder: Path, texts: dict[str, list[dict]], kept: dict) -> None:
     shaping = ("data", "rank", "samples", "texts", "passes", "free", "by_meaning")
     shaping += ("max_new_tokens", "temperature", "folds")
     settings = {name: str(getattr(args, name)) for name in shaping}
-    if (folder / "answers.json").exists() and not is_made(folder, settings):
+    if (folder / "made.json").exists() and not is_made(folder, settings):
         raise UserError(f"{folder} was made with other settings; move it away")
     mark_made(folder, settings)
     student = Student(args.max_new_tokens)
