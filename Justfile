@@ -25,30 +25,27 @@ demo task="summarize" *options: setup _demo_models
     run=$([ "$1" = summarize ] || echo "$1-")smollm2-135m-sft
     systems=(--n {{ demo_texts }} --systems instructed tuned lead) # the bare base would take a minute more
     step() { printf '\n== %s\n' "$1"; }
-    step "1/9 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
+    step "1/8 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
     {{ python }} -m demo.prepare_parts
-    step "2/9 extracts: passages from inside the articles"
+    step "2/8 extracts: passages from inside the articles"
     {{ python }} -m data_prep.sample_extracts --input data/demo/wikipedia.jsonl --data data/demo \
         --tokenizer models/smollm2-135m-instruct --passages --min-tokens 100 --max-tokens 220 \
         --min-chars 450 --max-chars 950 --train 600 --test 128
-    step "3/9 replies of the teacher, Qwen2.5-Coder-1.5B-Instruct, from the recording"
+    step "3/8 replies of the teacher, Qwen2.5-Coder-1.5B-Instruct, from the recording"
     {{ python }} -m demo.replies serve -- {{ python }} -m data_prep.generate_replies "${of[@]}" \
         --single --model Qwen2.5-Coder-1.5B-Instruct --temperature 0 --concurrency 8 --limit {{ demo_pairs }}
-    step "4/9 the student's own answers, to be rejected"
-    {{ python }} -m eval.generate_answers $config "${of[@]}" --split train --systems instructed \
-        --max-new-tokens 64
-    step "5/9 preference pairs"
-    {{ python }} -m data_prep.build_pairs "${of[@]}" --rejected student --student $config \
+    step "4/8 pairs, with nothing rejected: for SFT, which does better here than DPO+SFT"
+    {{ python }} -m data_prep.build_pairs "${of[@]}" --rejected none \
         --tokenizer models/smollm2-135m-instruct
-    step "6/9 dataset"
+    step "5/8 dataset"
     {{ python }} -m data_prep.build_dataset "${of[@]}"
-    step "7/9 training: SFT on the chosen answers, which does better here than DPO+SFT"
+    step "6/8 training: SFT on the chosen answers"
     {{ python }} -m training.train_adapter $config --method sft --name $run "${of[@]}" \
         --cpu --num_cpu_threads_per_process {{ num_cpus() }}
-    step "8/9 merge, and answers to held-out texts"
+    step "7/8 merge, and answers to held-out texts"
     {{ python }} -m eval.merge_adapter $run
     {{ python }} -m eval.generate_answers $run "${systems[@]}" --max-new-tokens 64
-    step "9/9 scores"
+    step "8/8 scores"
     {{ python }} -m eval.evaluate $run --scores-only "${systems[@]}" \
         --encoder models/minilm --encoder-layers 6
     cat <<END
@@ -58,7 +55,9 @@ demo task="summarize" *options: setup _demo_models
       outputs/$run       the adapter; merged/ the merged model; eval/ answers and scores
     Next: just run $1 FILE --max-prompt-tokens 300 (it was taught on passages, so it reads as much),
       or just serve $run and, beside it, just play;
-      preferences on the same pairs: just train $config ${of[*]} --cpu;
+      preferences: just answers $config ${of[*]} --split train --systems instructed --max-new-tokens 64,
+        just pairs ${of[*]} --rejected student --student $config --tokenizer models/smollm2-135m-instruct,
+        just stage ${of[*]}, just train $config ${of[*]} --cpu;
       the same with a large teacher on RedPajama: TOGETHER_API_KEY=... just dataset
     END
 

@@ -2,13 +2,16 @@
 
 Takes the first articles of 16,000 to 60,000 characters that `just demo` lays out, one at a time,
 and writes a row for each model and context to results/long_documents.md. Every answer is kept in
-outputs/long_documents.jsonl, so that a run that was stopped goes on.
+results/long_documents.jsonl, so that a run that was stopped goes on. A document that is not cut at
+one context is read once: at a longer one its prompt is the same, and so are its greedy answer and
+its time.
 
     python -m benchmarks.long_documents models/qwen2.5-coder-0.5b-instruct --contexts 8192 16384
 """
 
 import resource
 import time
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -21,32 +24,38 @@ from eval.generate_answers import build_prompt, generate_batch
 from eval.load_model import load_model, precision
 from prompts import load_task
 
-ARTICLES, ANSWERS = Path("data/demo/wikipedia.jsonl"), Path("outputs/long_documents.jsonl")
+ARTICLES, ANSWERS = Path("data/demo/wikipedia.jsonl"), Path("results/long_documents.jsonl")
 TABLE = Path("results/long_documents.md")
 
 
 def summarize(model: str, texts: list[str], contexts: list[int], most: int) -> None:
     """Append a record for each text and context that lacks one."""
     with appending(ANSWERS):  # it is there, if empty
-        done = [(r["model"], r["context"], r["document"]) for r in read_records(ANSWERS)]
+        made = [r for r in read_records(ANSWERS) if r["model"] == model]
+    done = {(r["context"], r["document"]): r for r in made}
     loaded, tokenizer = load_model(model)
     task = load_task()
-    for context in contexts:
-        for text in texts:
-            if (model, context, text[:80]) in done:
-                continue
-            template = task.student_template(instructed=True)
+    template = task.student_template(instructed=True)
+    for text, context in product(texts, sorted(contexts)):
+        key = text[:80]
+        if (context, key) in done:
+            continue
+        whole = [r for c in contexts if (r := done.get((c, key))) and not r["cut"]]
+        if whole:
+            record = whole[0] | {"context": context}
+        else:
             prompt, cut = build_prompt(tokenizer, text, template, context - most, task)
             started = time.monotonic()
-            (made,) = generate_batch(loaded, tokenizer, [prompt], most)
-            made |= {"model": model, "context": context, "document": text[:80]}
-            made |= {"cut": cut, "seconds": time.monotonic() - started, "precision": precision()}
-            made["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            with appending(ANSWERS) as file:
-                append_record(file, made)
-            print(
-                f"{context}: {made['n_prompt_tokens']} tokens, {made['seconds']:.0f} s", flush=True
-            )
+            (record,) = generate_batch(loaded, tokenizer, [prompt], most)
+            record |= {"model": model, "context": context, "document": key}
+            record |= {"cut": cut, "seconds": time.monotonic() - started, "precision": precision()}
+            record["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        with appending(ANSWERS) as file:
+            append_record(file, record)
+        done[context, key] = record
+        print(
+            f"{context}: {record['n_prompt_tokens']} tokens, {record['seconds']:.0f} s", flush=True
+        )
 
 
 def table(records: list[dict]) -> pd.DataFrame:

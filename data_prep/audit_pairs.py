@@ -16,7 +16,7 @@ def measure(pairs: list[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(pairs)
     frame[SIDES] = frame[SIDES].map(lambda text: len(text.split()))
     gain, position = frame["chosen"] - frame["rejected"], frame["chosen_position"]
-    frame["longer wins"] = (gain > 0).astype("boolean").where(gain != 0)
+    frame["longer wins"] = (gain > 0).astype("boolean").where((gain != 0) & (frame["rejected"] > 0))
     frame["first wins"] = (position == 1).astype("boolean").where(position.notna())
     return frame
 
@@ -25,7 +25,8 @@ def audit(frame: pd.DataFrame) -> str:
     """How often the longer and the first answer won, by source, and warnings, as Markdown."""
     rows, warnings = {}, []
     for group, members in {"all": frame, **dict(iter(frame.groupby("source")))}.items():
-        means = {f"words, {side}": f"{members[side].mean():.1f}" for side in SIDES}
+        sides = [side for side in SIDES if members[side].any()]
+        means = {f"words, {side}": f"{members[side].mean():.1f}" for side in sides}
         rows[group] = {"pairs": f"{len(members):,}", **means}
         for name in ("longer wins", "first wins"):
             marks = members[name].dropna()

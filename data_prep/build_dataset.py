@@ -1,13 +1,12 @@
 """Stage the dataset repo as it will stand on the Hub: Parquet files and a card.
 
-Reads DATA/TASK/pairs, writes DATA/TASK/hub, which `datasets.load_dataset` reads. The configs
-pairs-8000 and pairs-20500 are nested, seeded subsets, sft holds the chosen answers alone.
+Reads DATA/TASK/pairs, writes DATA/TASK/hub, which `datasets.load_dataset` reads. Rows are
+in a seeded order, so `train[:8000]` is a fair sample; the config sft has the chosen answers alone.
 
     python -m data_prep.build_dataset
 """
 
 import shutil
-from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +17,6 @@ from common.files import file_sha, load_records, share_of, write_text
 from data_prep.teacher.client import teacher_terms
 from prompts import Task, add_task_options, data_folder, load_task, task_of
 
-SUBSETS = (8_000, 20_500)  # pairs, as in the published runs
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 COLUMNS = dict.fromkeys(("id", "source", "url"), pa.string())
 COLUMNS |= dict.fromkeys(("prompt", "chosen", "rejected"), MESSAGES)
@@ -34,6 +32,7 @@ def to_row(pair: dict, split: str = "train", task: Task | None = None) -> dict:
     row["prompt"] = task.student_messages(pair["prompt"], task.student_template())
     for side in ("chosen", "rejected"):
         row[side] = [{"role": "assistant", "content": pair[side]}]
+    row["rejected"] = row["rejected"] if pair["rejected_by"] else None  # no preference to train on
     return row | {"reference": pair["chosen"] if split == "test" else None}
 
 
@@ -52,20 +51,15 @@ def write_parquet(folder: Path, stem: str, table: pa.Table) -> str:
 
 
 def write_files(hub: Path, splits: dict[str, list[dict]], task: Task) -> dict[str, dict]:
-    """Write all Parquet files; return config -> split -> files."""
-    files, sft, sizes = {}, {}, [size for size in SUBSETS if size <= len(splits["train"])]
+    """Write all Parquet files; return config -> split -> file."""
+    files = {"default": {}, "sft": {}}
     for split, pairs in splits.items():
         rows = [to_row(pair, split, task) for pair in pairs]
         table = pa.Table.from_pylist(rows, schema=pa.schema(COLUMNS))
         chats = pa.Table.from_pylist([to_sft_row(pair, task) for pair in pairs])
-        sft[split] = [write_parquet(hub / "sft", split, chats)]
-        ends = sorted({0, *(sizes if split == "train" else ()), len(pairs)})
-        files[split] = [
-            write_parquet(hub / "data", f"{split}-{start}", table[start:end])
-            for start, end in pairwise(ends)
-        ]
-    subsets = {f"pairs-{s}": {**files, "train": files["train"][:i]} for i, s in enumerate(sizes, 1)}
-    return {"default": files, **subsets, "sft": sft}
+        files["default"][split] = write_parquet(hub / "data", split, table)
+        files["sft"][split] = write_parquet(hub / "sft", split, chats)
+    return files
 
 
 def main() -> None:

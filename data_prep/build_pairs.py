@@ -45,8 +45,10 @@ def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, 
     raise UserError(f"no such replies; choose with --model, --prompt-sha; there are {there}")
 
 
-def load_rejected(ids: list[str], args: argparse.Namespace) -> tuple[str, dict[str, dict]]:
+def load_rejected(ids: list[str], args: argparse.Namespace) -> tuple[str | None, dict]:
     """(RUN:SYSTEM, id -> record) of a model's answers asked for last. Raises UserError."""
+    if args.rejected == "none":
+        return None, {one: {"text": ""} for one in ids}
     own = args.student if args.task == "summarize" else f"{args.task}-{args.student}"
     name, system = (own, "instructed") if args.rejected == "student" else (args.rejected, "tuned")
     folder = Path("outputs") / name / "eval/answers"
@@ -65,7 +67,7 @@ def to_pair(extract: dict, reply: dict, rated: bool, task: Task) -> dict:
     pair |= {"teacher": reply["model"], "prompt_sha": reply["prompt_sha"]}
     if reply.get("answers") == 1:
         if rated:
-            raise UserError("the replies hold one answer each; pass --rejected student, or a run")
+            raise UserError("the replies hold one answer each: --rejected student, a RUN or none")
         return pair | {"chosen": parse_answer(reply["text"], task)}
     answers, scores, criteria, best = parse_reply(reply["text"], task, rated)
     if best is None:
@@ -158,7 +160,7 @@ def main() -> None:
     option("--check", nargs="+", default=[], metavar="NAME=LIMIT", help="over those of task.yaml")
     option("--keep", nargs="+", default=[], metavar="NAME", help="checks to leave out")
     option("--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="Hub id or folder")
-    option("--rejected", default="teacher", help="whose: teacher, student, or a trained run's name")
+    option("--rejected", default="teacher", help="whose: teacher, student, a run's; none: for SFT")
     option("--student", default="qwen2-1.5b-dpo-sft-qlora", help="config, for --rejected student")
     option("--verify", action="store_true", help="keep what the teacher prefers in both orders")
     option("--length-match", action="store_true", help="keep a subset free of a length signal")
@@ -167,6 +169,8 @@ def main() -> None:
     parser.set_defaults(model=None, temperature=0.0, max_tokens=2048)
     args = parser.parse_args()
     task, folder = task_of(args), data_folder(args, "replies")
+    if args.rejected == "none" and (args.verify or args.length_match):
+        raise UserError("--verify and --length-match need a rejected answer; see --rejected")
     args.limits = limits_of(task, args.check, args.keep)
     replies = {s: load_records(folder / f"{s}.jsonl", REPLY, "just replies") for s in SPLITS}
     args.model, args.prompt_sha = choose_teacher(replies["train"], args)

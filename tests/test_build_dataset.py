@@ -8,7 +8,6 @@ from conftest import clean_environment, make_tokenizer, one_error_line, run_stag
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
-from data_prep import build_dataset
 from data_prep.audit_pairs import audit, measure
 from prompts import FOLDER, load_task
 
@@ -100,7 +99,7 @@ def test_the_card_and_the_rows_of_a_task_with_the_students_answers_rejected(stag
     rows = load_dataset(str(hub))
     assert rows["train"][0]["rejected_by"] == "title-q:instructed"
     assert rows["train"][0]["ratings"] is rows["test"][0]["rejected_by"] is None
-    assert rows["test"][0]["rejected"][0]["content"] == ""
+    assert rows["test"][0]["rejected"] is None
     card = (hub / "README.md").read_text()
     assert "wrote one title, which is the chosen one" in card and "writes titles" in card
     assert "the student's own answer" in card and "2507.06187" in card and "`title-q`" in card
@@ -113,6 +112,20 @@ def test_the_card_and_the_rows_of_a_task_with_the_students_answers_rejected(stag
     card = (hub / "README.md").read_text()
     assert "2401.01335" in card and "run `round-1`" in card and "in both orders" in card
     assert "drawn by the text's `id`" in card and "equally long in distribution" in card
+
+
+def test_chosen_answers_alone_are_no_pairs_and_the_card_says_so(stage):
+    alone = {"rejected": "", **{**UNRATED, "rejected_by": None}}
+    hub, _ = stage([pair("a", **alone)], [pair("t", **alone)], made={"rejected": "none"})
+    (row,) = load_dataset(str(hub))["train"]
+    assert row["chosen"][0]["content"] == "Better." and row["rejected"] is None
+    assert load_dataset(str(hub), "sft")["train"][0]["messages"][1]["content"] == "Better."
+    card = (hub / "README.md").read_text()
+    tags = yaml.safe_load(card.split("---")[1])["tags"]
+    assert "sft" in tags and not {"dpo", "preference"} & set(tags)
+    assert "for supervised fine-tuning" in card and "# A teacher's summaries for a model" in card
+    for of_pairs in ("DPOTrainer", "Rejected", "Levenshtein", "of the pairs", "training pairs"):
+        assert of_pairs not in card
 
 
 def test_the_rows_hold_what_the_student_gets(stage, tmp_path):
@@ -160,18 +173,11 @@ def test_sft_holds_the_chosen_answers(stage):
     ]
 
 
-def test_subsets_of_the_published_sizes_are_nested(stage, monkeypatch):
-    assert build_dataset.SUBSETS == (8_000, 20_500)
-    monkeypatch.setattr(build_dataset, "SUBSETS", (80, 205, 300))
-    hub, _ = stage([pair(f"p{i}") for i in range(270)], [pair("t")])
-    ids = {
-        name: list(load_dataset(str(hub), name, split="train")["id"])
-        for name in ("default", "pairs-80", "pairs-205", "sft")
-    }
-    sizes = {name: len(part) for name, part in ids.items()}
-    assert sizes == {"default": 270, "pairs-80": 80, "pairs-205": 205, "sft": 270}
-    assert ids["default"][:80] == ids["pairs-80"] and ids["default"][:205] == ids["pairs-205"]
-    assert ids["default"] == ids["sft"] != sorted(ids["default"])
+def test_the_rows_of_all_configs_are_in_one_seeded_order(stage):
+    hub, _ = stage([pair(f"p{i}") for i in range(27)], [pair("t")])
+    ids = [[*load_dataset(str(hub), name, split="train")["id"]] for name in ("default", "sft")]
+    assert ids[0] == ids[1] != sorted(ids[0])
+    assert sorted(ids[0]) == sorted(f"p{i}" for i in range(27))
 
 
 @pytest.mark.slow

@@ -329,6 +329,21 @@ def test_single_answers_have_no_worse_one_of_the_teachers(tmp_path):
     assert "--rejected student" in one_error_line(result)
 
 
+def test_chosen_answers_alone_for_sft_need_no_other_model(tmp_path):
+    train = [single("a", ONE), single("b", "I cannot."), reply("c", teacher_reply(ONE, TWO))]
+    options = ("--rejected", "none")
+    result = build(tmp_path, [train[0], train[1]], [single("t", TWO)], *options)
+    (kept,) = pairs_in(tmp_path)
+    assert (kept["chosen"], kept["rejected"], kept["rejected_by"]) == (ONE, "", None)
+    assert "| dropped: refusal | 1 " in squeezed(result.stdout)
+    assert "wins" not in result.stdout and "words, rejected" not in result.stdout
+    build(tmp_path, [train[2]], None, *options)
+    assert [(p["chosen"], p["rejected"]) for p in pairs_in(tmp_path)] == [(ONE, "")]
+    for other in ("--verify", "--length-match"):
+        result = build(tmp_path, train, None, *options, other, code=1)
+        assert "need a rejected answer" in one_error_line(result)
+
+
 def test_named_pairs_stand_beside_others(tmp_path):
     build(tmp_path, [reply("a", teacher_reply(ONE, TWO))])
     answers_of(tmp_path, {"a": "A student wrote this."})

@@ -51,6 +51,7 @@ def pair(number: int) -> dict:
         "prompt": f"Text {number}.\n\nThe harbour protects the market square. " * 3,
         "chosen": f"Summary: the harbour protects square {number}.",
         "rejected": f"Another thing is said of {number}, and at some length.",
+        "rejected_by": "teacher",
         "chosen_position": 1,
         "ratings": [9, 5],
         "teacher": "t",
@@ -235,3 +236,13 @@ def test_an_adapter_trained_on_4_bits_merges_into_the_weights_it_was_trained_on(
     embeddings = AutoModelForCausalLM.from_pretrained(tiny_qwen2).get_input_embeddings().weight
     assert torch.equal(merged.get_input_embeddings().weight, embeddings)
     assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+
+
+def test_rows_with_nothing_rejected_are_for_sft_alone(folder, tiny_qwen2, tmp_path):
+    rows = [to_row(pair(i) | {"rejected": "", "rejected_by": None}, "train") for i in range(N_ROWS)]
+    schema = Dataset.from_list([to_row(pair(0), "train")]).features
+    Dataset.from_list(rows, features=schema).to_parquet(tmp_path / "train.parquet")
+    settings = shrink("dpo-sft", folder, tiny_qwen2)
+    settings["datasets"][0]["path"] = str(tmp_path)
+    with pytest.raises(UserError, match="rows without a rejected answer: --method sft"):
+        check_rows_fit(RunConfig(folder / "run.yaml", settings))

@@ -58,6 +58,8 @@ def check_rows_fit(config: RunConfig) -> None:
     rows, limit = load_rows(config), config.settings["sequence_len"]
     tokenizer = AutoTokenizer.from_pretrained(config.base_model, revision=config.base_revision)
     sides = [side for side in ("chosen", "rejected") if side in rows.column_names]
+    if "rejected" in sides and any(talk is None for talk in rows["rejected"]):
+        raise UserError("rows without a rejected answer: --method sft, or `just pairs --rejected`")
 
     def longest(row: dict) -> dict:
         """Tokens of a row as trained on, of the longer of its conversations."""
