@@ -7,7 +7,11 @@ set positional-arguments # options reach a script as they were typed, spaces and
 python := justfile_directory() / ".venv/bin/python"
 export HF_HUB_DISABLE_TELEMETRY := "1"
 export TOKENIZERS_PARALLELISM := "false"
-export OMP_WAIT_POLICY := "PASSIVE" # threads that spin while they wait make a busy machine ten times slower
+export OMP_WAIT_POLICY := "PASSIVE" # threads that spin while they wait make a busy machine ten times slower,
+export GOMP_SPINCOUNT := "20000" # but a tenth of a millisecond saves a quiet one a sleep at every operation
+export MALLOC_MMAP_THRESHOLD_ := "33554432" # memory of tensors under 32 MB is kept for the next ones and not
+export MALLOC_TRIM_THRESHOLD_ := "1073741824" # asked of the kernel again: on CPUs a fifth of the time
+export PYTHONDONTWRITEBYTECODE := "" # where it is set, each stage would compile its libraries anew: 17 s
 
 # List the recipes
 [private]
@@ -23,31 +27,27 @@ demo task="summarize" *options: setup _demo_models
     unset HF_TOKEN TOGETHER_API_KEY TOGETHER_BASE_URL HF_ENDPOINT
     config={{ demo_config }} of=(--task "$1" --data data/demo)
     run=$([ "$1" = summarize ] || echo "$1-")smollm2-135m-sft
-    systems=(--n {{ demo_texts }} --systems instructed tuned lead) # the bare base would take a minute more
     step() { printf '\n== %s\n' "$1"; }
-    step "1/8 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
+    step "1/7 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
     {{ python }} -m demo.prepare_parts
-    step "2/8 extracts: passages from inside the articles"
+    step "2/7 extracts: passages from inside the articles"
     {{ python }} -m data_prep.sample_extracts --input data/demo/wikipedia.jsonl --data data/demo \
         --tokenizer models/smollm2-135m-instruct --passages --min-tokens 100 --max-tokens 220 \
         --min-chars 450 --max-chars 950 --train 600 --test 128
-    step "3/8 replies of the teacher, Qwen2.5-Coder-1.5B-Instruct, from the recording"
+    step "3/7 replies of the teacher, Qwen2.5-Coder-1.5B-Instruct, from the recording"
     {{ python }} -m demo.replies serve -- {{ python }} -m data_prep.generate_replies "${of[@]}" \
         --single --model Qwen2.5-Coder-1.5B-Instruct --temperature 0 --concurrency 8 --limit {{ demo_pairs }}
-    step "4/8 pairs, with nothing rejected: for SFT, which does better here than DPO+SFT"
+    step "4/7 pairs, with nothing rejected: for SFT, which does better here than DPO+SFT"
     {{ python }} -m data_prep.build_pairs "${of[@]}" --rejected none \
         --tokenizer models/smollm2-135m-instruct
-    step "5/8 dataset"
+    step "5/7 dataset"
     {{ python }} -m data_prep.build_dataset "${of[@]}"
-    step "6/8 training: SFT on the chosen answers"
+    step "6/7 training: SFT on the chosen answers"
     {{ python }} -m training.train_adapter $config --method sft --name $run "${of[@]}" \
-        --cpu --num_cpu_threads_per_process {{ num_cpus() }}
-    step "7/8 merge, and answers to held-out texts"
-    {{ python }} -m eval.merge_adapter $run
-    {{ python }} -m eval.generate_answers $run "${systems[@]}" --max-new-tokens 64
-    step "8/8 scores"
-    {{ python }} -m eval.evaluate $run --scores-only "${systems[@]}" \
-        --encoder models/minilm --encoder-layers 6
+        --set group_by_length=true --cpu --num_cpu_threads_per_process {{ num_cpus() }}
+    step "7/7 evaluation: merge, answers to held-out texts, scores"
+    {{ python }} -m eval.evaluate $run --n {{ demo_texts }} --systems instructed tuned lead \
+        --max-new-tokens 64 --encoder models/minilm --encoder-layers 6 --ledger outputs/ledger.csv
     cat <<END
     Where things are:
       data/demo/extracts, data/demo/$1/{replies,pairs}   what each stage wrote, JSON Lines

@@ -99,7 +99,7 @@ def test_bf16_on_a_cpu_follows_its_flags(tmp_path, monkeypatch, capsys, flags, i
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
     monkeypatch.setattr(resolving, "set_key", lambda *_: None)  # which would load axolotl
     settings = resolve_config(DEMO, keys=keys, cpu=True).settings
-    assert settings["bf16"] is bf16 and ("plugins" in settings) is bf16
+    assert settings["bf16"] is bf16 and (resolving.CPU_BF16 in settings["plugins"]) is bf16
     assert precision() == ("bfloat16" if bf16 or keys else "float32")  # of answers too
     assert ("this CPU computes in bf16" in capsys.readouterr().out) is bf16
     assert resolve_config(DEMO).settings["bf16"] is False
