@@ -72,6 +72,7 @@ def pair_of(text: str, chosen: str, rejected: str) -> dict:
         "prompt": text,
         "chosen": chosen,
         "rejected": rejected,
+        "rejected_by": "teacher",
         "chosen_position": 1,
         "ratings": [9, 5],
         "teacher": "t",
