@@ -147,7 +147,7 @@ def test_every_recipe_sees_the_same_texts_and_differs_in_its_method_alone(compar
         assert changed <= OF_A_RUN | of_methods | {"learning_rate", "base_model"}
         assert not {"num_epochs", "sequence_len", "max_steps"} & changed
         first = ["training.plugins.FirstAdapter"] if "lora_model_dir" in settings else []
-        assert settings.get("plugins", []) == first
+        assert settings["plugins"] == [*base["plugins"], *first]
         assert settings["excess_length_strategy"] == "raise" and settings["seed"] == 42
         assert "--cpu" in options and name.startswith("compare/tiny-lora-")
         hub = settings["datasets"][0]["path"]
