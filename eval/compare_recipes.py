@@ -104,7 +104,7 @@ class Comparison:
         """Make the datasets that are the same for all seeds, of the texts that all of them have;
         the folder of the first: the teacher's, if any."""
         asked = {source for recipe in self.args.recipes for _, source, _ in steps_of(recipe)}
-        sources = [source for source in ("teacher", "student") if source in asked] or ["student"]
+        sources = [source for source in ("teacher", "student") if source in asked] or ["none"]
         if "student" in sources:
             self.answer_training_texts(self.student, "instructed")
         names = {source: f"{self.name}-{source}".replace("/", "-") for source in sources}

@@ -170,11 +170,10 @@ def test_a_round_goes_on_from_the_run_whose_answers_it_rejects(compare):
     first, second = "compare/tiny-lora-sft", "compare/tiny-lora-sft-sft-then-dpo-previous"
     answers = compare.stages.of("eval.generate_answers")
     common = "--split train --systems {} --max-new-tokens 8 --task summarize"
-    assert answers[0].startswith(f"compare/tiny-lora {common.format('instructed')}")
-    for run, command in zip((first, second), answers[1:], strict=True):
+    for run, command in zip((first, second), answers, strict=True):
         assert command.startswith(f"{run}-7 {common.format('tuned')}")
     sft, one, two = compare.stages.of("training.train_adapter")
-    assert "lora_model_dir" not in sft and "hub-compare-tiny-lora-student" in sft
+    assert "lora_model_dir" not in sft and "hub-compare-tiny-lora-none" in sft
     assert f"lora_model_dir=outputs/{first}-7" in one and "--method sft-then-dpo" in one
     assert f"lora_model_dir=outputs/{second}-7" in two
     assert "hub-compare-tiny-lora-sft-sft-then-dpo-previous-7" in two
@@ -238,10 +237,8 @@ def test_a_row_of_second_answers_stands_where_there_are_any(compare):
 
 def test_another_task_has_runs_data_and_a_table_of_its_own(compare):
     compare("--task", "title", "--recipes", "sft")
-    assert (
-        "--rejected student --student compare/tiny-lora"
-        in compare.stages.of("data_prep.build_pairs")[0]
-    )
+    (pairs,) = compare.stages.of("data_prep.build_pairs")
+    assert "--rejected none" in pairs and not compare.stages.of("eval.generate_answers")
     path = compare.folder / "outputs/title-compare/tiny-lora/eval/scores.json"
     assert json.loads(path.read_text())["settings"]["task"] == "title"
     assert (compare.folder / "outputs/title-compare/tiny-lora-sft-42").exists()
@@ -273,7 +270,9 @@ def test_a_stage_that_fails_stops_the_comparison(compare, monkeypatch):
     failed = SimpleNamespace(returncode=1)
     monkeypatch.setattr(compare_recipes.subprocess, "run", lambda command: failed)
     line = one_error_line(compare("--recipes", "sft", code=1))
-    assert "python -m eval.generate_answers compare/tiny-lora" in line and "failed" in line
+    assert (
+        "python -m data_prep.build_pairs --name compare-tiny-lora-none" in line and "failed" in line
+    )
 
 
 def test_a_recipe_is_read_or_named():
