@@ -244,5 +244,5 @@ def test_rows_with_nothing_rejected_are_for_sft_alone(folder, tiny_qwen2, tmp_pa
     Dataset.from_list(rows, features=schema).to_parquet(tmp_path / "train.parquet")
     settings = shrink("dpo-sft", folder, tiny_qwen2)
     settings["datasets"][0]["path"] = str(tmp_path)
-    with pytest.raises(UserError, match="rows without a rejected answer: --method sft"):
+    with pytest.raises(UserError, match="lacks rejected answers: --method sft"):
         check_rows_fit(RunConfig(folder / "run.yaml", settings))

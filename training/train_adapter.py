@@ -59,7 +59,7 @@ def check_rows_fit(config: RunConfig) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.base_model, revision=config.base_revision)
     sides = [side for side in ("chosen", "rejected") if side in rows.column_names]
     if "rejected" in sides and any(talk is None for talk in rows["rejected"]):
-        raise UserError("rows without a rejected answer: --method sft, or `just pairs --rejected`")
+        raise UserError(f"{config.dataset} lacks rejected answers: --method sft, or `just pairs`")
 
     def longest(row: dict) -> dict:
         """Tokens of a row as trained on, of the longer of its conversations."""
