@@ -285,7 +285,8 @@ def test_progress_is_one_line_and_so_is_the_error(tmp_path, monkeypatch, capsys)
 def test_the_plugins_are_found_from_any_folder(tmp_path):
     """Set-up installs this project, so axolotl and Ray's workers need no folder for them."""
     script = "from axolotl.integrations.base import PluginManager as P\n"
-    script += "P.get_instance().register('training.plugins.Fp32Adapter')"
+    for plugin in ("training.plugins.Fp32Adapter", "demo.answer_logits.AnswerLogits"):
+        script += f"P.get_instance().register({plugin!r})\n"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
     )
