@@ -1,8 +1,9 @@
 """Generate and score beside the one-at-a-time ways, the same outputs checked.
 
 Generation: 32 of the demo's test texts with SmolLM2-135M, our packed batches against the published
-snippet (README, "Use an adapter"): one text at a time. Scoring: 1,000 pairs with MiniLM against
-`bert_score.score` called once a pair. Prints both ratios and the peak memory.
+snippet (README, "Use an adapter"): one text at a time. Sampling: 16 answers to each of 8 texts, a
+prompt read once, against generate, which reads it for each. Scoring: 1,000 pairs with MiniLM
+against `bert_score.score` called once a pair. Prints the ratios and the peak memory.
 
     python -m benchmarks.eval
 """
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from common.files import load_records
-from eval.generate_answers import build_prompt, generate_batch, pack_batches
+from eval.generate_answers import build_prompt, draw_samples, generate_batch, pack_batches
 from eval.load_model import load_model
 from eval.measures import PARTS, BertScore, split_sentences
 from eval.systems import load_test_rows
@@ -83,6 +84,29 @@ def bench_generation(args: argparse.Namespace) -> None:
     )
 
 
+def bench_sampling(args: argparse.Namespace) -> None:
+    model, tokenizer = load_model(STUDENT, "float32")
+    texts = [row["text"] for row in load_test_rows(load_run_config(CONFIG), args.n // 4)]
+    prompts = [build_prompt(tokenizer, text, None, 8192)[0] for text in texts]
+    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": 16}
+    fast, slow, same = np.zeros(2), np.zeros(2), 0
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+        started = now()
+        ours = draw_samples(model, inputs, 16, args.max_new_tokens)
+        fast, started = fast + now() - started, now()
+        set_seed(0)
+        theirs = model.generate(**inputs, max_new_tokens=args.max_new_tokens, **how)
+        slow += now() - started
+        same += ours.equal(theirs)
+    print(
+        f"16 samples of each of {len(texts)} texts, up to {args.max_new_tokens} new tokens: "
+        f"generate {slow[0]:.1f} s, a prompt read once {fast[0]:.1f} s, {slow[0] / fast[0]:.1f} "
+        f"times as fast ({slow[1] / fast[1]:.1f} in CPU time); the same for {same} texts",
+        flush=True,
+    )
+
+
 def bench_scoring(args: argparse.Namespace) -> None:
     import bert_score
 
@@ -122,6 +146,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{torch.get_num_threads()} threads")
     bench_generation(args)
+    bench_sampling(args)
     bench_scoring(args)
 
 

@@ -20,15 +20,16 @@ from prompts import load_task
 
 STUDENT = "models/smollm2-135m-instruct"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BETA, SFT_WEIGHT = 0.1, 0.1
-CHOSEN, BATCH = 2, 256 if DEVICE == "cpu" else 6000  # answers a side; answers decoded at once
+BETA, BATCH = 0.1, 256 if DEVICE == "cpu" else 6000  # answers that are decoded at once
 AT_ONCE = 4 if DEVICE == "cpu" else 16  # rows that are trained on at once; 16 take 24 GiB
 
 
 class Student:
     """The small model with a LoRA adapter on it, and its answers as lists of token ids."""
 
-    def __init__(self, n_new: int):
+    def __init__(self, n_new: int, chosen: int = 2, sft_weight: float = 0.1):
+        """`chosen`: of a text's answers, as many are rejected; `sft_weight`: beside DPO's loss."""
+        self.chosen, self.sft_weight = chosen, sft_weight
         self.tokenizer = AutoTokenizer.from_pretrained(STUDENT)
         self.base = AutoModelForCausalLM.from_pretrained(STUDENT, dtype=torch.bfloat16).to(DEVICE)
         self.end, self.pad, self.n_new = self.base.config.eos_token_id, 0, n_new
@@ -144,7 +145,7 @@ class Student:
         return -found.sum() / lengths.sum()
 
     def chosen_loss(self, part: list[dict]) -> torch.Tensor:
-        rows = [(r["prompt"], r["answers"][:CHOSEN]) for r in part]
+        rows = [(r["prompt"], r["answers"][: self.chosen]) for r in part]
         found, lengths = self.log_probabilities(rows)
         return -found.sum() / lengths.sum()
 
@@ -158,9 +159,10 @@ class Student:
         the reference, and the SFT loss of the chosen."""
         found, lengths = self.answers_of(part)
         gains = found - torch.tensor([r["reference"] for r in part], device=DEVICE)
-        margins = BETA * (gains[:, :CHOSEN, None] - gains[:, None, CHOSEN:])
-        sft = -found[:, :CHOSEN].sum() / lengths[:, :CHOSEN].sum()
-        return -logsigmoid(margins).mean() + SFT_WEIGHT * sft
+        chosen = self.chosen
+        margins = BETA * (gains[:, :chosen, None] - gains[:, None, chosen:])
+        sft = -found[:, :chosen].sum() / lengths[:, :chosen].sum()
+        return -logsigmoid(margins).mean() + self.sft_weight * sft
 
     @torch.no_grad()
     def add_references(self, rows: list[dict]) -> None:

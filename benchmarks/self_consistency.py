@@ -1,7 +1,7 @@
 """Preferences among a student's own answers to texts that it was not taught.
 
-Trains the small student by SFT, draws 12 answers to each text, takes the best two as chosen and the
-worst two as rejected, and goes on with DPO and a small SFT term. `--rank self`: to passages that no
+Trains the small student by SFT, draws answers to each text, takes the best as chosen and the worst
+as rejected, and goes on with DPO and an SFT term. `--rank self`: to passages that no
 teacher answered, by likeness to the other answers (self-consistency preferences, arXiv:2411.04109).
 `--rank teacher`: to the texts of the SFT, by likeness to the teacher's answer, drawn by two models
 each taught on the other half. Beside it, from the same SFT: SFT on the chosen alone, and without
@@ -9,8 +9,8 @@ more training, of the greedy and as many sampled answers to a held-out text, the
 all (`consensus`). Scores held-out passages, with paired intervals to SFT. What it makes is kept in
 outputs/self_consistency, so that it goes on where it stopped, and its answers can be scored
 (--score) where the measures are installed. docs/results.md says how data/wide is made.
-`--folds 3 --fold 0` holds out a third of the articles of the training split instead, whose passages
-a teacher answered too: what was chosen on the test split can be tried on texts that chose nothing.
+`--folds 3 --fold 0` holds out a third of all articles instead, those of the training split first,
+whose passages a teacher answered too: what was chosen on the test split can be tried on more texts.
 
     python -m benchmarks.self_consistency --data data/wide --seeds 42 43 44
 """
@@ -30,7 +30,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from tqdm import tqdm
 
 from benchmarks.likeness import MeaningLikeness, rouge_likeness
-from benchmarks.sampled_student import CHOSEN, DEVICE, STUDENT, Student
+from benchmarks.sampled_student import DEVICE, STUDENT, Student
 from common.cli import UserError, run
 from common.files import is_made, load_records, mark_made, read_json, replacing, write_text
 from eval.generate_answers import most_alike
@@ -39,7 +39,6 @@ KEPT = Path("outputs/self_consistency")
 GAP = 0.5  # of the two sides' likeness, in standard deviations
 RATES = {"SFT": 1e-3, "preferences": 3e-4, "SFT on the chosen": 3e-4}
 WAYS = ["preferences", "SFT on the chosen", "consensus"]
-TAUGHT = 590  # texts of the SFT, of a fold
 
 
 def read_texts(data: Path, split: str) -> list[dict]:
@@ -60,13 +59,13 @@ def split_texts(args, fold: int | None) -> dict[str, list[dict]]:
         taught = [one for one in train if one["reply"]]
         free = [one for one in train if not one["reply"]]
     else:
-        articles = sorted({one["article"] for one in train})
+        articles = sorted({one["article"] for one in train + test})
         held_out = set(articles[fold :: args.folds])
         rest = [one for one in train + test if one["article"] not in held_out]
         random.Random(fold).shuffle(rest)
         rest.sort(key=lambda one: not one["reply"])
-        taught, free = rest[:TAUGHT], rest[TAUGHT:]
-        test = [one for one in train if one["article"] in held_out]
+        taught, free = rest[: args.taught], rest[args.taught :]
+        test = [one for one in train + test if one["article"] in held_out]
     test = [one for one in test if one["reply"]]
     texts = {"train": taught, "free": free[: args.free], "test": test}
     return {kind: part[: args.texts] for kind, part in texts.items()}
@@ -92,7 +91,7 @@ def rank(student: Student, texts: list[dict], drawn: list, meaning: bool, teache
     for text, answers, score in zip(texts, drawn, agreement(read, others, meaning), strict=True):
         whole = np.array([answer[-1] == student.end for answer in answers])
         order = np.argsort(-(score - 10 * ~whole))
-        best, worst = order[:CHOSEN], order[::-1][:CHOSEN]
+        best, worst = order[: student.chosen], order[::-1][: student.chosen]
         if whole[best].all() and score[best].mean() - score[worst].mean() > GAP:
             both = [answers[i] for i in (*best, *worst)]
             rows.append({"prompt": text["prompt"], "answers": both})
@@ -200,12 +199,12 @@ def score(parts: list[tuple[dict, list[dict]]]) -> None:
 def make(args, folder: Path, texts: dict[str, list[dict]], kept: dict) -> None:
     """Train and answer with every seed, into the folder and `kept`."""
     shaping = ("data", "rank", "samples", "texts", "passes", "free", "by_meaning")
-    shaping += ("max_new_tokens", "temperature", "folds")
+    shaping += ("max_new_tokens", "temperature", "folds", "taught", "chosen", "sft_weight")
     settings = {name: str(getattr(args, name)) for name in shaping}
     if (folder / "made.json").exists() and not is_made(folder, settings):
         raise UserError(f"{folder} was made with other settings; move it away")
     mark_made(folder, settings)
-    student = Student(args.max_new_tokens)
+    student = Student(args.max_new_tokens, args.chosen, args.sft_weight)
     for one in (one for part in texts.values() for one in part):
         one["prompt"] = student.prompt(one["text"])
         one["chosen"] = [*student.ids(one["reply"]), student.end]
@@ -221,6 +220,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12, help="answers drawn for each text")
     parser.add_argument("--texts", type=int, help="only the first so many of each kind")
     parser.add_argument("--passes", type=int, default=3, help="of SFT over the teacher's answers")
+    parser.add_argument("--taught", type=int, default=590, help="texts of the SFT, of a fold")
+    parser.add_argument(
+        "--chosen", type=int, default=2, help="of a text's answers; as many rejected"
+    )
+    parser.add_argument("--sft-weight", type=float, default=0.1, help="beside DPO's loss")
     parser.add_argument("--free", type=int, help="only the first so many of the passages to sample")
     parser.add_argument("--by-meaning", action="store_true", help="BERTScore F1 for likeness too")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)

@@ -41,10 +41,8 @@ def add_hub_options(parser: ArgumentParser) -> None:
 def merge_cards(ours: RepoCard, theirs: RepoCard) -> RepoCard:
     """The Hub's card with our generated lines and OWNED keys in it. Raises UserError."""
     if not GENERATED.search(theirs.text):
-        raise UserError(
-            "the card on the Hub was written by hand: it lacks the two 'generated' lines; paste "
-            "them into it where our part may stand, or delete it there"
-        )
+        hint = "paste them into it where our part may stand, or delete it there"
+        raise UserError(f"the card on the Hub lacks the two 'generated' lines; {hint}")
     for key in OWNED:
         theirs.data[key] = ours.data.get(key)  # None is left out of the card
     theirs.text = GENERATED.sub(lambda _: GENERATED.search(ours.text)[0], theirs.text, count=1)
@@ -88,10 +86,8 @@ def publish(args: Namespace, kind: str, files: dict, lock: Path, obsolete=(), **
     with hub_session(args.repo) as api:
         held = api.list_repo_files(**of) if api.repo_exists(**of) else []
         if not mine and not args.update and set(held) - {".gitattributes"}:
-            raise UserError(
-                f"{args.repo} already holds {len(held)} files that were not pushed from here; "
-                "pass --update to push over them (the old state stays in its history)"
-            )
+            hint = "pass --update to push over them (the old state stays in its history)"
+            raise UserError(f"{args.repo} already holds {len(held)} files of others; {hint}")
         card = RepoCard(files[CARD].decode())
         if CARD in held:
             card = merge_cards(card, RepoCard.load(args.repo, repo_type=kind))

@@ -58,6 +58,20 @@ def most_alike(texts: list[str]) -> int:
     return int(cdist(words, words, scorer=Indel.normalized_similarity).mean(axis=1).argmax())
 
 
+def draw_samples(model, inputs: dict, samples: int, n_new: int):
+    """(prompts * samples, tokens): as many sampled continuations of each prompt, side by side. A
+    prompt is read once for all of its samples; generate alone would read it for each."""
+    from transformers import DynamicCache, set_seed
+
+    set_seed(0)
+    cache, read = DynamicCache(config=model.config), {k: v[:, :-1] for k, v in inputs.items()}
+    model.generate(**read, max_new_tokens=1, past_key_values=cache)
+    cache.batch_repeat_interleave(samples)
+    how = {"past_key_values": cache, "do_sample": True, "temperature": 1.0, "top_k": 0}
+    inputs = {k: v.repeat_interleave(samples, 0) for k, v in inputs.items()}
+    return model.generate(**inputs, max_new_tokens=n_new, **how)
+
+
 def generate_batch(
     model, tokenizer, prompts: list[str], n_new: int, samples: int = 0, **options
 ) -> list[dict]:
@@ -66,12 +80,7 @@ def generate_batch(
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     inputs = inputs.to(model.device)
     made = [model.generate(**inputs, max_new_tokens=n_new, **options)]
-    if samples:
-        from transformers import set_seed
-
-        set_seed(0)
-        how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": samples}
-        made.append(model.generate(**inputs, max_new_tokens=n_new, **how))
+    made += [draw_samples(model, inputs, samples, n_new)] if samples else []
     # (prompts, one or `samples`, tokens)
     made = [m[:, inputs.input_ids.shape[1] :].unflatten(0, (len(prompts), -1)) for m in made]
     results, ends = [], model.generation_config.eos_token_id
@@ -204,10 +213,8 @@ def load_answers(config: RunConfig, rows: list[dict], systems=None, asked=None) 
         wanted = [{"id": row["id"], "settings": asked[name]} for row in rows]
         answers[name] = table.load(path, wanted, KEY)
         if lacking := len(rows) - len(answers[name]):
-            raise UserError(
-                f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last; "
-                "complete them with the same `just answers`, or pass the same --n"
-            )
+            hint = "complete them with the same `just answers`, or pass the same --n"
+            raise UserError(f"{path} lacks {lacking} of {len(rows)} texts as asked last; {hint}")
     return answers
 
 

@@ -44,10 +44,8 @@ def scores_of(config: RunConfig) -> dict:
     scores = load_scores(config)
     scored = scores["settings"]["generation"].get("tuned", {}).get("fingerprint")
     if scored != system_of(config, "tuned").model.settings["fingerprint"]:
-        raise UserError(
-            f"the scores in {config.eval_dir} are of another adapter; run `just answers "
-            f"{config.name}` and `just scores {config.name}`, or pass --unevaluated"
-        )
+        hint = f"run `just eval {config.name}`, or pass --unevaluated"
+        raise UserError(f"the scores in {config.eval_dir} are of another adapter; {hint}")
     return scores
 
 

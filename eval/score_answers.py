@@ -52,10 +52,8 @@ def load_evaluation(config: RunConfig) -> tuple[dict, list[dict], dict[str, dict
     scores = load_scores(config)
     rows, settings = load_test_rows(config, scores["n"]), scores["settings"]
     if settings["documents"] != digest(*rows):
-        raise UserError(
-            f"the test documents of {config.dataset} are not those that were scored; run "
-            f"`just answers {config.name}` and `just scores {config.name}`"
-        )
+        hint = f"run `just answers {config.name}` and `just scores {config.name}`"
+        raise UserError(f"the texts of {config.dataset} are not those that were scored; {hint}")
     systems = list(scores["systems"])
     return scores, rows, load_answers(config, rows, systems, asked=settings["generation"])
 

@@ -12,17 +12,19 @@ import yaml
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from common.cli import UserError
 from common.files import mark_made
 from eval.generate_answers import (
+    draw_samples,
     first_sentences,
     generate_batch,
     load_answers,
     most_alike,
     pack_batches,
 )
+from eval.load_model import load_model
 from eval.systems import load_test_rows, system_of, systems_of
 from training.run_config import load_run_config
 
@@ -206,19 +208,33 @@ def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2):
     x, y = tokenizer("xy").input_ids
 
     class Agreed:
-        device, generation_config = "cpu", SimpleNamespace(eos_token_id=[tokenizer.eos_token_id])
+        device, config = "cpu", AutoConfig.from_pretrained(tiny_qwen2)
+        generation_config = SimpleNamespace(eos_token_id=[tokenizer.eos_token_id])
 
-        def generate(self, input_ids, num_return_sequences=1, do_sample=False, **_):
-            rows = input_ids.repeat_interleave(num_return_sequences, 0)
-            new = rows[:, -1:].clone() if do_sample else torch.full_like(rows[:, -1:], x)
+        def generate(self, input_ids, do_sample=False, **_):
+            new = input_ids[:, -1:].clone() if do_sample else torch.full_like(input_ids[:, -1:], x)
             new[2::3] = y if do_sample else x
-            return torch.cat([rows, new.repeat(1, 3)], 1)
+            return torch.cat([input_ids, new.repeat(1, 3)], 1)
 
     prompts = [" Ice", "Lakes freeze from the top and"]
     last = [tokenizer(prompt).input_ids[-1] for prompt in prompts]
     expected = [tokenizer.decode([token] * 3).strip() for token in last]
     made = generate_batch(Agreed(), tokenizer, prompts, 3, samples=3)
     assert [record["text"] for record in made] == expected and expected[0] != expected[1]
+
+
+def test_samples_are_the_same_where_a_prompt_is_read_once_for_all(tiny_qwen2):
+    model, tokenizer = load_model(str(tiny_qwen2), "float32")
+    prompts, lengths = [" Ice", "Lakes freeze from the top and"], []
+    inputs = dict(tokenizer(prompts, return_tensors="pt", padding=True))
+    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": 5}
+    set_seed(0)
+    expected = model.generate(**inputs, max_new_tokens=12, **how)
+    model.register_forward_pre_hook(
+        lambda _, args, options: lengths.append(options["input_ids"].shape), with_kwargs=True
+    )
+    assert draw_samples(model, inputs, 5, 12).tolist() == expected.tolist()
+    assert lengths == [(2, inputs["input_ids"].shape[1] - 1), *[(10, 1)] * 12]
 
 
 def test_the_tuned_model_s_consensus_stands_beside_it(finished_run, adapter):
