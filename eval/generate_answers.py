@@ -213,8 +213,8 @@ def load_answers(config: RunConfig, rows: list[dict], systems=None, asked=None) 
         wanted = [{"id": row["id"], "settings": asked[name]} for row in rows]
         answers[name] = table.load(path, wanted, KEY)
         if lacking := len(rows) - len(answers[name]):
-            hint = "complete them with the same `just answers`, or pass the same --n"
-            raise UserError(f"{path} lacks {lacking} of {len(rows)} texts as asked last; {hint}")
+            said = f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last"
+            raise UserError(f"{said}; the same `just answers` makes them, or pass the same --n")
     return answers
 
 
