@@ -136,6 +136,9 @@ def bench_scoring(args: argparse.Namespace) -> None:
     )
 
 
+WAYS = {"generation": bench_generation, "sampling": bench_sampling, "scoring": bench_scoring}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--n", type=int, default=32, help="texts to summarize")
@@ -143,11 +146,11 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=16384)
     parser.add_argument("--pairs", type=int, default=1000, help="pairs to score")
     parser.add_argument("--sample", type=int, default=100, help="pairs for the per-pair way")
+    parser.add_argument("--parts", nargs="+", choices=WAYS, default=[*WAYS], help="what to measure")
     args = parser.parse_args()
     print(f"{torch.get_num_threads()} threads")
-    bench_generation(args)
-    bench_sampling(args)
-    bench_scoring(args)
+    for part in args.parts:
+        WAYS[part](args)
 
 
 if __name__ == "__main__":

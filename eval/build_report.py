@@ -64,7 +64,7 @@ def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=Fal
             axes.errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
         if zero:
             axes.axvline(0, color="0.6", linewidth=1)
-        axes.set_xlabel(f"{label}; bars: 95% interval")
+        axes.set_xlabel(f"{label}; bars: 95% interval", loc="right")
 
 
 def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, task: Task) -> None:

@@ -24,7 +24,7 @@ PAGES = {
     if path.name != "CHANGELOG.md"  # it names what is gone
 } | {"Justfile": JUSTFILE}
 PACKAGES = ("common", "prompts", "data_prep", "training", "eval")  # in the order of the imports
-MOST_LINES = 4767  # of Python in PACKAGES; lowered when code goes, never raised to fit
+MOST_LINES = 4766  # of Python in PACKAGES; lowered when code goes, never raised to fit
 MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
 STAGES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
