@@ -9,8 +9,8 @@ more training, of the greedy and as many sampled answers to a held-out text, the
 all (`consensus`). Scores held-out passages, with paired intervals to SFT. What it makes is kept in
 outputs/self_consistency, so that it goes on where it stopped, and its answers can be scored
 (--score) where the measures are installed. docs/results.md says how data/wide is made.
-`--folds 3 --fold 0` holds out a third of all articles instead, those of the training split first,
-whose passages a teacher answered too: what was chosen on the test split can be tried on more texts.
+`--folds 3 --fold 0` holds out a third of the articles of the training split instead, whose passages
+a teacher answered too: what was chosen on the test split can be tried on texts that chose nothing.
 
     python -m benchmarks.self_consistency --data data/wide --seeds 42 43 44
 """
@@ -38,6 +38,7 @@ from eval.generate_answers import most_alike
 KEPT = Path("outputs/self_consistency")
 GAP = 0.5  # of the two sides' likeness, in standard deviations
 RATES = {"SFT": 1e-3, "preferences": 3e-4, "SFT on the chosen": 3e-4}
+TAUGHT = 590  # texts of the SFT, of a fold
 WAYS = ["preferences", "SFT on the chosen", "consensus"]
 
 
@@ -59,13 +60,13 @@ def split_texts(args, fold: int | None) -> dict[str, list[dict]]:
         taught = [one for one in train if one["reply"]]
         free = [one for one in train if not one["reply"]]
     else:
-        articles = sorted({one["article"] for one in train + test})
+        articles = sorted({one["article"] for one in train})
         held_out = set(articles[fold :: args.folds])
         rest = [one for one in train + test if one["article"] not in held_out]
         random.Random(fold).shuffle(rest)
         rest.sort(key=lambda one: not one["reply"])
-        taught, free = rest[: args.taught], rest[args.taught :]
-        test = [one for one in train + test if one["article"] in held_out]
+        taught, free = rest[:TAUGHT], rest[TAUGHT:]
+        test = [one for one in train if one["article"] in held_out]
     test = [one for one in test if one["reply"]]
     texts = {"train": taught, "free": free[: args.free], "test": test}
     return {kind: part[: args.texts] for kind, part in texts.items()}
@@ -199,7 +200,7 @@ def score(parts: list[tuple[dict, list[dict]]]) -> None:
 def make(args, folder: Path, texts: dict[str, list[dict]], kept: dict) -> None:
     """Train and answer with every seed, into the folder and `kept`."""
     shaping = ("data", "rank", "samples", "texts", "passes", "free", "by_meaning")
-    shaping += ("max_new_tokens", "temperature", "folds", "taught", "chosen", "sft_weight")
+    shaping += ("max_new_tokens", "temperature", "folds", "chosen", "sft_weight")
     settings = {name: str(getattr(args, name)) for name in shaping}
     if (folder / "made.json").exists() and not is_made(folder, settings):
         raise UserError(f"{folder} was made with other settings; move it away")
@@ -220,7 +221,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12, help="answers drawn for each text")
     parser.add_argument("--texts", type=int, help="only the first so many of each kind")
     parser.add_argument("--passes", type=int, default=3, help="of SFT over the teacher's answers")
-    parser.add_argument("--taught", type=int, default=590, help="texts of the SFT, of a fold")
     parser.add_argument(
         "--chosen", type=int, default=2, help="of a text's answers; as many rejected"
     )

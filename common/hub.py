@@ -87,7 +87,7 @@ def publish(args: Namespace, kind: str, files: dict, lock: Path, obsolete=(), **
         held = api.list_repo_files(**of) if api.repo_exists(**of) else []
         if not mine and not args.update and set(held) - {".gitattributes"}:
             hint = "pass --update to push over them (the old state stays in its history)"
-            raise UserError(f"{args.repo} already holds {len(held)} files of others; {hint}")
+            raise UserError(f"{args.repo} holds {len(held)} files not pushed from here; {hint}")
         card = RepoCard(files[CARD].decode())
         if CARD in held:
             card = merge_cards(card, RepoCard.load(args.repo, repo_type=kind))
