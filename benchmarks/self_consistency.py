@@ -202,6 +202,8 @@ def make(args, folder: Path, texts: dict[str, list[dict]], kept: dict) -> None:
     shaping = ("data", "rank", "samples", "texts", "passes", "free", "by_meaning")
     shaping += ("max_new_tokens", "temperature", "folds", "chosen", "sft_weight")
     settings = {name: str(getattr(args, name)) for name in shaping}
+    if empty := [kind for kind, part in texts.items() if not part]:
+        raise UserError(f"{args.data} has too few texts for this: none is left for {empty[0]}")
     if (folder / "made.json").exists() and not is_made(folder, settings):
         raise UserError(f"{folder} was made with other settings; move it away")
     mark_made(folder, settings)
