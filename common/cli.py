@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,22 @@ def positive(text: str) -> int:
     """A whole number over 0, for argparse."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not over 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """A finite number from 0 up, such as a price or a budget in dollars, for argparse."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return number
+
+
+def over_zero(text: str) -> float:
+    """A finite number over 0, such as a rate or seconds, for argparse."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number over 0")
     return number
 
 

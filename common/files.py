@@ -92,6 +92,15 @@ def appending(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `path`'s lock while a file is read, changed and written: others wait for their turn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def append_record(file: BinaryIO, *records: dict) -> None:
     """Append a line for each; on return they are on disk."""
     for record in records:

@@ -19,6 +19,7 @@ from jinja2.meta import find_referenced_templates
 
 from common.cli import UserError, one_line
 from common.files import digest
+from common.text import plain_text
 
 FOLDER = Path(__file__).parent
 SHARED = FOLDER / "shared"
@@ -105,6 +106,7 @@ class Task:
 
         The dataset stores this list and inference sends it, so training and use cannot differ.
         """
+        text = plain_text(text)
         content = self.render(template, text=text) if template else text
         return [{"role": "user", "content": content}]
 

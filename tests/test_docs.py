@@ -1,6 +1,5 @@
 """What the documentation names exists, and nothing tracked tells of a machine or a key."""
 
-import ast
 import importlib.util
 import re
 import subprocess
@@ -24,7 +23,6 @@ PAGES = {
     if path.name != "CHANGELOG.md"  # it names what is gone
 } | {"Justfile": JUSTFILE}
 PACKAGES = ("common", "prompts", "data_prep", "training", "eval")  # in the order of the imports
-MOST_LINES = 4766  # of Python in PACKAGES; lowered when code goes, never raised to fit
 MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
 STAGES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
@@ -123,17 +121,3 @@ def test_no_machine_path_or_key_is_tracked():
         text = (ROOT / name).read_text(errors="replace")
         assert str(ROOT.parent) + "/" not in text, name
         assert not re.search(r"\bhf_[A-Za-z0-9]{20,}|\btgp_v1_\w+", text), name
-
-
-def test_the_glue_stays_short():
-    lengths = {path: len(path.read_text().splitlines()) for path in modules(*PACKAGES)}
-    assert max(lengths.values()) <= 300
-    assert sum(lengths.values()) <= MOST_LINES
-
-
-def test_no_function_is_long():
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    for path in modules(*PACKAGES, "demo"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, kinds):
-                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"

@@ -69,6 +69,17 @@ def check_model_folder(name: str) -> None:
         raise UserError(f"{name} is not a model folder (it holds no config.json)")
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a training was begun in `folder` and never said that it ended well."""
+    return (folder / "inputs/made.json").is_file() and not (folder / "made.json").is_file()
+
+
+def check_finished(folder: Path) -> None:
+    """Raise UserError if what lies in `folder` is half a training; folders of others pass."""
+    if is_unfinished(folder):
+        raise UserError(f"the training of {folder} has not ended; the same `just train` goes on")
+
+
 def load_rows(config: RunConfig, split: str | None = None):
     """The rows of a split of the dataset, without `split` those that are trained on. UserError."""
     from datasets import load_dataset
