@@ -4,7 +4,7 @@ set quiet
 set no-exit-message
 set positional-arguments # options reach a script as they were typed, spaces and all
 
-python := justfile_directory() / ".venv/bin/python"
+python := quote(justfile_directory() / ".venv/bin/python") # quoted, for folders with spaces in their names
 export HF_HUB_DISABLE_TELEMETRY := "1"
 export TOKENIZERS_PARALLELISM := "false"
 export OMP_WAIT_POLICY := "PASSIVE" # threads that spin while they wait make a busy machine ten times slower,
