@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,18 @@ def test_options_reach_the_scripts_as_they_were_typed_and_errors_stand_alone():
     assert result.returncode == 1
     assert result.stderr.startswith("error: no run or config named nowhere")
     assert len(result.stderr.splitlines()) == 1 and not result.stdout
+
+
+def test_recipes_work_in_a_clone_whose_folder_has_a_space_in_its_name(tmp_path):
+    clone = tmp_path / "My Projects" / "repo"
+    left_out = (".git", ".venv", ".just", "data", "outputs", "models")
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*left_out))
+    (clone / ".venv").symlink_to(ROOT / ".venv")
+    command = [JUST, "new-task", "two words"]
+    result = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+    assert result.stderr.startswith("error: two words is no name for a task"), result.stderr
+    result = subprocess.run([*command[:2], "headline"], cwd=clone, capture_output=True, text=True)
+    assert result.returncode == 0 and (clone / "prompts/headline/task.yaml").is_file()
 
 
 def modules(*packages: str) -> list[Path]:
