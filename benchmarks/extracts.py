@@ -70,7 +70,7 @@ def ours(path: str, output: str, workers: int, tokenizer: str) -> None:
     arguments = ["--input", path, "--tokenizer", tokenizer, "--workers", str(workers)]
     options, work = parse_options(arguments), Path(output)
     run_tasks(options, draw_units([path], options.fraction, options.seed), work)
-    lines = (line for one in work.glob("candidates/*") for line in one.open("rb"))
+    lines = (line for one in work.glob("candidates/*.jsonl") for line in one.open("rb"))
     candidates = map(orjson.loads, lines)
     write_kept(work, [one["url"] for one in candidates if "dropped" not in one])
 

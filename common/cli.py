@@ -26,6 +26,21 @@ def positive(text: str) -> int:
     return number
 
 
+def count(text: str) -> int:
+    """A whole number from 0 up, for argparse."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is under 0")
+    return number
+
+
+def share(text: str) -> float:
+    """A number over 0 and up to 1, for argparse."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not over 0 and up to 1")
+    return number
+
+
 def not_negative(text: str) -> float:
     """A finite number from 0 up, such as a price or a budget in dollars, for argparse."""
     number = float(text)
@@ -56,6 +71,8 @@ def run(main: Callable[[], None]) -> None:
     for chatty in ("torchao", "torch.utils._pytree", "bitsandbytes", "pypdf", "trafilatura"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="bitsandbytes")
+    if hasattr(sys.stdout, "reconfigure"):  # a file name need not be text to be printed
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -1,42 +1,87 @@
 """Files that survive a crash, hashes, and settings that tell what made a folder.
 
 Every stage reads and writes through these functions: whole files appear under their name only
-when finished, appended files are flushed record by record and repaired after a kill.
+when finished, appended files are flushed record by record and repaired after a kill. What is
+written is UTF-8 (`to_line`), and what is read again equals it.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
 
 from common.cli import UserError, warn
+from common.text import encoding_of, utf8
+
+MOST_NAMED = 10  # lines of a file that are named one by one when they cannot be read
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped: "\\ud83d"
+DAY = 86_400  # seconds
+
+
+def to_line(record: dict) -> bytes:
+    """A record as a line of JSON in UTF-8; half a surrogate pair becomes U+FFFD (`text.utf8`)."""
+    return utf8(json.dumps(record, ensure_ascii=False)) + b"\n"
+
+
+def parse_object(line: bytes | str) -> dict | None:
+    """The object that a line of JSON holds, as `to_line` writes it; None if it holds none."""
+    try:
+        record = json.loads(line)
+        if isinstance(record, dict) and SURROGATE.search(
+            utf8(line) if isinstance(line, str) else line
+        ):
+            record = json.loads(to_line(record))
+    except (ValueError, RecursionError):  # ValueError also of bytes that are no UTF-8
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def lines_of(path: Path) -> Iterator[bytes | str]:
+    """The lines of a text file, as text if it is in UTF-16 or UTF-32. Blank ones are empty."""
+    with path.open("rb") as file:
+        encoding = encoding_of(file.read(4))
+        file.seek(0)
+        if encoding != "utf-8":
+            for line in TextIOWrapper(file, encoding, errors="replace", newline="\n"):
+                yield line.strip("\0\ufeff \t\r\n")
+            return
+        for line in file:  # NULs are what a power loss leaves in place of what was not yet on disk
+            yield line.removeprefix(b"\xef\xbb\xbf").strip(b"\0 \t\r\n")
 
 
 def read_records(path: Path, fields: Iterable[str] = ()) -> Iterator[dict]:
     """Yield the records of a JSON Lines file; those without `fields` are named, skipped."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError:
-                warn(f"{path}:{number}: not valid JSON, line skipped")
-                continue
-            is_object = isinstance(record, dict)
-            if lacking := [f for f in fields if f not in record] if is_object else ["an object"]:
-                warn(f"{path}:{number}: lacks {', '.join(lacking)}, line skipped")
-            elif record:
-                yield record
+    skipped = 0
+    for number, line in enumerate(lines_of(path), 1):
+        if not line:
+            continue
+        record = parse_object(line)
+        if record is None:
+            fault = "not a JSON object"
+        else:
+            lacking = [field for field in fields if field not in record]
+            fault = f"lacks {', '.join(lacking)}" if lacking else ""
+        if fault:
+            skipped += 1
+            if skipped <= MOST_NAMED:
+                warn(f"{path}:{number}: {fault}, line skipped")
+        elif record:
+            yield record
+    if skipped > MOST_NAMED:
+        warn(f"{path}: {skipped - MOST_NAMED:,} more lines skipped, for the like")
 
 
 def load_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> list[dict]:
-    """All records of a file that must be there and hold some.
+    """All records of a file that must be there and hold some; their ids are strings, 7 is "7".
 
     Raises UserError, which says to make the file with the command `made_by`.
     """
@@ -47,14 +92,47 @@ def load_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> l
         raise UserError(f"cannot read {path}: {error.strerror}{hint}") from None
     if not records:
         raise UserError(f"{path} holds no usable record{hint}")
+    for record in records:
+        if "id" in record:
+            record["id"] = id_text(record["id"])
     return records
+
+
+def id_text(value: object) -> str:
+    """An id as it joins records; in JSON it may be a number. The empty string is of none."""
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what killed processes left of `path` under their temporary names (`replacing`)."""
+    pattern = rf"\.{re.escape(path.name)}\.(\d+)(@.*)?\.tmp"
+    for other in path.parent.iterdir():
+        match = re.fullmatch(pattern, other.name)
+        if not match:
+            continue
+        with suppress(OSError):  # another process may remove it as well
+            of_here = match[2] in (None, f"@{platform.node()}")
+            is_old = time.time() - other.stat().st_mtime > DAY
+            if is_old or (of_here and not is_running(int(match[1]))):
+                other.unlink()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_stale(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
@@ -64,18 +142,41 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(utf8(text))
 
 
 def write_records(path: Path, records: Iterable[dict]) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(to_line(record))
+
+
+def repair_end(file: BinaryIO, path: Path) -> None:
+    """Make an append-only file end with a whole line.
+
+    A last record that lacks its newline gets it: it is whole, by an editor or as the very last
+    byte of a kill. What a kill tore, and NULs of a power loss, are cut off and named.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if not size:
+        return
+    with mmap(file.fileno(), size, access=ACCESS_READ) as content:
+        end_of_last_line = content.rfind(b"\n") + 1
+        rest = content[end_of_last_line:]
+    whole = rest.rstrip(b"\0 \t\r")
+    if parse_object(whole.lstrip(b"\0")) is not None:
+        file.truncate(end_of_last_line + len(whole))
+        file.write(b"\n")
+        file.flush()
+        return
+    file.truncate(end_of_last_line)
+    if whole:
+        warn(f"{path}: its last line, {len(whole):,} bytes, was torn by a kill and is cut off")
 
 
 @contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
-    """Open an append-only file for one writer, cutting off the torn last line of a kill.
+    """Open an append-only file for one writer, its end made whole (`repair_end`).
 
     Raises UserError if another process is writing to it.
     """
@@ -85,10 +186,7 @@ def appending(path: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path} is being written by another run; wait for it") from None
-        if size := path.stat().st_size:
-            with mmap(file.fileno(), size, access=ACCESS_READ) as content:
-                end_of_last_line = content.rfind(b"\n") + 1
-            file.truncate(end_of_last_line)
+        repair_end(file, path)
         yield file
 
 
@@ -104,14 +202,14 @@ def locked(path: Path) -> Iterator[None]:
 def append_record(file: BinaryIO, *records: dict) -> None:
     """Append a line for each; on return they are on disk."""
     for record in records:
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.write(to_line(record))
     file.flush()
     os.fsync(file.fileno())
 
 
 def digest(*parts: object) -> str:
     """16 hex digits that tell `parts` from others, the same on every machine."""
-    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()[:16]
+    return hashlib.sha256(utf8("\x1f".join(map(str, parts)))).hexdigest()[:16]
 
 
 def share_of(key: str, seed: int) -> float:
@@ -126,16 +224,22 @@ def file_sha(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """What a JSON file holds, nothing where there is none."""
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    """The object that a JSON file holds, nothing where there is no file. Raises UserError."""
+    if not path.is_file():
+        return {}
+    value = parse_object(path.read_bytes())
+    if value is None:
+        raise UserError(f"{path} is not a JSON object any more; mend it or delete it")
+    return value
 
 
 def is_made(folder: Path, settings: dict) -> bool:
     """Whether `folder` was finished with exactly these settings (see `mark_made`)."""
     try:
-        return json.loads((folder / "made.json").read_bytes()) == json.loads(json.dumps(settings))
-    except (OSError, ValueError):
+        made = json.loads((folder / "made.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return False
+    return made == json.loads(to_line(settings))
 
 
 def mark_made(folder: Path, settings: dict) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from common.cli import UserError
 from common.files import replacing
 
 RESAMPLES = 10_000
@@ -17,9 +18,12 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, resamples: int = RESAMPLES) -> 
     """Mean of a - b and its 95% percentile interval (Efron & Tibshirani 1993, chapter 13).
 
     `a` and `b` are scores of shape (texts,), or (runs, texts): runs of one recipe that differ in
-    the seed. Texts are resampled with replacement, and so are the runs.
+    the seed. Texts are resampled with replacement, and so are the runs. Raises UserError if there
+    are none.
     """
     differences = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float))
+    if not differences.size:
+        raise UserError("there is nothing to compare: no text has a score on both sides")
     draw, (runs, texts) = np.random.default_rng(0), differences.shape
     # A resample takes each run and each text so many times, which is a multinomial draw.
     of_runs = draw.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
@@ -33,11 +37,17 @@ def format_interval(mean: float, low: float, high: float) -> str:
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
+def in_cell(value: object) -> object:
+    """A string that stays in its cell of a Markdown table, whatever a source is called."""
+    return " ".join(value.split()).replace("|", "\\|") if isinstance(value, str) else value
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """A table of formatted values, its index on the left."""
     if frame.empty:
         return "none"
     sides = ("left", *["right"] * len(frame.columns))
+    frame = frame.map(in_cell).rename(index=in_cell, columns=in_cell)
     return frame.to_markdown(disable_numparse=True, colalign=sides)
 
 

@@ -1,5 +1,6 @@
-"""Text that comes from outside is data: what could be read as a control token is made plain."""
+"""Text from outside is data: decoded as its bytes say, control tokens in it made plain."""
 
+import codecs
 import re
 from collections.abc import Iterable
 
@@ -19,3 +20,57 @@ def plain_text(text: str, tokens: Iterable[str] = ()) -> str:
     for token in tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
+
+
+BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which begins alike
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+NULS_OF_ASCII = {  # where the NULs lie in the first four bytes of a text that begins in ASCII
+    (0, 1, 0, 1): "utf-16-le",
+    (1, 0, 1, 0): "utf-16-be",
+    (0, 1, 1, 1): "utf-32-le",
+    (1, 1, 1, 0): "utf-32-be",
+}
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text by its first four bytes: UTF-16 or UTF-32 of either order, or UTF-8.
+
+    A byte order mark tells; without one the NULs beside its first two characters do, which are
+    ASCII in any JSON.
+    """
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    nuls = tuple(int(byte == 0) for byte in head[:4])
+    return NULS_OF_ASCII.get(nuls, "utf-8")
+
+
+def decode(line: bytes) -> str:
+    """A line in UTF-8 as text; one in which nothing but ASCII is UTF-8 is read as Windows-1252.
+
+    What is neither becomes U+FFFD, so that a torn character costs itself and not its line.
+    """
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        text = line.decode("utf-8", "replace")
+    beyond_ascii = set(re.findall(r"[^\x00-\x7f]", text))
+    return line.decode("cp1252", "replace") if beyond_ascii == {"\ufffd"} else text
+
+
+def utf8(text: str) -> bytes:
+    """`text` in UTF-8. Half a surrogate pair (half an emoji), which UTF-8 lacks, becomes U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        in_pairs = text.encode("utf-16-le", "surrogatepass")  # two halves side by side are one
+        return in_pairs.decode("utf-16-le", "replace").encode()
+
+
+def whole(text: str) -> str:
+    """`text` as it is read again once it was written: with no half of a surrogate pair in it."""
+    return utf8(text).decode()

@@ -21,6 +21,7 @@ from common.report import markdown
 from common.table import load
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.filter_pairs import limits_of, pair_faults
+from data_prep.load_extracts import load_extracts
 from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
 from data_prep.teacher.parsing import ParseError, parse_answer, parse_reply
@@ -81,7 +82,7 @@ def to_pair(extract: dict, reply: dict, rated: bool, task: Task) -> dict:
 def read_split(split: str, replies: list, args: argparse.Namespace, task: Task) -> Iterator[dict]:
     """What became of each reply: its `pair`, or the `reason` for none, with a `detail`."""
     path = data_folder(args, "extracts") / f"{split}.jsonl"
-    extracts = {one["id"]: one for one in load_records(path, ("id", "text"), "just extracts")}
+    extracts = {one["id"]: one for one in load_extracts(path)}
     paired, by_model = set(), split == "train" and args.rejected != "teacher"
     by, rejected = load_rejected([*extracts], args) if by_model else ("teacher", extracts)
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):

@@ -13,9 +13,10 @@ import sys
 import pandas as pd
 
 from common.cli import positive, run, script_parser
-from common.files import load_records, share_of
+from common.files import share_of
 from common.report import markdown
 from common.table import missing
+from data_prep.load_extracts import load_extracts
 from data_prep.teacher import client
 from data_prep.teacher.ask import KEY, REFUSED, ask_all, teacher_options
 from prompts import add_task_options, data_folder, task_of
@@ -28,7 +29,7 @@ def to_requests(split: str, args: argparse.Namespace, answers: int) -> list[dict
     path, task = data_folder(args, "extracts") / f"{split}.jsonl", task_of(args)
     template = "teacher_single" if answers < task.answers else "teacher"
     about, requests = {"prompt_sha": task.sha(template), "answers": answers}, []
-    for extract in load_records(path, ("id", "text"), "just extracts")[: args.limit]:
+    for extract in load_extracts(path)[: args.limit]:
         # By a key of its own: the extracts themselves were chosen by the share of their id.
         second = args.balance and share_of(f"longer {extract['id']}", 0) < 0.5
         longer = {"longer": 2 if second else 1}

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ import orjson
 import xxhash
 
 from common.files import digest, share_of
+from common.text import decode, whole
 from data_prep.count_tokens import load_counter
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -28,22 +30,77 @@ NOT_PROSE = re.compile(
 )
 WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as fast as \w
 WIKIPEDIA = re.compile(r"https?://[a-z-]+\.wikipedia\.org/")
+# "en", "eng", "English", "en-US", "eng_Latn", "English (UK)", fastText's "__label__en"
+ENGLISH = re.compile(r"(?:__label__)?en(?:g|glish)?(?:[^a-z].*)?", re.IGNORECASE | re.DOTALL)
+RED_PAJAMA_SOURCES = ("arxiv", "wikipedia", "stackexchange")  # of which a key is of one document
+MOST_REPR = 10_000  # characters of a meta that is parsed as Python, which recurses
+TEST_SHARE = 0.3  # of documents that are fit for testing and for training
+MOST_CHARS_A_TOKEN = 8  # prose has 3 to 6
 RUN = 13  # words; the n-gram by which GPT-3 was cleared of its test sets (Brown et al., 2020)
 SHINGLE, BANDS, ROWS = 5, 14, 8  # datatrove's MinHash settings: a Jaccard index over about 0.75
 FACTORS, TERMS = np.random.default_rng(1).integers(0, 1 << 63, (2, BANDS * ROWS), np.uint64)
 
 
+def parse_line(line: bytes | str) -> object:
+    """What a line of JSON holds, None if it is no JSON.
+
+    NaN, half a surrogate pair, numbers beyond 64 bits and bytes that are no UTF-8 are read as well.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        text = decode(line) if isinstance(line, bytes) else line
+    try:
+        return json.loads(text.strip("\0\ufeff \t\r\n"), parse_int=float)
+    except (ValueError, RecursionError):
+        return None
+
+
+def parse_meta(text: str) -> object:
+    """A meta written as JSON or as a Python repr ({'url': None}); None of another string."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    if len(text) > MOST_REPR:
+        return None
+    with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
+    return None
+
+
+def as_text(value: object) -> object:
+    """A Parquet field of bytes as text; any other as it is."""
+    return decode(value) if isinstance(value, bytes) else value
+
+
 def meta_of(record: dict) -> dict:
     """RedPajama's meta, an object, JSON or a Python repr; else the fields beside the text."""
-    meta, others = record.get("meta"), {k: v for k, v in record.items() if k != "text"}
+    meta = as_text(record.get("meta"))
     if isinstance(meta, str):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            meta = ast.literal_eval(meta)  # which reads its JSON as well
-    return meta if meta and isinstance(meta, dict) else others
+        meta = parse_meta(meta)
+    with suppress(TypeError, ValueError):
+        meta = dict(meta)  # of Parquet's maps, which are lists of pairs, too
+    if not meta or not isinstance(meta, dict):
+        meta = {name: value for name, value in record.items() if name not in ("text", "meta")}
+    return {name: as_text(value) for name, value in meta.items()}
+
+
+def string_of(value: object) -> str:
+    """A field as a string, empty if it is, or if it is nested too deeply to be written."""
+    with suppress(RecursionError):
+        return str(as_text(value) or "")
+    return ""
+
+
+def is_english(language: object) -> bool:
+    """Whether a record says it is English, and nothing else beside it; so it is if it says none."""
+    languages = language if isinstance(language, list | tuple) else [language]
+    named = [string_of(one).strip() for one in languages if one == one]  # NaN: an empty cell
+    return all(ENGLISH.fullmatch(name) for name in named if name)
 
 
 def clean(text: str) -> str:
     """`text` with plain line ends and without control characters and empty sections."""
+    text = whole(text)
     text = CONTROL.sub("", text.replace("\r\n", "\n").replace("\x0c", "\n").replace("\r", "\n"))
     for pattern, rest in EMPTY_SECTIONS.items():
         text = re.sub(pattern, rest, text)
@@ -71,16 +128,35 @@ def cut_passages(text: str, size: Callable[[str], int], low: int, high: int) -> 
     return [p for p in [*passages, passage] if low < size(p) < high]
 
 
-def windows_of(document: dict, options: argparse.Namespace) -> Iterator[dict]:
-    """Yield what of a document falls into the training or the test window, with its `split`."""
+def windows_overlap(options: argparse.Namespace) -> bool:
+    """Whether a document may be in both windows, of which one is in tokens and one in characters.
+
+    A document is in both if it has more than `min_tokens` and fewer than `max_tokens` tokens and
+    from `min_chars` to `max_chars` characters. No prose has 8 characters a token: where a document
+    of `max_tokens` had not even so `min_chars` characters, none is taken to be in both, and what
+    has the characters is for testing, its tokens uncounted. 1800 tokens and 16,000 characters, the
+    defaults, do not overlap; 15,000 tokens and 16,000 characters do.
+    """
+    return MOST_CHARS_A_TOKEN * options.max_tokens > options.min_chars
+
+
+def windows_of(document: dict, share: float, options: argparse.Namespace) -> Iterator[dict]:
+    """Yield what of a document falls into the training or the test window, with its `split`.
+
+    `share`, a number in [0, 1) that is the document's own, draws the split of one that is fit for
+    both: of a document in both windows, and of any that is cut into passages.
+    """
     text, low, high = document["text"], options.min_tokens, options.max_tokens
     size = partial(load_counter(options.tokenizer).count, enough=high)
     if not options.passages:
         is_test = options.min_chars <= len(text) <= options.max_chars
-        if is_test or low < size(text) < high:
+        is_train = (not is_test or windows_overlap(options)) and low < size(text) < high
+        if is_test and is_train:
+            is_test = share < TEST_SHARE
+        if is_test or is_train:
             yield document | {"split": "test" if is_test else "train"}
         return
-    split = "test" if share_of(document["id"], options.seed) < 0.3 else "train"
+    split = "test" if share < TEST_SHARE else "train"
     if split == "test":
         size, low, high = len, options.min_chars - 1, options.max_chars + 1
     # The first passage tends to sum the document up already, so that its first sentence answers.
@@ -88,33 +164,58 @@ def windows_of(document: dict, options: argparse.Namespace) -> Iterator[dict]:
         yield document | {"id": digest(document["id"], number), "text": passage, "split": split}
 
 
-def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
-    """The candidates in a line or row, or {source, order, dropped: why}."""
-    try:
-        record = line if isinstance(line, dict) else orjson.loads(line)
-    except orjson.JSONDecodeError:
-        record = None
-    record, found = record if isinstance(record, dict) else {}, []
-    text, meta = record.get("text"), meta_of(record)
-    url, source = str(meta.get("url") or ""), str(meta.get("source") or options.source_name)
+def to_document(text: str, meta: dict, source_name: str) -> tuple[dict, str]:
+    """({id, source, url, text}, what draws its split).
+
+    The id is RedPajama's key: the URL, arXiv's id, or the title. Outside RedPajama texts may share
+    one (a site's URL, a book's title): the text draws the split there, and whoever chooses among
+    the documents gives a second one of the same id an id of its own.
+    """
+    url, source = string_of(meta.get("url")), string_of(meta.get("source")) or source_name
     if not meta.get("source") and meta.get("title") and WIKIPEDIA.match(url):
         source = "wikipedia"  # RedPajama's rows of it carry no `source`
-    if not isinstance(text, str):
+    source = " ".join(source.split())
+    key = url or string_of(meta.get("arxiv_id")) or string_of(meta.get("title")) or text
+    document = {"id": digest(source, key), "source": source, "url": url, "text": text}
+    is_its_own = source in RED_PAJAMA_SOURCES or key is text
+    return document, document["id"] if is_its_own else digest(document["id"], text)
+
+
+def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
+    """The candidates in a line or row, or {source, order, dropped: why}; of a blank line none.
+
+    A record that lacks a text tells its `fields` instead.
+    """
+    record = line if isinstance(line, dict) else parse_line(line)
+    if record is None and isinstance(line, bytes):
+        # Raw control characters are not in JSON: \r is the only line end of an old Mac's file.
+        pieces = [piece for piece in line.split(b"\r") if piece.strip(b"\0 \t\r\n")]
+        if len(pieces) != 1:
+            return [one for piece in pieces for one in select(piece, options)]
+    record = record if isinstance(record, dict) else {}
+    text, meta = as_text(record.get("text")), meta_of(record)
+    text = clean(text) if isinstance(text, str) else None
+    document, splits_by = to_document(text or "", meta, options.source_name)
+    found = []
+    if text is None:
         reason = "not JSON with a text"
-    elif str(meta.get("language") or "en").lower() not in ("en", "english"):
+    elif not (is_english(meta.get("language")) and is_english(record.get("language"))):
         reason = "not English"
-    elif not (text := clean(text)):
+    elif not text:
         reason = "no text"
     else:
-        key = url or meta.get("arxiv_id") or meta.get("title") or text
-        document = {"id": digest(source, key), "source": source, "url": url, "text": text}
-        inside = list(windows_of(document, options))
+        inside = list(windows_of(document, share_of(splits_by, options.seed), options))
         reason = "no prose" if inside else "outside the windows"
         found = [extract for extract in inside if has_prose(extract["text"])]
-    for one in found:
-        order = digest(options.seed, one["id"]) + digest(one["text"])
-        one["order"] = f"{one['split']} {order}"  # test first, for long documents are the rarer
-    return found or [{"source": source, "order": "", "dropped": reason}]
+    for extract in found:
+        order = digest(options.seed, extract["id"]) + digest(extract["text"])
+        extract["order"] = f"{extract['split']} {order}"  # test first: long documents are rarer
+    if found:
+        return found
+    dropped = {"source": document["source"], "order": "", "dropped": reason}
+    if text is None and record:
+        dropped["fields"] = ", ".join(map(str, list(record)[:6]))
+    return [dropped]
 
 
 def ngrams(text: str, n: int) -> np.ndarray:

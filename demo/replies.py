@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 
 from common.cli import UserError, run, script_parser
-from common.files import digest, file_sha, load_records, read_records, replacing
+from common.files import digest, file_sha, read_records, replacing
+from data_prep.load_extracts import load_extracts
 from demo.endpoint import Endpoint
 from prompts import add_task_options, data_folder, task_of
 
@@ -54,7 +55,7 @@ def pack(args) -> None:
     """Write the task's recording from its replies."""
     task, lines, models = task_of(args), [], set()
     for split in ("train", "test"):
-        extracts = load_records(data_folder(args, "extracts") / f"{split}.jsonl", ("id", "text"))
+        extracts = load_extracts(data_folder(args, "extracts") / f"{split}.jsonl")
         by_id = {extract["id"]: extract for extract in extracts}
         for reply in read_records(data_folder(args, "replies") / f"{split}.jsonl", ("text",)):
             if reply["id"] in by_id:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.cli import UserError, positive
 from common.files import is_made, load_records
+from data_prep.load_extracts import load_extracts
 from eval.load_model import Weights, weights_in, weights_of_run
 from prompts import add_task_options, task_of
 from training.resolve_config import resolve_config
@@ -96,5 +97,5 @@ def train_rows(config: RunConfig, data: Path, n: int | None) -> list[dict]:
     """[{id, text}] of the first `n` training extracts to which the teacher replied."""
     path = data / config.task.name / "replies/train.jsonl"
     replied = {reply["id"] for reply in load_records(path, ("id",), "just replies")}
-    extracts = load_records(data / "extracts/train.jsonl", ("id", "text"), "just extracts")
+    extracts = load_extracts(data / "extracts/train.jsonl")
     return [row for row in extracts if row["id"] in replied][:n]

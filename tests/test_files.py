@@ -2,27 +2,32 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from conftest import ROOT, clean_environment, read_jsonl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.cli import UserError
 from common.files import (
     append_record,
     appending,
+    digest,
     is_made,
     load_records,
     mark_made,
+    read_json,
     read_records,
     replacing,
     write_records,
+    write_text,
 )
 
 records = st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20)), max_size=8)
 
 
+@settings(deadline=None, max_examples=40)
 @given(records, st.integers(0, 400), st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
 def test_a_file_torn_at_any_byte_keeps_its_whole_lines(tmp_path_factory, before, cut, after):
     path = tmp_path_factory.mktemp("torn") / "log.jsonl"
@@ -34,6 +39,8 @@ def test_a_file_torn_at_any_byte_keeps_its_whole_lines(tmp_path_factory, before,
     with appending(path) as log:
         append_record(log, after)
     whole = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    with suppress(ValueError):  # the last lacks its newline alone
+        whole.append(json.loads(data[data.rfind(b"\n") + 1 :]))
     assert read_jsonl_bytes(path) == [*whole, after]
 
 
@@ -115,3 +122,106 @@ def test_what_a_user_can_cause_ends_in_one_line(body, code, said):
     )
     assert (result.returncode, said in result.stderr) == (code, True), result.stderr
     assert "Traceback" not in result.stderr
+
+
+HALF = "half an emoji \ud83d"  # as a reply that is cut at its limit may end
+MENDED = "half an emoji \ufffd"
+
+
+def test_half_a_surrogate_pair_is_written_and_read_equal_everywhere(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with appending(path) as log:
+        append_record(log, {"text": HALF, HALF: [HALF]})
+    assert list(read_records(path)) == [{"text": MENDED, MENDED: [MENDED]}]
+    write_records(path, [{"text": HALF}, {"text": "\ud83d\ude00"}])
+    assert [row["text"] for row in read_records(path)] == [MENDED, "\U0001f600"]
+    write_text(tmp_path / "page.md", HALF)
+    assert (tmp_path / "page.md").read_text() == MENDED
+    assert digest(HALF) == digest(MENDED) != digest("half an emoji ")
+    path.write_text(json.dumps({"text": HALF}) + "\n")  # escaped, as others write it
+    assert list(read_records(path)) == [{"text": MENDED}]
+
+
+LINES = '{"id": "a"}\n{"id": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINES.encode("utf-8-sig"),
+        LINES.encode("utf-16"),
+        LINES.encode("utf-16-be"),
+        LINES.encode("utf-32"),
+        LINES.replace("\n", "\r\n").encode(),
+        LINES.encode() + b"\0" * 4096,
+        b"\0" * 99 + LINES.encode(),
+        b'{"id": 1' + b"0" * 5000 + b"}\n" + LINES.encode(),
+        b'{"id": ' + b"[" * 100_000 + b"\n" + LINES.encode(),
+        b'{"id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n" + LINES.encode(),
+    ],
+)
+def test_odd_files_are_read_as_far_as_they_can_be(tmp_path, content):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    assert [row["id"] for row in read_records(path, ["id"])] == ["a", "b"]
+
+
+def test_thousands_of_broken_lines_are_not_all_named(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{\n" * 3000 + LINES)
+    assert len(list(read_records(path))) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 11 and "2,990 more lines skipped" in errors[-1]
+
+
+@pytest.mark.parametrize(
+    ("rest", "kept", "said"),
+    [
+        (b'{"id": "last"}', ["a", "b", "last", "new"], ""),  # an editor ended the file so
+        (b'{"id": "last"}' + b"\0" * 999, ["a", "b", "last", "new"], ""),
+        (b"\0" * 9 + b'{"id": "last"}', ["a", "b", "last", "new"], ""),
+        (b"\0" * 999, ["a", "b", "new"], ""),
+        (b'{"id": "las', ["a", "b", "new"], "its last line, 11 bytes, was torn by a kill"),
+    ],
+)
+def test_the_end_of_a_file_is_made_whole_and_no_record_lost(tmp_path, capsys, rest, kept, said):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(LINES.encode() + rest)
+    with appending(path) as log:
+        append_record(log, {"id": "new"})
+    assert [row["id"] for row in read_records(path)] == kept
+    errors = capsys.readouterr().err
+    assert said in errors and bool(said) == bool(errors)
+
+
+def test_what_a_killed_writer_left_is_removed_and_another_writers_is_not(tmp_path):
+    killed = (
+        f"from common.files import replacing\nfrom pathlib import Path\nimport os\n"
+        f"with replacing(Path({str(tmp_path / 'rows.jsonl')!r})) as path:\n"
+        "    path.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", killed], cwd=ROOT, env=clean_environment())
+    (stale,) = tmp_path.iterdir()
+    assert stale.name.endswith(".tmp") and not list(tmp_path.glob("*.jsonl"))
+    of_037 = tmp_path / ".rows.jsonl.4194303.tmp"  # a process that is not there
+    running = tmp_path / f".rows.jsonl.{os.getppid()}.tmp"
+    of_another_file = tmp_path / ".rows.jsonl.json.4194303.tmp"
+    for path in (of_037, running, of_another_file):
+        path.write_text("half")
+    write_records(tmp_path / "rows.jsonl", [{"id": 1}])
+    assert set(tmp_path.iterdir()) == {tmp_path / "rows.jsonl", running, of_another_file}
+
+
+def test_a_broken_settings_file_is_one_line(tmp_path):
+    for content in ("{", "[1]", "[" * 100_000):
+        (tmp_path / "made.json").write_text(content)
+        with pytest.raises(UserError, match=r"made\.json is not a JSON object"):
+            read_json(tmp_path / "made.json")
+        assert not is_made(tmp_path, {})
+    assert read_json(tmp_path / "none.json") == {}
+
+
+def test_loaded_ids_are_strings(tmp_path):
+    write_records(tmp_path / "rows.jsonl", [{"id": i} for i in (0, 7, "7", 1.5, None, [1])])
+    ids = [row["id"] for row in load_records(tmp_path / "rows.jsonl", ["id"])]
+    assert ids == ["0", "7", "7", "1.5", "", ""]

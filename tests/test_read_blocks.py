@@ -1,9 +1,14 @@
 """Byte ranges: every line once, only what is drawn is transferred, no bad answer read as data."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import os
 import random
 import re
+import zipfile
 from collections import Counter
 from itertools import pairwise
 
@@ -19,7 +24,8 @@ from range_server import RangeServer
 
 from common.cli import UserError
 from data_prep import read_blocks
-from data_prep.read_blocks import AHEAD, draw_units, read_block, read_unit
+from data_prep.read_blocks import AHEAD, draw_units, expand, read_block, read_unit
+from data_prep.select_extracts import parse_line
 
 STAGE = "data_prep.sample_extracts"
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\n\n"])
@@ -29,6 +35,7 @@ LINES = st.lists(st.tuples(st.text(max_size=9).map(str.encode), ENDS), max_size=
 @settings(deadline=None, max_examples=60)
 @given(LINES, st.binary(max_size=5), st.integers(1, 40), st.integers(1, 7))
 def test_over_all_blocks_every_line_is_read_once(tmp_path_factory, lines, last, block, ahead):
+    lines = [(b"{}", b"\n"), *lines]  # by its first bytes it is JSON Lines
     content = b"".join(line + end for line, end in lines) + last.replace(b"\n", b"")
     path = tmp_path_factory.mktemp("lines") / "in.jsonl"
     path.write_bytes(content)
@@ -256,3 +263,121 @@ def test_one_percent_of_a_2_gb_file_transfers_no_more_than_1_2_percent(tmp_path,
     assert "JSON" not in report  # no torn line was read
     starts = sorted(start for start, end in server.ranges if end - start > 500_000)
     assert len(set(starts)) == len(starts) == 20 and starts[-1] - starts[0] > size / 2
+
+
+LINES_OF_TWO = b'{"text": "one"}\n{"text": "two"}\n'
+PARQUET = pyarrow.Table.from_pylist([{"text": b"one", "x": 1}, {"text": b"two", "x": 2}])
+
+
+def parquet_bytes() -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(PARQUET, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def zip_bytes(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def read_all(path) -> list[str]:
+    (unit,) = draw_units([str(path)], 1, 0)
+    lines = list(read_unit(unit, 1.0, 0))
+    rows = [line if isinstance(line, dict) else parse_line(line) for line in lines]
+    return [row["text"].decode() if isinstance(row["text"], bytes) else row["text"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.jsonl", LINES_OF_TWO.decode().encode("utf-16")),
+        ("x.jsonl", LINES_OF_TWO.decode().encode("utf-16-be")),
+        ("x.jsonl", LINES_OF_TWO.decode().encode("utf-32")),
+        ("x.jsonl.gz", gzip.compress(LINES_OF_TWO.decode().encode("utf-16"))),
+        ("x.JSONL.GZ", gzip.compress(LINES_OF_TWO)),
+        ("x.jsonl", gzip.compress(LINES_OF_TWO)),  # compressed, although its name does not say so
+        ("x.jsonl.gz", LINES_OF_TWO),  # nor is this, although its name does
+        ("x.bz2", bz2.compress(LINES_OF_TWO)),
+        ("x.xz", lzma.compress(LINES_OF_TWO)),
+        ("x.zst", zstandard.compress(LINES_OF_TWO[:16]) + zstandard.compress(LINES_OF_TWO[16:])),
+        ("x.zip", zip_bytes(a=LINES_OF_TWO)),
+        ("x.PARQUET", parquet_bytes()),
+        ("with space [1]*?#.jsonl", LINES_OF_TWO),
+        ("a::b.jsonl", LINES_OF_TWO),
+    ],
+)
+def test_a_file_is_what_its_bytes_say(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert expand(str(path)) == [str(path)]
+    assert read_all(path) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("x.csv", b"text,url\none,u\n", "a CSV table"),
+        ("x.json", b'[{"text": "one"}, {"text": "two"}]', "a JSON array"),
+        ("x.json", b'[\n {"text": "one"}\n]', "a JSON array"),
+        ("x.json", b'{\n "text": "one"\n}\n', "JSON with an object over several lines"),
+        ("x.docx", zip_bytes(a=b"x", b=b"y"), "a zip archive or an Office file"),
+        ("x.pdf", b"%PDF-1.7 ...", "a PDF"),
+        ("x.tar.gz", gzip.compress(b"a" + b"\0" * 256 + b"ustar  " + b"\0" * 300), "a tar archive"),
+        ("x.html", b"<!DOCTYPE html><p>one", "HTML or XML"),
+    ],
+)
+def test_a_form_that_is_not_read_is_named_and_others_are_read(
+    tmp_path, capsys, name, content, what
+):
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "good.jsonl").write_bytes(LINES_OF_TWO)
+    path = str(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{re.escape(path)}: {what}.*not read"):
+        draw_units([path], 1, 0)
+    assert len(draw_units([path, str(tmp_path / "good.jsonl")], 1, 0)) == 1
+    assert what in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.zst", zstandard.compress(LINES_OF_TWO * 9000)[:-9]), ("x.zip", zip_bytes(a=b"x", b=b"y"))],
+)
+def test_a_cut_file_is_not_taken_for_a_whole_one(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"broken|archive of 2 files"):
+        read_all(tmp_path / name)
+
+
+def test_names_of_files_in_lists(tmp_path):
+    for name in ("one", "with space", "two [1]"):
+        (tmp_path / f"{name}.jsonl").write_bytes(LINES_OF_TWO)
+    (tmp_path / "sub.jsonl").mkdir()
+    names = [f"{tmp_path}/{name}.jsonl" for name in ("one", "with space", "two [1]")]
+    lists = tmp_path / "list.txt"
+    lists.write_text("\r\n".join([names[1], "", f"{names[0]} {names[0]}", names[2]]), "utf-16")
+    assert expand(str(lists)) == [names[1], names[0], names[0], names[2]]
+    assert expand(f"{tmp_path}/*.jsonl") == sorted(names)  # folders are passed over
+    outer = tmp_path / "outer.txt"
+    for content, message in (
+        (f"{outer}\n", "a list that names itself"),
+        ("", "is empty"),
+        ("A text it is.\nNo list.\n", 'a .txt is read as a list of files.*"A text it is." is none'),
+        (f"{tmp_path}/{'x' * 5000}.jsonl", "no file matches"),
+        ('{"text": "one"}', "texts are read from JSON Lines"),
+    ):
+        outer.write_text(content)
+        with pytest.raises(UserError, match=message):
+            expand(str(outer))
+
+
+def test_names_that_lead_to_no_file(tmp_path):
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    (tmp_path / "dead.jsonl").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    for name in ("loop", "dead", "pipe", "folder", "[1]", "x" * 5000, "*"):
+        with pytest.raises(UserError, match=r"no file matches|cannot read"):
+            expand(f"{tmp_path}/{name}.jsonl")

@@ -24,7 +24,9 @@ from conftest import (
 )
 from range_server import RangeServer
 
+from common.files import mark_made
 from data_prep import read_blocks, sample_extracts
+from data_prep.sample_extracts import parse_options, settings_of
 
 STAGE = "data_prep.sample_extracts"
 
@@ -305,6 +307,8 @@ def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
         (["--input", "http://127.0.0.1:9/x.jsonl"], "cannot read http://127.0.0.1:9/x"),
         (["--input", "hf://datasets/me/x/y.jsonl"], "hf://datasets/me/x/y.jsonl"),
         (["--input", __file__], "no document falls into the windows"),
+        (["--input", __file__], ": not JSON with a text"),
+        (["--input", os.devnull], "it is no regular file"),
         (["--input", __file__, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
     ],
 )
@@ -327,6 +331,99 @@ def test_of_red_pajama_only_the_folders_asked_for_are_read(
     server.close()
 
 
-@pytest.mark.parametrize("wrong", [("--frobnicate",), ("--fraction", -1), ("--fraction", 1.5)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--frobnicate",),
+        *(("--fraction", value) for value in (-1, 0, 1.5, "nan", "inf")),
+        ("--min-tokens", -1),
+        ("--min-tokens", 1800),  # as many as the default of --max-tokens
+        ("--min-tokens", 1799),
+        ("--max-tokens", "nan"),
+        ("--min-chars", -5),
+        ("--max-chars", 5),
+        ("--train", 0),
+        ("--max-per-source", -1),
+        ("--workers", 0),
+        ("--seed", 1.5),
+    ],
+)
 def test_wrong_usage_exits_with_2(tmp_path, tokenizer, wrong):
     assert wrong[0] in sample(tmp_path, tokenizer, *wrong, code=2).stderr
+
+
+def test_long_texts_are_trained_on_where_the_windows_overlap(tmp_path, tokenizer):
+    draw = random.Random(1)
+    rows = [{"text": prose(draw, 900), "meta": {"url": f"u{n}"}} for n in range(30)]
+    path = write_jsonl(tmp_path / "in.jsonl", rows)
+    windows = ["--min-tokens", 200, "--max-tokens", 90_000, "--min-chars", 5000, "--input", path]
+    sample(tmp_path, tokenizer, *windows)
+    train, test = (read_jsonl(tmp_path / "extracts" / f"{s}.jsonl") for s in ("train", "test"))
+    assert len(train) + len(test) == 30 and len(train) > len(test) > 0
+    assert min(record["n_chars"] for record in train) >= 5000
+    made = tmp_path / "extracts/made.json"
+    made.write_text(made.read_text().replace(', "in_both_windows": "split by id"', ""))
+    said = sample(tmp_path, tokenizer, *windows)  # as 0.3.7 left it, for testing alone
+    assert "is done with these settings" in said.stdout and "delete it" in said.stderr
+
+
+def test_own_records_of_one_title_or_address_are_all_kept(tmp_path, tokenizer):
+    draw = random.Random(2)
+    metas = [{"title": "Minutes"}, {"url": "https://example.org/"}] * 10
+    rows = [{"text": prose(draw, 160), "meta": meta} for meta in metas]
+    path = write_jsonl(tmp_path / "in.jsonl", [*rows, rows[0], *rows[:2]])
+    turned = write_jsonl(tmp_path / "turned.jsonl", [*rows[:3], *reversed(rows)])
+    for name, file in (("a", path), ("b", turned)):
+        sample(tmp_path / name, tokenizer, "--input", file, *WINDOWS, "--workers", 1)
+    train, other = (read_jsonl(tmp_path / f"{name}/extracts/train.jsonl") for name in "ab")
+    assert len(train) == len({record["id"] for record in train}) == 20
+    assert train == other  # the order of the input changes no id
+    assert report_of(tmp_path / "a/extracts")["other"]["dropped: near duplicate"] == 3
+
+
+def test_a_file_that_is_lost_is_named_with_the_commonest_reason(tmp_path, tokenizer, corpus):
+    write_jsonl(tmp_path / "body.jsonl", [{"body": "a"}, {"body": "b"}])
+    write_jsonl(tmp_path / "german.jsonl", [document(n, 120, language="de") for n in range(3)])
+    (tmp_path / "table.csv").write_text("text,url\na,b\n")
+    result = sample(tmp_path, tokenizer, "--input", corpus, f"{tmp_path}/*.*", *WINDOWS)
+    assert "body.jsonl: none of its 2 records is kept, 2: not JSON with a text (fields: body)" in (
+        result.stderr
+    )
+    assert "german.jsonl: none of its 3 records is kept, 3: not English" in result.stderr
+    assert "table.csv: a CSV table" in result.stderr and "in.jsonl" not in result.stderr
+
+
+@pytest.mark.parametrize("moment", ["in a candidate file", "before it is said what it is of"])
+def test_what_a_kill_leaves_is_in_nobodys_way(tmp_path, tokenizer, corpus, reference, moment):
+    work = tmp_path / "extracts/unfinished"
+    (work / "candidates").mkdir(parents=True)
+    if moment == "in a candidate file":
+        options = parse_options(list(map(str, ["--input", corpus, *WINDOWS, "--workers", 1])))
+        options.tokenizer, options.data = str(tokenizer), tmp_path
+        mark_made(work, settings_of(options, [str(corpus)]))
+        half = (reference / "train.jsonl").read_bytes()[:5000]
+        (work / "candidates/.0.jsonl.4194303.tmp").write_bytes(half)
+    else:
+        (work / "candidates/0.jsonl").write_text("{}")
+        (work / ".made.json.4194303.tmp").write_text("{")
+    sample(tmp_path, tokenizer, "--input", corpus, *WINDOWS, "--workers", 1)
+    assert texts_of(tmp_path / "extracts") == texts_of(reference)
+    assert not work.exists()
+
+
+def test_a_folder_that_was_moved_is_still_done(tmp_path, tokenizer, corpus):
+    path = tmp_path / "here/in.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(corpus.read_bytes())
+    options = ["--input", "here/in.jsonl", "--data", "here", "--tokenizer", tokenizer, *WINDOWS]
+    run_stage(STAGE, *options, cwd=tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").rename(tmp_path / "there/here")
+    assert "is done" in run_stage(STAGE, *options, cwd=tmp_path / "there").stdout
+
+
+def test_what_red_pajama_does_not_have_is_named(tmp_path, tokenizer, monkeypatch):
+    (tmp_path / "urls.txt").write_text("http://127.0.0.1:9/v1/arxiv/x.jsonl")
+    monkeypatch.setattr(sample_extracts, "RED_PAJAMA", [str(tmp_path / "urls.txt")])
+    result = sample(tmp_path / "data", tokenizer, "--sources", "arxive", "arxiv", code=1)
+    assert one_error_line(result).endswith("has no arxive; --sources of arxiv")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,101 @@ QWEN2 = (
 def test_meta_in_every_shape_it_is_met_in(shape):
     assert meta_of({"text": "words", "meta": shape(META)}) == META
     assert meta_of({"text": "words", **META}) == META  # no meta at all
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        '{"url": "u", "language": "de", "redirect": null, "stub": true}',
+        "{'url': 'u', 'language': 'de', 'redirect': None, 'stub': True}",
+        b'{"url": "u", "language": "de"}',
+        [("url", "u"), ("language", "de")],  # a map in Parquet
+        {"url": b"u", "language": b"de"},
+    ],
+)
+def test_a_meta_in_any_shape_tells_url_and_language(found, meta):
+    assert meta_of({"text": "words", "meta": meta})["url"] == "u"
+    assert found({"text": "words", "meta": meta})["dropped"] == "not English"
+
+
+@pytest.mark.parametrize(
+    "meta",
+    ["[" * 200_000, "-" * 100_000 + "1", "(" * 5000, "9" * 5000, "1+" * 4000 + "1", "{[]: 1}"],
+)
+def test_a_meta_that_is_none_ends_nothing(found, meta):
+    assert found({"text": "words", "meta": meta})["split"] == "train"
+    assert found({"text": "words", "meta": {"url": "http://u", "title": meta}})["url"] == "http://u"
+
+
+@pytest.mark.parametrize("value", [7, ["u"], {"a": [1]}, "\ud800", float("nan"), True, [[]] * 9])
+@pytest.mark.parametrize("field", ["url", "source", "title", "arxiv_id"])
+def test_fields_of_odd_types_end_nothing(found, field, value):
+    one = found(json.dumps({"text": "words", "meta": {field: value}}).encode())
+    assert one["split"] == "train" and isinstance(one["source"], str)
+
+
+@pytest.mark.parametrize(
+    ("language", "is_kept"),
+    [(one, True) for one in ("en", "EN", "en-US", "en_GB", "eng", "eng_Latn", "English", " en ")]
+    + [(one, True) for one in ("English (UK)", "__label__en", ["en"], [], "", None)]
+    + [(one, False) for one in ("de", "enm", "Engadinisch", ["de"], ["en", "de"], "deu_Latn", 7)],
+)
+def test_english_by_any_of_its_names(found, language, is_kept):
+    for record in ({"meta": {"language": language}}, {"language": language, "meta": {"url": "u"}}):
+        assert ("dropped" not in found({"text": "words", **record})) == is_kept
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"text": "words", "score": NaN}', "words"),
+        (b'{"text": "words", "id": ' + b"9" * 5000 + b"}", "words"),
+        (b'{"text": "caf\xe9 words"}', "caf\xe9 words"),  # Windows-1252
+        (b'{"text": "\xe6\xbc\xa2 words \xe6\xbc"}', "\u6f22 words \ufffd"),  # a torn character
+        (b'\xef\xbb\xbf{"text": "words"}', "words"),
+        (b'{"text": "words \\ud83d", "x": "\\ud83d"}', "words \ufffd"),
+        (b'\0\0{"text": "words"}\0', "words"),
+        ({"text": b"words"}, "words"),
+    ],
+)
+def test_odd_lines_are_read(found, line, text):
+    assert found(line)["text"] == text
+
+
+def test_an_old_macs_file_is_one_line_of_many_records(monkeypatch):
+    monkeypatch.setattr(select_extracts, "load_counter", lambda name: Always())
+    options = parse_options(["--min-tokens", "1", "--max-tokens", "9"])
+    line = b'{"text": "one"}\r{"text": "two"}\r\r{"text": "three"}\r'
+    assert [one["text"] for one in select(line, options)] == ["one", "two", "three"]
+    assert select(b"\0" * 99, options) == select(b"\r", options) == []
+
+
+def splits_of(monkeypatch, texts: list[str], *options: object) -> Counter:
+    """How many of these texts, each with a URL of its own, go to which split."""
+    counter = type("Counter", (), {"count": lambda self, text, enough: len(text) // 4})()
+    monkeypatch.setattr(select_extracts, "load_counter", lambda name: counter)
+    parsed = parse_options(list(map(str, options)))
+    rows = [{"text": text, "meta": {"url": f"u{i}"}} for i, text in enumerate(texts)]
+    return Counter(one.get("split") for row in rows for one in select(row, parsed))
+
+
+def test_where_windows_overlap_the_id_draws_the_split(monkeypatch):
+    long_texts, short_texts = ["words " * 5000] * 300, ["words " * 2000] * 10
+    recipe = ("--min-tokens", 1800, "--max-tokens", 15_000)  # of the 16K recipe
+    splits = splits_of(monkeypatch, [*long_texts, *short_texts, "words " * 12_000], *recipe)
+    assert 60 <= splits["test"] <= 120  # 91 ± 8
+    assert splits["test"] + splits["train"] == 311
+    default = splits_of(monkeypatch, long_texts + ["words " * 900] * 3)
+    assert default == {"test": 300, "train": 3}  # no text is in both of the default windows
+
+
+def test_own_texts_of_one_url_are_split_one_by_one(monkeypatch):
+    counter = type("Counter", (), {"count": lambda self, text, enough: len(text) // 4})()
+    monkeypatch.setattr(select_extracts, "load_counter", lambda name: counter)
+    options = parse_options(["--max-tokens", "15000"])
+    rows = [{"text": f"{i} words " * 3000, "meta": {"url": "http://same"}} for i in range(60)]
+    splits = Counter(select(row, options)[0]["split"] for row in rows)
+    assert splits["train"] > 30 and splits["test"] > 5
 
 
 WIKIPEDIA = {"title": "T", "url": "https://en.wikipedia.org/wiki/T"}
@@ -84,8 +180,11 @@ def test_no_source_is_claimed_that_a_record_does_not_tell(found, meta, source):
         ({"text": "mots", "meta": {"language": "fr"}}, "not English"),
         ({"text": "12 34 56"}, "no prose"),
         (b"{", "not JSON with a text"),
-        (b'{"text": "\xff"}', "not JSON with a text"),
-        (b'{"text": "\\ud800"}', "not JSON with a text"),
+        (b'{"text": "\xff"}', "no prose"),
+        (b'{"text": "\\ud800"}', "no prose"),
+        (b'{"text": NaN}', "not JSON with a text"),
+        (b'{"text": ' + b"9" * 9000 + b"}", "not JSON with a text"),
+        (b'{"text": ' + b"[" * 100_000, "not JSON with a text"),
         (b"[]", "not JSON with a text"),
         ("7", "not JSON with a text"),
         (b'{"txt": "a"}', "not JSON with a text"),

@@ -1,0 +1,41 @@
+"""Read extracts, of `sample_extracts` or one's own: {"id", "text"}, and as it may be source, url.
+
+One's own need nothing beside the two fields. An id may be a number, which is its string from here
+on; a source that is not told is "other".
+"""
+
+from pathlib import Path
+
+from common.cli import UserError, warn
+from common.files import load_records
+
+MADE_BY = "just extracts"
+
+
+def load_extracts(path: Path) -> list[dict]:
+    """[{id, text, source, url, ...}] of a file in its order, ids and texts strings, no id twice.
+
+    What has no id or text is passed over, and so is a second record of an id: one line says how
+    many. Raises UserError if the file is not there, not finished, or holds nothing of use.
+    """
+    folder = path.parent
+    if (folder / "unfinished/made.json").exists() and not (folder / "made.json").exists():
+        raise UserError(f"{folder} is not finished; go on with `{MADE_BY}` and the same options")
+    extracts, lacking, repeated = {}, 0, 0
+    for record in load_records(path, ("id", "text"), MADE_BY):
+        text = record["text"]
+        if not record["id"] or not isinstance(text, str) or not text.strip():
+            lacking += 1
+        elif record["id"] in extracts:
+            repeated += 1
+        else:
+            extracts[record["id"]] = {"source": "other", "url": ""} | record
+    if lacking:
+        warn(f"{path}: {lacking:,} records without an id or a text, passed over")
+    if repeated:
+        warn(
+            f"{path}: {repeated:,} records have an id that stands before; the first of it is taken"
+        )
+    if not extracts:
+        raise UserError(f"{path} holds no record with an id and a text; make it with `{MADE_BY}`")
+    return list(extracts.values())
