@@ -143,9 +143,10 @@ class Task:
         Raises UserError if it is faulty, or if a `text`, `first` or `second` that it is given does
         not show in what it writes: nothing is asked for with a prompt that lacks its text.
         """
-        if MARKS.keys() & variables.keys():
-            self._check_shown(name, variables)
-        return self._write(name, variables)
+        with limits():
+            if MARKS.keys() & variables.keys():
+                self._check_shown(name, variables)
+            return self._write(name, variables)
 
     def _check_shown(self, name: str, variables: dict) -> None:
         """Try a template once with marks instead of the texts. Raises UserError if one is lost."""

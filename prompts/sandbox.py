@@ -7,7 +7,7 @@ that is passed in is looked at and never made to act. What would run or grow wit
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -26,7 +26,11 @@ LONGEST = 20_000_000  # characters that a template may write
 LARGEST = 1_000_000  # number that a filter or a method may be given
 PLAIN = (str, int, float, list, tuple, dict, type({}.keys()), type({}.items()), type({}.values()))
 OF_JINJA = (Macro, LoopContext, BlockReference, Cycler, Joiner, Undefined)
-WIDE = re.compile(r"\d{6,}|%\S*\*")  # "%9999999d", "{:>9999999}", "%*d"
+# What makes a text as long as a number says: filters, methods, and `range`.
+STRETCHING = {"center", "indent", "batch", "slice", "ljust", "rjust", "zfill", "expandtabs"}
+STRETCHING |= {"to_bytes", "range", "safe_range"}
+# A format that does: "%9999999d", "{:>9999999}", "%*d", "%.*f", "{:{width}}".
+WIDE = re.compile(r"%(?:\([^()]*\))?[-+ #0]*\d*\.?(?:\d{6,}|\*)|\{[^{}]*:[^{}]*(?:\d{6,}|\{)")
 _deadline: ContextVar[float] = ContextVar("deadline", default=0.0)
 _written: ContextVar[list[int]] = ContextVar("written")
 
@@ -35,24 +39,27 @@ class Offered:
     """A function that templates may call."""
 
     def __init__(self, function: Callable):
-        self.function = function
+        self._function = function
 
     def __call__(self, *args, **kwargs):
-        return self.function(*args, **kwargs)
+        return self._function(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return self.function.__name__
+        return self._function.__name__
 
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """Within it a template has SECONDS from now and LONGEST characters."""
-    started = _deadline.set(time.monotonic() + SECONDS), _written.set([0])
+    """Within it templates have SECONDS from now and LONGEST characters, all together."""
+    if _deadline.get():  # one block inside another gives no more
+        yield
+        return
+    _deadline.set(time.monotonic() + SECONDS)
+    _written.set([0])
     try:
         yield
     finally:
-        _deadline.reset(started[0])
-        _written.reset(started[1])
+        _deadline.set(0.0)
 
 
 def _tick() -> None:
@@ -65,10 +72,16 @@ def _check_size(size: float) -> None:
         raise SecurityError(f"it writes more than {LONGEST:,} characters")
 
 
-def _check_numbers(*values: object) -> None:
-    for value in values:
-        if isinstance(value, int | float) and abs(value) > LARGEST:
-            raise SecurityError(f"a number over {LARGEST:,} is given to a filter or a function")
+def _check_stretching(name: str, values: Iterable[object]) -> None:
+    if name in STRETCHING:
+        for value in values:
+            if isinstance(value, int | float) and abs(value) > LARGEST:
+                raise SecurityError(f"{name} is given a number over {LARGEST:,}")
+
+
+def _check_format(pattern: object) -> None:
+    if WIDE.search(str(pattern)):
+        raise SecurityError("the width of a format is over 99,999 or not written out")
 
 
 def _count_written(value: object) -> object:
@@ -94,12 +107,14 @@ def _joined(parts: list) -> str:
     return "".join(words)
 
 
-def _bounded(function: Callable) -> Callable:
-    """A filter that refuses large numbers, as in `center(10 ** 9)`."""
+def _bounded(name: str, function: Callable) -> Callable:
+    """A filter that refuses what makes it write without end, as in `center(10 ** 9)`."""
 
     @wraps(function)
     def checked(*args, **kwargs):
-        _check_numbers(*args[1:], *kwargs.values())
+        _check_stretching(name, [*args, *kwargs.values()])
+        if name == "format":
+            _check_format(args[0])
         return function(*args, **kwargs)
 
     return checked
@@ -140,7 +155,7 @@ class TemplateEnvironment(SandboxedEnvironment):
             loader=TaskLoader(folders), undefined=StrictUndefined, finalize=_count_written
         )
         del self.filters["random"], self.globals["lipsum"]  # a prompt is the same at every run
-        self.filters = {name: _bounded(function) for name, function in self.filters.items()}
+        self.filters = {name: _bounded(name, one) for name, one in self.filters.items()}
         self.filters |= {"_counted": _counted, "_joined": _joined}
 
     def _parse(self, source, name, filename) -> nodes.Template:
@@ -158,8 +173,8 @@ class TemplateEnvironment(SandboxedEnvironment):
 
     def wrap_str_format(self, value: object) -> Callable | None:
         wrapped = super().wrap_str_format(value)
-        if wrapped and WIDE.search(value.__self__):
-            raise SecurityError("a format is wider than 99,999 characters")
+        if wrapped:
+            _check_format(value.__self__)
         return wrapped
 
     def call_binop(self, context, operator: str, left: object, right: object) -> object:
@@ -167,8 +182,7 @@ class TemplateEnvironment(SandboxedEnvironment):
             if not (abs(left) <= LARGEST and abs(right) <= 64):
                 raise SecurityError("a power is too large")
         elif operator == "%" and isinstance(left, str):
-            if WIDE.search(left):
-                raise SecurityError("a format is wider than 99,999 characters")
+            _check_format(left)
         elif operator == "*":
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, str | list | tuple) and isinstance(other, int):
@@ -181,5 +195,8 @@ class TemplateEnvironment(SandboxedEnvironment):
 
     def call(__self, __context, __obj, *args, **kwargs):
         _tick()
-        _check_numbers(*args, *kwargs.values())
+        name = getattr(__obj, "__name__", type(__obj).__name__)
+        if not __self.is_safe_callable(__obj):
+            raise SecurityError(f"a template may not call {name}")
+        _check_stretching(name, [*args, *kwargs.values()])
         return super().call(__context, __obj, *args, **kwargs)
