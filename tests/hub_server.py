@@ -50,6 +50,7 @@ class Hub:
         self.shas: dict[str, list[str]] = {}  # of every repo, the newest last
         self.blobs: dict[str, bytes] = {}
         self.uploads = self.drop_uploads = 0
+        self.before_commit: list = []  # functions, the last called before the next commit
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -111,7 +112,11 @@ class Hub:
             self.put_blob(request, path, body)
         elif path == "/api/validate-yaml":
             self.send(request, 200, {"errors": [], "warnings": []})
-        elif request.headers.get("Authorization") != f"Bearer {TOKEN}":
+        elif request.headers.get("Authorization") != f"Bearer {TOKEN}" and not (
+            request.command in ("GET", "HEAD")
+            and request.headers.get("Authorization") is None
+            and self.is_public(path)
+        ):
             self.send(request, 401, {"error": "Invalid username or password."})
         elif path == "/api/whoami-v2":
             self.send(request, 200, {"name": "me", "type": "user", "auth": {}})
@@ -121,6 +126,11 @@ class Hub:
             self.batch(request, json.loads(body))
         else:
             self.route_repo(request, path, body)
+
+    def is_public(self, path: str) -> bool:
+        """Whether a path is of a repo that is read without a token."""
+        match = ROUTE.fullmatch(path)
+        return bool(match) and self.private.get(f"{match[1] or 'models/'}{match[2]}") is False
 
     def route_repo(self, request, path: str, body: bytes) -> None:
         """What is asked of one repo."""
@@ -200,6 +210,10 @@ class Hub:
 
     def commit(self, request, name: str, files: dict, body: bytes) -> None:
         header, *changes = map(json.loads, body.splitlines())
+        if self.before_commit:  # what another does just before
+            self.before_commit.pop()()
+        if header["value"].get("parentCommit", self.sha(name)) != self.sha(name):
+            return self.send(request, 412, {"error": "the branch has moved"})
         self.commits.append(header["value"]["summary"])
         self.sent.append([])
         for change in changes:

@@ -203,7 +203,7 @@ def _unfenced(text: str) -> str:
     for number, fence in enumerate(FENCE.finditer(text), 1):
         depth += 1 if fence["info"] or not depth else -1
         closed += not depth
-        if closed and fence.end() < len(text) or number > 10_000:
+        if (closed and fence.end() < len(text)) or number > 10_000:
             return text  # a block that begins the text and another that ends it
     if number == 1:  # the other one stood in another part of the reply
         return text[first.end() :] if first else text[:end]
