@@ -120,6 +120,22 @@ def _bounded(name: str, function: Callable) -> Callable:
     return checked
 
 
+def quoted(text: str) -> str:
+    """Someone's text as a Markdown quotation, in which no markup of HTML and no picture acts."""
+    plain = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!\\[")
+    return "\n".join(f"> {line}".rstrip() for line in plain.splitlines())
+
+
+def in_line(text: str) -> str:
+    """Someone's words within a line of Markdown, also between backticks."""
+    return " ".join(str(text).replace("`", "'").split())
+
+
+def fence(text: str, least: int = 3) -> str:
+    """The fence for a code block that holds `text`: longer than any in it."""
+    return "`" * max([least, *(len(run) + 1 for run in re.findall("`{3,}", text))])
+
+
 class _Limited(NodeTransformer):
     """Rewrites a parsed template so that its loops and its `~` pass through the functions above."""
 
@@ -157,6 +173,7 @@ class TemplateEnvironment(SandboxedEnvironment):
         del self.filters["random"], self.globals["lipsum"]  # a prompt is the same at every run
         self.filters = {name: _bounded(name, one) for name, one in self.filters.items()}
         self.filters |= {"_counted": _counted, "_joined": _joined}
+        self.filters |= {"quoted": quoted, "in_line": in_line, "fence": fence}
 
     def _parse(self, source, name, filename) -> nodes.Template:
         tree = super()._parse(source, name, filename)

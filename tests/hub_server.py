@@ -117,7 +117,11 @@ class Hub:
             and request.headers.get("Authorization") is None
             and self.is_public(path)
         ):
-            self.send(request, 401, {"error": "Invalid username or password."})
+            # Without a token the Hub does not tell a private repo from one that is not there.
+            hidden = (
+                {} if request.headers.get("Authorization") else {"X-Error-Code": "RepoNotFound"}
+            )
+            self.send(request, 401, {"error": "Invalid username or password."}, hidden)
         elif path == "/api/whoami-v2":
             self.send(request, 200, {"name": "me", "type": "user", "auth": {}})
         elif path == "/api/repos/create":
@@ -155,7 +159,10 @@ class Hub:
             paths = parse_qs(body.decode()).get("paths", [])
             answer = [file_entry(path, files[path]) for path in paths if path in files]
         else:
-            card = RepoCard(files.get("README.md", b"").decode())
+            try:
+                card = RepoCard(files.get("README.md", b"").decode())
+            except Exception:  # the Hub passes over a card that is none
+                card = RepoCard("---\n{}\n---\n")
             about = {"id": repo, "sha": self.sha(name), "private": self.private[name], "tags": []}
             names = [{"rfilename": path} for path in files]
             answer = {**about, "siblings": names, "cardData": card.data.to_dict()}
