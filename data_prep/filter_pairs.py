@@ -7,12 +7,12 @@ a student's bad answer is a good one to reject. Of a test pair only the chosen a
 import re
 from argparse import Namespace
 from collections.abc import Iterator
-from math import inf
+from math import inf, nan
 
 from langdetect import DetectorFactory, LangDetectException, detect
 from rapidfuzz.distance import Levenshtein
 
-from common.cli import UserError
+from common.cli import UserError, one_line
 from data_prep.count_tokens import load_counter
 from prompts import Task
 
@@ -22,20 +22,48 @@ FUNCTION_WORDS = set(re.findall(r"\w+", "the of and to in a is that for it as wa
 REFUSAL = re.compile(
     r"(?i)(I('m| am) (sorry|unable|not able)|I (cannot|can't|won't)|As an? (AI|language model))\b"
 )
-CHECKS = re.findall(r"\w+", "difference similarity length longer refusal repetition lead language")
+# check -> least and largest limit, of which a larger share or number could never be passed
+CHECKS = {
+    "difference": (0, 1000),
+    "similarity": (0, 1),
+    "length": (1, 10_000_000),
+    "longer": (0, 1_000_000),
+    "refusal": (0, 1),
+    "repetition": (0, 1),
+    "lead": (0, 1),
+    "language": (0, 1),
+}
+SWITCHES = ("refusal", "lead", "language")
+WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
 
 
 def limits_of(task: Task, given: list[str], keep: list[str]) -> dict[str, float]:
     """check -> limit, of the checks to make; `given`: NAME=LIMIT. Raises UserError."""
     options, path = dict(one.partition("=")[::2] for one in given), task.folder / "task.yaml"
-    for place, names in {path: task.checks, "--check": options, "--keep": keep}.items():
-        if unknown := ", ".join(set(names) - set(CHECKS)):
+    for place, names in {
+        f"{path}: checks": task.checks,
+        "--check": options,
+        "--keep": keep,
+    }.items():
+        if unknown := ", ".join(sorted(set(names) - CHECKS.keys())):
             raise UserError(f"{place}: no check {unknown}; the checks are {', '.join(CHECKS)}")
-    limits = task.checks | options
+    limits = {name: _limit(f"{path}: checks", name, value) for name, value in task.checks.items()}
+    limits |= {name: _limit("--check", name, value) for name, value in options.items()}
+    return {name: limit for name, limit in limits.items() if name not in keep}
+
+
+def _limit(place: str, name: str, value: object) -> float:
+    """A check's limit as a number. Raises UserError if it is none, or out of range."""
+    least, largest = CHECKS[name]
+    wanted = "true or false" if name in SWITCHES else f"a number from {least} to {largest:,}"
     try:
-        return {name: float(limits[name]) for name in limits if name not in keep}
+        limit = WORDS.get(str(value).strip().lower())
+        limit = float(value) if limit is None else limit
     except (TypeError, ValueError):
-        raise UserError(f"{path}, --check: a limit is a number or true, unlike {limits}") from None
+        limit = nan
+    if not least <= limit <= largest or (name in SWITCHES and limit not in (0, 1)):
+        raise UserError(f"{place}: {name} is {wanted}, not {one_line(repr(value), 40)}")
+    return limit
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -60,7 +88,7 @@ def n_tokens(pair: dict, most: float, tokenizer: str, task: Task) -> int:
     """Of prompt and longer answer; a bound where that is at most `most`, as bytes are of tokens."""
     prompt = task.student_messages(pair["prompt"], task.student_template())[0]["content"]
     texts = prompt, pair["chosen"], pair["rejected"]
-    whole, *answers = (len(text.encode()) for text in texts)
+    whole, *answers = (len(text.encode(errors="replace")) for text in texts)
     if whole + max(answers) + TURN_TOKENS > most:  # so short pairs need no tokenizer
         whole, *answers = map(load_counter(tokenizer).count, texts)
     return whole + max(answers) + TURN_TOKENS
@@ -89,8 +117,11 @@ def pair_faults(pair: dict, split: str, args: Namespace, task: Task) -> Iterator
         ratings = pair["ratings"] or (inf, -inf)
         if ratings[0] - ratings[1] <= limits.get("difference", -inf):
             yield "difference", "scores {:g} and {:g}".format(*ratings)
-        alike = Levenshtein.normalized_similarity(pair["chosen"], pair["rejected"])
-        if alike > limits.get("similarity", inf):
+        most_alike = limits.get("similarity", 1.0)
+        # Below the cutoff, which two unlike long texts reach soon, it says 0.
+        sides_of = pair["chosen"], pair["rejected"]
+        alike = Levenshtein.normalized_similarity(*sides_of, score_cutoff=most_alike)
+        if alike > most_alike:
             yield "similarity", f"Levenshtein similarity {alike:.3f}"
         most = limits.get("length", inf)
         if (length := n_tokens(pair, most, args.tokenizer, task)) > most:

@@ -31,8 +31,9 @@ def main() -> None:
     parser.add_argument("--name", default="", help="of the pairs: push hub-NAME")
     args = parser.parse_args()
     folder = data_folder(args, "hub", args.name)
-    found = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
-    files = {path.relative_to(folder).as_posix(): path for path in found}
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    files = {name.as_posix(): folder / name for name in shown}
     hashes = row_hashes(folder)
     if CARD not in files or not hashes:
         raise UserError(f"{folder} is not a staged dataset; make it with `just stage`")

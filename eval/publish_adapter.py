@@ -49,16 +49,16 @@ def scores_of(config: RunConfig) -> dict:
     return scores
 
 
-def base_on_hub(config: RunConfig, named: str | None) -> dict:
+def base_on_hub(config: RunConfig, named: str | None, dry_run: bool = False) -> dict:
     """The base's name, revision and front matter. Raises UserError if others cannot get it."""
     if not named and Path(config.base_model).exists():
         hint = "say where others find it with --base NAME[@REVISION]"
         raise UserError(f"the base {config.base_model} is a folder of this machine; {hint}")
     base, _, revision = (named or config.base_model).partition("@")
     revision = revision or config.base_revision
-    with hub_session(base) as api:
-        front = api.model_info(base, revision=revision).card_data or {}
-    return {"base": base, "revision": revision, "front": front}
+    with hub_session(base, may_lack_token=dry_run) as api:
+        card = api.model_info(base, revision=revision).card_data
+    return {"base": base, "revision": revision, "front": card.to_dict() if card else {}}
 
 
 def pushed_data(config: RunConfig) -> dict:
@@ -101,7 +101,7 @@ def main() -> None:
         what = f"{config.output_dir} was not made of this config, base and data"
         raise UserError(f"{what}; `just train {config.name}` trains anew")
     scores = {} if args.unevaluated else scores_of(config)
-    base = base_on_hub(config, args.base)
+    base = base_on_hub(config, args.base, args.dry_run)
     files = model_files(config, args.merged, base)
     recipe = yaml.safe_dump(without_places(config.settings), sort_keys=False)
     shown = {"config": config, "recipe": recipe, "scores": scores, "rows": load_rows(config)}

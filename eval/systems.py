@@ -76,13 +76,11 @@ def system_of(config: RunConfig, name: str) -> System:
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
     """[{id, source, text, reference, second}] of the first `n` test texts, in their order."""
-    mark, template = "\0", config.task.student_template()
-    around = config.task.student_messages(mark, template)[-1]["content"].split(mark)
     rows = [
         {
             "id": r["id"],
             "source": r.get("source") or "unknown",
-            "text": r["prompt"][-1]["content"].removeprefix(around[0]).removesuffix(around[1]),
+            "text": config.task.text_of(r["prompt"][-1]["content"]),
             "reference": r["chosen"][-1]["content"],
             "second": r["rejected"][-1]["content"] if r.get("rejected") else "",
         }

@@ -1,25 +1,28 @@
 """Tasks: a folder each, with a task.yaml and Jinja templates, and the loader that reads them.
 
 A template that a task's folder lacks is taken from prompts/shared. A variable that a template names
-and is not given raises.
+and is not given raises. A folder may come from a stranger: prompts/schema.py says what a task.yaml
+may hold, prompts/sandbox.py what a template may do.
 """
 
 import argparse
-import dataclasses
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import TemplateError, TemplateNotFound, nodes
 from jinja2.meta import find_referenced_templates
 
 from common.cli import UserError, one_line
 from common.files import digest
 from common.text import plain_text
+from prompts.sandbox import Offered, TemplateEnvironment, limits
+from prompts.schema import read_task_file
 
 FOLDER = Path(__file__).parent
 SHARED = FOLDER / "shared"
@@ -31,6 +34,23 @@ TITLES = {
     "lead": "the text's first sentences (no model)",
     "second": "the teacher's second answer",
 }
+
+
+# What a prompt is about. Each of these that a template is given must show in what it writes.
+MARKS = {"text": "textmark", "first": "firstmark", "second": "secondmark"}
+# Two texts that a student's prompt is tried with: short, and long with all that may be rewritten.
+PROBES = "probe7", 'probe8 <b>&amp;</b> "it\'s" {{ x }} {% y %} \\n\n\n' * 2_000 + "probe9"
+PUBLIC = [
+    *("name", "label", "hub", "answers", "criteria", "checks", "measures", "systems"),
+    *("lead_words", "max_new_tokens", "titles", "lowest_score", "highest_score"),
+]
+
+
+class PublicTask(SimpleNamespace):
+    """What a template sees of a task: copies of its fields, and a few functions."""
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,35 +85,160 @@ class Task:
         return sum(self.criteria.values())
 
     @cached_property
-    def _environment(self) -> Environment:
-        loader = FileSystemLoader([self.folder, SHARED])
-        return Environment(loader=loader, undefined=StrictUndefined)
+    def _environment(self) -> TemplateEnvironment:
+        return TemplateEnvironment(self.folder, SHARED)
+
+    @cached_property
+    def _tried(self) -> set[tuple]:
+        """(template, its small variables) of the prompts that were seen to show their text."""
+        return set()
 
     def title(self, system: str) -> str:
         return self.titles.get(system) or TITLES.get(system, system)
 
+    def public(self) -> PublicTask:
+        """What a template sees of the task: nothing of this machine, nothing that acts."""
+        fields = {name: copy.deepcopy(getattr(self, name)) for name in PUBLIC}
+        functions = (self.title, self.student_template, self.student_messages)
+        return PublicTask(**fields, **{one.__name__: Offered(one) for one in functions})
+
+    def _place(self, name: str) -> Path:
+        own = self.folder / f"{name}.jinja"
+        return own if own.is_file() or not (SHARED / own.name).is_file() else SHARED / own.name
+
     @contextmanager
     def _faults_told(self, name: str) -> Iterator[None]:
         try:
-            yield
-        except TemplateError as error:
-            place = getattr(error, "filename", None) or self.folder / f"{name}.jinja"
+            with limits():
+                yield
+        except UserError:
+            raise
+        except UnicodeDecodeError:
+            raise UserError(f"{self._place(name)} is not UTF-8 text; save it as UTF-8") from None
+        except RecursionError:
+            raise UserError(f"{self._place(name)} includes or calls itself without end") from None
+        except TemplateNotFound as error:
+            lacking = one_line(", ".join(map(str, getattr(error, "templates", [error.name]))), 80)
+            what = f"TemplateNotFound, neither the task's folder nor {SHARED} holds {lacking}"
+            raise UserError(f"{self._place(name)}: {what}") from None
+        except Exception as error:  # a template can raise whatever Python can
+            place = (isinstance(error, TemplateError) and getattr(error, "filename", None)) or None
             line = f":{error.lineno}" if getattr(error, "lineno", None) else ""
-            raise UserError(f"{place}{line}: {type(error).__name__}, {one_line(error)}") from None
+            where = f"{place or self._place(name)}{line}"
+            raise UserError(f"{where}: {type(error).__name__}, {one_line(error)}") from None
+
+    def _write(self, name: str, variables: dict) -> str:
+        with self._faults_told(name):
+            given = {
+                key: Offered(value) if isinstance(value, FunctionType) else value
+                for key, value in variables.items()
+            }
+            return self._environment.get_template(f"{name}.jinja").render(
+                task=self.public(), **given
+            )
 
     def render(self, name: str, /, **variables: object) -> str:
-        """The task's template `name`.jinja, or the shared one. Raises UserError if it is faulty."""
-        with self._faults_told(name):
-            return self._environment.get_template(f"{name}.jinja").render(task=self, **variables)
+        """The task's template `name`.jinja, or the shared one.
+
+        Raises UserError if it is faulty, or if a `text`, `first` or `second` that it is given does
+        not show in what it writes: nothing is asked for with a prompt that lacks its text.
+        """
+        with limits():
+            if MARKS.keys() & variables.keys():
+                self._check_shown(name, variables)
+            return self._write(name, variables)
+
+    def _check_shown(self, name: str, variables: dict) -> None:
+        """Try a template once with marks instead of the texts. Raises UserError if one is lost."""
+        marks = {key: mark for key, mark in MARKS.items() if key in variables}
+        others = {key: value for key, value in variables.items() if key not in marks}
+        if (tried := (name, repr(others))) in self._tried:
+            return
+        # Several paragraphs and sentences, so that a template may cut, split or count them.
+        texts = {key: "\n\n".join([f"{mark} and {mark}. " * 3] * 3) for key, mark in marks.items()}
+        try:
+            prompt = self._write(name, others | texts).lower()
+        except UserError:
+            return  # it cannot be tried; with the real text it is told what is wrong
+        if lost := [key for key, mark in marks.items() if mark not in prompt]:
+            shown = " and ".join(f"{{{{ {key} }}}}" for key in lost)
+            raise UserError(f"{self._place(name)} does not show {shown}; write it where it belongs")
+        self._tried.add(tried)
+
+    def _sources(self, name: str) -> list[str]:
+        """A template's source, those of what it includes, and those of what these include."""
+        environment = self._environment
+
+        def parts_of(source: str) -> list[str | None]:
+            return list(find_referenced_templates(environment.parse(source)))
+
+        sources = [environment.loader.get_source(environment, f"{name}.jinja")[0]]
+        parts, seen = parts_of(sources[0]), {f"{name}.jinja"}
+        # Its own parts count as often as they stand there, as they did when none had parts of its
+        # own: hashes of such templates, which old replies are found by, stay as they were.
+        own = len(parts)
+        for position, part in enumerate(parts):
+            if part is None:
+                raise UserError(
+                    f"{self._place(name)}: the name of what it includes must be written out"
+                )
+            if position >= own and part in seen:
+                continue
+            try:
+                source = environment.loader.get_source(environment, part)[0]
+            except TemplateNotFound:
+                continue  # `ignore missing`, or rendering tells
+            sources.append(source)
+            if part not in seen:
+                parts.extend(parts_of(source))
+            seen.add(part)
+        return sources
 
     def sha(self, name: str) -> str:
         """First 12 hex digits of the SHA-256 of the template's source and of what it includes."""
-        environment = self._environment
         with self._faults_told(name):
-            source = environment.loader.get_source(environment, f"{name}.jinja")[0]
-            parts = find_referenced_templates(environment.parse(source))
-            more = (environment.loader.get_source(environment, part)[0] for part in parts)
-            return digest("".join([source, *more]))[:12]
+            return digest("".join(self._sources(name)))[:12]
+
+    def student_sha(self) -> str | None:
+        """12 hex digits that tell what stands around a student's text; None for the bare text.
+
+        Not of the template's source but of what it writes: an edit of a file that it includes, or
+        of a field of task.yaml that it shows, counts, and one of a comment does not.
+        """
+        template = self.student_template()
+        return digest(*self._around)[:12] if template else None
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What student.jinja writes before and after the text.
+
+        Raises UserError if the text does not stand in it once and as it is, or if what is around it
+        depends on it: the evaluation takes the prompts of the dataset apart again.
+        """
+        with self._faults_told("student"):
+            trees = [self._environment.parse(source) for source in self._sources("student")]
+            uses = [
+                one for tree in trees for one in tree.find_all(nodes.Name) if one.name == "text"
+            ]
+        parts = [self._write("student", {"text": probe}).split(probe) for probe in PROBES]
+        if len(uses) != 1 or len(parts[0]) != 2 or parts[0] != parts[1]:
+            what = "must hold {{ text }} once and as it is: no filter, no condition on the text"
+            raise UserError(f"{self.folder / 'student.jinja'} {what}")
+        return tuple(parts[0])
+
+    def text_of(self, prompt: str) -> str:
+        """The text in a student's prompt, as the dataset holds it. Raises UserError.
+
+        The error: the prompt was not written by this student.jinja, so it was edited since.
+        """
+        if not self.student_template():
+            return prompt
+        before, after = self._around
+        inner = len(prompt) - len(before) - len(after)
+        if inner < 0 or not (prompt.startswith(before) and prompt.endswith(after)):
+            what = "is not what the dataset's prompts were made with; `just stage` makes them anew"
+            raise UserError(f"{self.folder / 'student.jinja'} {what}")
+        return prompt[len(before) : len(before) + inner]
 
     def student_template(self, instructed: bool = False) -> str | None:
         """The template around a student's text, None for the bare text."""
@@ -114,25 +259,15 @@ class Task:
 @cache
 def load_task(name: str = "summarize", folder: Path = FOLDER) -> Task:
     """Read `folder`/`name`/task.yaml. Raises UserError that names the file and the key at fault."""
+    names = sorted(path.parent.name for path in folder.glob("*/task.yaml"))
+    if name not in names:  # so a name is never a path
+        likely = get_close_matches(name, names, 1) or names[:8]
+        hint = f"did you mean {' or '.join(likely)}?" if likely else "it holds no task.yaml"
+        raise UserError(f"no task {one_line(name, 80)} in {folder}; {hint}")
     path = folder / name / "task.yaml"
-    if not path.is_file():
-        tasks = sorted(found.parent.name for found in folder.glob("*/task.yaml"))
-        nearest = get_close_matches(name, tasks, 1) or tasks
-        raise UserError(f"no task {name} in {folder}; did you mean {' or '.join(nearest)}?")
-    try:
-        given = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
-    known = {one.name for one in dataclasses.fields(Task)} - {"folder"}
-    if faulty := sorted({"label", "hub"} - given.keys()) or sorted(given.keys() - known):
-        what = "unknown" if given.keys() >= {"label", "hub"} else "missing"
-        raise UserError(f"{path}: {', '.join(faulty)} {what}; the keys are {', '.join(known)}")
-    task = Task(folder=path.parent, **given)
-    for criterion, scale in task.criteria.items():
-        if not isinstance(scale, int) or scale < 2:
-            raise UserError(f"{path}: criteria: {criterion} needs a scale, a whole number over 1")
-    if task.answers == 2 and not task.criteria:
-        raise UserError(f"{path}: criteria are missing; two answers are told apart by them")
+    task = Task(folder=path.parent, **read_task_file(path))
+    if task.student_template():
+        _ = task._around  # a student's template that cannot be taken apart is refused at once
     return task
 
 

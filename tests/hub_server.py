@@ -50,6 +50,7 @@ class Hub:
         self.shas: dict[str, list[str]] = {}  # of every repo, the newest last
         self.blobs: dict[str, bytes] = {}
         self.uploads = self.drop_uploads = 0
+        self.before_commit: list = []  # functions, the last called before the next commit
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -111,8 +112,16 @@ class Hub:
             self.put_blob(request, path, body)
         elif path == "/api/validate-yaml":
             self.send(request, 200, {"errors": [], "warnings": []})
-        elif request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.send(request, 401, {"error": "Invalid username or password."})
+        elif request.headers.get("Authorization") != f"Bearer {TOKEN}" and not (
+            request.command in ("GET", "HEAD")
+            and request.headers.get("Authorization") is None
+            and self.is_public(path)
+        ):
+            # Without a token the Hub does not tell a private repo from one that is not there.
+            hidden = (
+                {} if request.headers.get("Authorization") else {"X-Error-Code": "RepoNotFound"}
+            )
+            self.send(request, 401, {"error": "Invalid username or password."}, hidden)
         elif path == "/api/whoami-v2":
             self.send(request, 200, {"name": "me", "type": "user", "auth": {}})
         elif path == "/api/repos/create":
@@ -121,6 +130,11 @@ class Hub:
             self.batch(request, json.loads(body))
         else:
             self.route_repo(request, path, body)
+
+    def is_public(self, path: str) -> bool:
+        """Whether a path is of a repo that is read without a token."""
+        match = ROUTE.fullmatch(path)
+        return bool(match) and self.private.get(f"{match[1] or 'models/'}{match[2]}") is False
 
     def route_repo(self, request, path: str, body: bytes) -> None:
         """What is asked of one repo."""
@@ -145,7 +159,10 @@ class Hub:
             paths = parse_qs(body.decode()).get("paths", [])
             answer = [file_entry(path, files[path]) for path in paths if path in files]
         else:
-            card = RepoCard(files.get("README.md", b"").decode())
+            try:
+                card = RepoCard(files.get("README.md", b"").decode())
+            except Exception:  # the Hub passes over a card that is none
+                card = RepoCard("---\n{}\n---\n")
             about = {"id": repo, "sha": self.sha(name), "private": self.private[name], "tags": []}
             names = [{"rfilename": path} for path in files]
             answer = {**about, "siblings": names, "cardData": card.data.to_dict()}
@@ -200,6 +217,10 @@ class Hub:
 
     def commit(self, request, name: str, files: dict, body: bytes) -> None:
         header, *changes = map(json.loads, body.splitlines())
+        if self.before_commit:  # what another does just before
+            self.before_commit.pop()()
+        if header["value"].get("parentCommit", self.sha(name)) != self.sha(name):
+            return self.send(request, 412, {"error": "the branch has moved"})
         self.commits.append(header["value"]["summary"])
         self.sent.append([])
         for change in changes:

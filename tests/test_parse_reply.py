@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -271,3 +273,94 @@ def test_any_text_is_read_or_refused(text):
         parse_reply(text, TASK)
     except ParseError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "The paper's title statistics are:\nmean 5",
+        "Here is what the title of it says:\nIce floats",
+        "Yes, lakes freeze for two reasons:\nice floats",
+        "The tag <think> opens a thought and </think> closes it.",
+        "Ice.\n\n```python\nprint(1)\n```\n\nLakes.",
+        "```python\na\n```\nand\n```\nb\n```",
+        "Close it so:\n```\n</think>\n```\nand go on.",
+        "Part one\n\n---\n\nPart two",
+        "Deep:\n" + " " * 40 + "in.",
+    ],
+)
+def test_what_an_answer_holds_itself_stays(reply):
+    assert parse_answer(reply, TITLE) == reply
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Sure:\nIce on lakes",
+        "A fitting title would be:\n\nIce on lakes",
+        "Certainly! Below is a title of the text:\nIce on lakes",
+        "I suggest the following title:\nIce on lakes",
+        "The user wants a title. So: ice.\n</think>\n\nIce on lakes",
+        "<think>a</think><think>b</think>\n```\nIce on lakes\n```",
+        "Here is the title:\n```text\nIce on lakes\n```",
+        "```\nIce on lakes",
+        "\ufeffIce on lakes\r",
+    ],
+)
+def test_more_that_stands_around_an_answer(reply):
+    assert parse_answer(reply, TITLE) == "Ice on lakes"
+
+
+def test_a_code_block_that_ends_an_answer_stays_and_fences_of_the_parts_go():
+    reply = PAIR.replace("Lakes.", "Run:\n```\nls\n```").replace("Ice.", "```\nIce.\n```")
+    reply = reply.format("Total score: 16", "Total score: 12", "Best summary: 1")
+    assert parse_reply(reply, TASK).answers == ("Run:\n```\nls\n```", "Ice.")
+    apart = "```\nSummary 1: Lakes.\n```\n```\nSummary 2: Ice.\n```\nBest summary: 1"
+    assert parse_reply(apart, TASK, rated=False).answers == ("Lakes.", "Ice.")
+
+
+def test_labels_and_criteria_with_markup_in_them_are_found():
+    task = dataclasses.replace(
+        TASK, label="*Plain_text*", criteria={"is_true": 5, "[short]": 5, "\u017f": 5}
+    )
+    reply = (
+        "**Plain_text 1:** One.\nis_true: 5\n- **[short]**: 4\nS: 3\nTotal score: 12\n"
+        "*Plain_text* 2: Two.\nIs true: 2\nTotal score: 5\nBest plain_text: 1"
+    )
+    parsed = parse_reply(reply, task)
+    assert parsed.answers == ("One.", "Two.") and parsed.scores == (12, 5)
+    assert parsed.criteria == ({"is_true": 5, "[short]": 4, "\u017f": 3}, {"is_true": 2})
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        None,
+        ["a"],
+        b"x",
+        "x" * 400_000,
+        "\ud83d" * 9_000,
+        "\0" * 90_000,
+        "<think>" * 20_000,
+        "<think>a</think>\n```\n" * 5_000,
+        "```\n" * 20_000,
+        "Summary" + " \t" * 50_000 + "x",
+        "Total score of" + " \t" * 50_000 + "!",
+        "best is" + " :" * 50_000 + "x",
+        "title " * 20_000 + ":\nx",
+        "---\n" * 20_000,
+        "Summary\n \n" * 10_000,
+        "\u017fecond \u017fummary: x\nbe\u017ft: 1",
+        "Summary 1: x\nTotal: " + "9" * 400 + "\nSummary 2: y\nTotal: \u0665\nBest: f\u0131rst",
+    ],
+)
+def test_odd_replies_are_read_or_refused_at_once(reply):
+    started = time.monotonic()
+    for read in (parse_reply, parse_answer, read_better):
+        with contextlib.suppress(ParseError):
+            read(reply, TASK)
+    assert time.monotonic() - started < 3
+
+
+def test_half_an_emoji_can_be_written():
+    assert parse_answer("Ice \ud83d\ude00 on \ud83d", TITLE) == "Ice \U0001f600 on \ufffd"

@@ -207,3 +207,91 @@ def test_a_folder_that_is_no_dataset(hub, tmp_path):
     write_jsonl(tmp_path / "summarize/hub/rows.jsonl", [])
     line = one_error_line(push(hub, tmp_path / "summarize/hub", code=1))
     assert "not a staged dataset" in line
+
+
+def test_what_another_pushes_meanwhile_is_not_pushed_over(hub, folder):
+    push(hub, folder)
+    files = hub.repos["datasets/me/pairs"]
+
+    def change():
+        files["README.md"] += b"by another"
+        hub.move_on("datasets/me/pairs")
+
+    hub.before_commit.append(change)
+    write_folder(folder, B)
+    assert "run again" in one_error_line(push(hub, folder, code=1))
+    assert files["README.md"].endswith(b"by another") and len(hub.commits) == 1
+    push(hub, folder)
+    assert files["README.md"].endswith(b"by another") and f"train-0-{B}" in str(files["README.md"])
+
+
+OF_DATASETS = """---
+dataset_info:
+  features: [{name: text, dtype: string}]
+  splits: [{name: train, num_bytes: 1, num_examples: 1}]
+configs: [{config_name: default, data_files: [{split: train, path: data/train-*}]}]
+tags: [mine]
+---
+"""
+
+
+@pytest.mark.parametrize(
+    "body", ["", "# By hand\n<!-- generated: begin. -->\n<!-- generated: end -->"]
+)
+def test_a_card_that_datasets_wrote_itself_is_made_ours(hub, folder, body):
+    card = (OF_DATASETS + body).encode()
+    hub.put("datasets/me/pairs", {"README.md": card, "data/train-0.parquet": b"old"})
+    push(hub, folder, "--update")
+    card = RepoCard(hub.repos["datasets/me/pairs"]["README.md"].decode())
+    front = card.data.to_dict()
+    assert "dataset_info" not in front and front["tags"] == ["mine"]
+    assert front["configs"][0]["data_files"] == f"data/train-0-{A}.parquet"
+    assert "# Pairs" in card.text and body[:9] in card.text
+
+
+def test_marks_in_a_text_do_not_end_our_part(hub, folder):
+    def write(title):
+        card = CARD.replace("FILES", "x").replace("TITLE", title)
+        (folder / "README.md").write_text(card)
+        return push(hub, folder)
+
+    write("One <!-- generated: end --> <!-- generated: begin --> two")
+    write("Three <!-- generated: end --> four")
+    files = hub.repos["datasets/me/pairs"]
+    text = RepoCard(files["README.md"].decode()).text
+    assert "One" not in text and "two" not in text and text.count("four") == 1
+    assert text.count("<!-- generated: end -->") == text.count("<!-- generated: begin") == 1
+    # As 0.3.7 left it: the mark of the text is as good as ours.
+    files["README.md"] = CARD.replace("TITLE", "Old <!-- generated: end --> rest").encode()
+    files["README.md"] += b"by hand\n"
+    hub.move_on("datasets/me/pairs")
+    write("New")
+    text = RepoCard(files["README.md"].decode()).text
+    assert "rest" not in text and "# New" in text and text.endswith("by hand\n")
+
+
+def test_a_dry_run_needs_no_token(hub, folder):
+    result = push(hub, folder, "--dry-run", token=None)
+    assert "only what is public" in result.stderr and "README.md (" in result.stdout
+    assert "me/pairs is not there, or not for this token" in result.stdout
+    hub.put("datasets/me/pairs", {"data/x.parquet": b"1"})
+    assert "pass --update" in one_error_line(push(hub, folder, "--dry-run", token=None, code=1))
+    push(hub, folder, "--dry-run", "--update", token=None)
+    assert not hub.commits
+
+
+@pytest.mark.parametrize(
+    "card", [b"---\na: [\n---\n", b"---\n- a\n---\n", b"\xff\xfe", b"---\nmodel-index: 5\n---\nx"]
+)
+def test_a_card_on_the_hub_that_is_none_is_told_in_one_line(hub, folder, card):
+    hub.put("datasets/me/pairs", {"README.md": card})
+    line = one_error_line(push(hub, folder, "--update", code=1))
+    assert "the card" in line and not hub.commits
+
+
+def test_a_lock_or_a_card_of_ours_that_is_not_readable(hub, folder):
+    (folder.parent / "hub.lock").write_text("{")
+    assert "hub.lock is no longer readable" in one_error_line(push(hub, folder, code=1))
+    (folder.parent / "hub.lock").unlink()
+    (folder / "README.md").write_text("---\na: [\n---\n")
+    assert "our own card cannot be read" in one_error_line(push(hub, folder, code=1))

@@ -3,6 +3,9 @@
 The readers meet what models really write: labels in bold or as headings, scores as 17/18 or
 5 + 5 + 3 + 4 = 17, code fences, <think> blocks. What an answer is called and what it is rated on
 comes from the task. Where there is no honest reading they say why.
+
+A reply may be anything, so every pattern takes time in proportion to its length: what may be
+repeated is taken once and for all (`*+`, `++`) wherever what follows cannot begin with it.
 """
 
 import re
@@ -10,21 +13,45 @@ from functools import cache
 from typing import NamedTuple
 
 from prompts import Task
+from prompts.schema import MARKUP, words_of
 
-MARKUP = str.maketrans(dict.fromkeys("*_`#<>[]", " "))  # read as blanks, so that places stay
-RUN = re.compile(r"([\s*_`#<>\[\]])\1{20,}")  # of blanks and markup, which the patterns are slow on
-THOUGHT = re.compile(r"(?is)<(think\w*|reasoning)>.*?</\1>|^.*</(?:think\w*|reasoning)>")
-UNFINISHED = re.compile(r"(?i)<(think\w*|reasoning)>")
-FENCE = re.compile(r"(?m)^[ \t]*(?:```|~~~)\w*[ \t]*$\n?")
-RULE = re.compile(r"(?m)^[ \t]*(?:-{3,}|\*{3,}|_{3,})[ \t]*$")
-OPEN = r"^[ \t]*(?:[-•][ \t]+)?"  # what may stand before a label
+BLANKED = str.maketrans(dict.fromkeys(MARKUP, " "))  # read as blanks, so that places stay
+LONGEST = 300_000  # characters of a reply; some 75,000 tokens
+BREAKS = re.compile(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")  # other ways to end a line
+# "<think> ... </think>" at the start of a reply. A block further down is one that is quoted.
+THOUGHT = re.compile(r"(?is)\A(?:\s*+<(think\w{0,20}|reasoning)>.*?</\1>)+")
+UNFINISHED = re.compile(r"(?i)\A\s*+<(think\w{0,20}|reasoning)>")
+# Where the endpoint's template opens the block itself a reply begins inside of it; then the
+# closing tag stands on a line of its own, and no opening one before it.
+CLOSING = re.compile(r"(?im)^[ \t]*+</(?:think\w{0,20}|reasoning)>[ \t]*+$")
+OPENING = re.compile(r"(?i)<(?:think\w{0,20}|reasoning)>")
+FENCE = re.compile(r"(?m)^[ \t]*+(?:`{3,}|~{3,})(?P<info>[\w+.#-]*)[ \t]*+$")  # "```python"
+RULE = re.compile(r"(?m)^[ \t]*+(?:-{3,}|\*{3,}|_{3,})[ \t]*+$")  # "---"
+SURROGATES = re.compile("([\ud800-\udbff])([\udc00-\udfff])|[\ud800-\udfff]")
+OPEN = r"^[ \t]*+(?:[-\u2022][ \t]++)?"  # what may stand before a label
 # Behind it a note in parentheses, then a colon, a dash or the end of the line.
-END = r"[ \t]*(?:\([^()\n]*\))?[ \t]*(?::|[-\u2013\u2014=](?=[ \t])|$)"
-NTH = {"1": 1, "one": 1, "first": 1, "2": 2, "two": 2, "second": 2}
-SCORE = (
-    r"(?:\(?(?:[\d.+ \t]*+=)?[ \t(]*(?P<score>\d+(?:\.\d+)?)(?P<range>[ \t]*(?:to|or|[-\u2013])"
-    r"[ \t]*\d)?[ \t)]*(?:(?:/|out[ \t]+of)[ \t]*(?P<of>\d+)|points?)?[ \t).,;]*(?P<word>\w)?)?"
+END = r"[ \t]*+(?:\([^()\n]*+\))?[ \t]*+(?::|[-\u2013\u2014=](?=[ \t])|$)"
+SCORE = (  # "17", "17/18", "17 out of 18", "5 + 5 + 3 + 4 = 17", "<17>" with its markup blanked
+    r"(?:\(?(?:[\d.+ \t]*+=)?[ \t(]*+(?P<score>\d++(?:\.\d++)?)"
+    r"(?P<range>[ \t]*+(?:to|or|[-\u2013])[ \t]*+\d)?[ \t)]*+"
+    r"(?:(?:/|out[ \t]++of)[ \t]*+(?P<of>\d++)|points?)?[ \t).,;]*+(?P<word>\w)?)?"
 )
+# What may lead to an answer in a reply's first line, blanks single and in small letters:
+# "sure! here's a fitting title for this text:", "the title is:", "below is my summary:". The name
+# of the answer must end the line or be followed by "of", "for", ... : "the paper's summary
+# statistics are:" is the answer's own.
+TAIL = r"s?(?: (?:of|for|in|that|which|with|based|as|from|to|you|about|at|using|under|below)\b.*)?"
+SURE = r"(?:sure|certainly|of course|okay|ok|absolutely|gladly|yes)(?: thing)?"
+PREFACES = (
+    SURE + r"[!,.]?",
+    SURE + r"[!,.:;\u2014-] .*\b(?:here|below|following|you asked|requested|{name})\b.*",
+    r"(?:.*[,.!:] )?(?:here(?: is| are|'s)|below(?: is| are)|the following is)"
+    r"(?: (?!what|how|why|where)\S+){0,6}? (?:{name})" + TAIL,
+    r".*\bthe following (?:\S+ ){0,3}?(?:{name})" + TAIL,
+    r"(?:the|my|a|an|one|your) (?:\S+ ){0,3}?(?:{name})(?: (?:of|for) .*)?"
+    r" (?:is|would be|could be|might be|may be|reads)(?: as follows| this| the following| below)?",
+)
+MOST_OF_A_PREFACE = 200  # characters
 
 
 class ParseError(ValueError):
@@ -40,42 +67,54 @@ class ParsedReply(NamedTuple):
     best: int | None
 
 
+def _spoken(name: str) -> str:
+    """A pattern for a label or criterion in a text whose markup was made blank."""
+    return r"[ \t]++".join(map(re.escape, words_of(name))) or "(?!)"
+
+
 @cache
 def _patterns(task: Task) -> dict[str, re.Pattern]:
     """What the parts of a reply are found by, in a text without markup."""
-    label, word = re.escape(task.label), re.escape(_word(task))
-    number = r"[ \t]*(?:number|no\.?)?[ \t]*"
-    criteria = "|".join(map(re.escape, task.criteria)) or "(?!)"
+    label = _spoken(task.label)
+    number = r"[ \t]*+(?:number|no\.?)?[ \t]*+"
+    criteria = "|".join(map(_spoken, task.criteria)) or "(?!)"
     patterns = {
         "label": rf"{OPEN}{label}{number}(?P<n>[12]|one|two){END}"
-        rf"|{OPEN}(?:the[ \t]+)?(?P<nth>first|second)[ \t]+{label}{END}"
-        rf"|{OPEN}{label}[ \t]*:?\s*\n{OPEN}(?P<below>[12])[ \t.:]*$",
+        rf"|{OPEN}(?:the[ \t]++)?(?P<nth>first|second)[ \t]++{label}{END}"
+        rf"|{OPEN}{label}[ \t]*+:?(?:[ \t]*+\n)++{OPEN}(?P<below>[12])[ \t.:]*+$",
         "field": rf"{OPEN}(?:(?P<criterion>{criteria})"
-        r"|(?P<total>(?:total|overall|final)(?:[ \t]+(?:score|rating))?|score|rating)"
+        r"|(?P<total>(?:total|overall|final)(?:[ \t]++(?:score|rating))?|score|rating)"
         r"|(?P<prose>explanation|justification|reasoning|rationale"
-        r"|(?:scores|ratings|evaluation)(?=[ \t:]*$)))"
-        rf"(?:[ \t]+score)?(?:[ \t]+(?:for|of)[ \t\w]+)?{END}{SCORE}",
-        "verdict": rf"{OPEN}(?:the[ \t]+)?(?:best|better|preferred|winner|winning)"
-        rf"(?:[ \t]+(?:{label}|one))?(?:{END}|[ \t]+(?:is|=)[ \t:]*)\W*+(?:the[ \t]+)?"
+        r"|(?:scores|ratings|evaluation)(?=[ \t:]*+$)))"
+        rf"(?:[ \t]++score)?(?:[ \t]++(?:for|of)[ \t\w]++)?{END}{SCORE}",
+        "verdict": rf"{OPEN}(?:the[ \t]++)?(?:best|better|preferred|winner|winning)"
+        rf"(?:[ \t]++(?:{label}|one))?(?:{END}|[ \t]++(?:is|=)[ \t:]*+)\W*+(?:the[ \t]++)?"
         rf"(?:{label}{number})?\W*+(?:(?P<n>[12]|one|two|first|second)"
-        r"|0|zero|neither|(?:a[ \t]+)?(?:tie|draw))\b"
-        r"(?![/.]\d)(?!\s*(?:or\b|and\b|/|,\s*[012]\b))",
-        "preface": rf"\A(?:sure|certainly|of course|.*\b(?:{label}|{word})\b).*:[ \t]*\n",
-        "one": rf"\A\s*{label}[ \t]*(?::|$)",
+        r"|0|zero|neither|(?:a[ \t]++)?(?:tie|draw))\b"
+        r"(?![/.]\d)(?!\s*+(?:or\b|and\b|/|,\s*+[012]\b))",
+        "one": rf"\A\s*+{label}[ \t]*+(?::|$)",
         "echo": rf"\A[<(\[].{{0,60}}{label}.{{0,60}}[>)\]]\Z",
     }
     return {name: re.compile(one, re.IGNORECASE | re.MULTILINE) for name, one in patterns.items()}
 
 
+@cache
+def _prefaces(task: Task) -> re.Pattern:
+    """A first line that introduces an answer, without its colon."""
+    name = f"{_spoken(task.label)}|{_spoken(_word(task))}".replace(r"[ \t]++", " ")
+    lines = (one.replace("{name}", name) for one in PREFACES)
+    return re.compile("|".join(f"(?:{line})" for line in lines), re.IGNORECASE)
+
+
 def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
     """Read two answers, if `rated` with scores and a verdict that agree. Raises ParseError."""
     text = _bare(reply)
-    plain = text.translate(MARKUP)
+    plain = text.translate(BLANKED)
     verdicts = [match for match in _patterns(task)["verdict"].finditer(plain) if match["n"]]
     end = verdicts[-1].start() if verdicts else len(text)
-    named = NTH[verdicts[-1]["n"].lower()] if verdicts else 0
+    named = _nth(verdicts[-1]["n"]) if verdicts else 0
     labels = list(_patterns(task)["label"].finditer(plain, 0, end))
-    if [NTH[match[match.lastgroup].lower()] for match in labels] != [1, 2]:
+    if [_nth(match[match.lastgroup]) for match in labels] != [1, 2]:
         raise ParseError(f"no two {task.hub.get('answers', 'answers')}, labelled once, in order")
     if rated and not named:
         raise ParseError(f"no best {_word(task)} is named")
@@ -91,20 +130,34 @@ def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
 
 def parse_answer(reply: str, task: Task) -> str:
     """The one answer that a reply is, without what stands around it. Raises ParseError."""
-    text = _bare(reply)
-    for name in ("preface", "one"):
-        if match := _patterns(task)[name].match(text.translate(MARKUP)):
-            text = _clean(_after(text, match), task)
-    return _clean(text, task)
+    text = _clean(_without_preface(_bare(reply), task), task)
+    if match := _patterns(task)["one"].match(text.translate(BLANKED)):
+        text = _clean(_after(text, match), task)
+    return text
+
+
+def _without_preface(text: str, task: Task) -> str:
+    """A reply without a first line that introduces the answer: "Here is the title:"."""
+    line, _, rest = text.partition("\n")
+    words = " ".join(line.translate(BLANKED).replace("\u2019", "'").split())
+    if len(line) > MOST_OF_A_PREFACE or not words.endswith(":") or not rest.strip():
+        return text
+    match = _prefaces(task).fullmatch(words[:-1].rstrip())
+    return rest if match else text
 
 
 def read_better(text: str, task: Task) -> int | None:
     """Which of two answers a judge names as the better one, 1 or 2; 0 a draw, None unreadable."""
     try:
-        *_, last = _patterns(task)["verdict"].finditer(_bare(text).translate(MARKUP))
+        *_, last = _patterns(task)["verdict"].finditer(_bare(text).translate(BLANKED))
     except ValueError:  # nothing to unpack, or a ParseError
         return None
-    return NTH.get((last["n"] or "").lower(), 0)
+    return _nth(last["n"]) if last["n"] else 0
+
+
+def _nth(word: str) -> int:
+    """1 for "1", "one" and "first", 2 for "2", "two" and "second" (also "\u017fecond", to `re`)."""
+    return 1 if word[0] in "1oOfF" else 2
 
 
 def _word(task: Task) -> str:
@@ -112,12 +165,49 @@ def _word(task: Task) -> str:
 
 
 def _bare(reply: str) -> str:
-    """A reply without code fences and thoughts. Raises ParseError if a thought does not end."""
-    text = RUN.sub(r"\1\1\1", reply.replace("\r\n", "\n"))
-    text = FENCE.sub("", THOUGHT.sub("", text)).strip()
-    if UNFINISHED.search(text):
+    """A reply without thoughts before it and a code fence around it. Raises ParseError."""
+    if not isinstance(reply, str):
+        raise ParseError("it is no text")
+    if len(reply) > LONGEST:
+        raise ParseError(f"over {LONGEST:,} characters")
+    text = SURROGATES.sub(_character, reply)
+    text = re.sub(r"\n{3,}", "\n\n", BREAKS.sub("\n", text)).strip().removeprefix("\ufeff")
+    for _ in range(3):  # a fence in thoughts' wake, thoughts in a fence
+        before, text = text, _unfenced(THOUGHT.sub("", text).strip()).strip()
+        if text == before:
+            break
+    if UNFINISHED.match(text):
         raise ParseError("cut off while thinking")
+    end = CLOSING.search(text)
+    if end and not OPENING.search(text, 0, end.start()):
+        fences = [*FENCE.finditer(text, 0, end.start())]
+        if len(fences) % 2 == 0:  # in a code block the tag is quoted
+            return _unfenced(text[end.end() :].strip()).strip()
     return text
+
+
+def _character(halves: re.Match) -> str:
+    """What two surrogates stand for; one alone (half an emoji) cannot be written to a file."""
+    if not halves[1]:
+        return "\ufffd"
+    return chr(0x10000 + (ord(halves[1]) - 0xD800) * 0x400 + ord(halves[2]) - 0xDC00)
+
+
+def _unfenced(text: str) -> str:
+    """A text without the code fence around the whole of it, if there is one; those within stay."""
+    end = text.rfind("\n") + 1
+    first, last = FENCE.match(text), FENCE.match(text, end)
+    if not first and not last:
+        return text
+    depth = closed = 0  # a fence with a language opens a block, also in another one
+    for number, fence in enumerate(FENCE.finditer(text), 1):
+        depth += 1 if fence["info"] or not depth else -1
+        closed += not depth
+        if (closed and fence.end() < len(text)) or number > 10_000:
+            return text  # a block that begins the text and another that ends it
+    if number == 1:  # the other one stood in another part of the reply
+        return text[first.end() :] if first else text[:end]
+    return text[first.end() : end] if first and last else text
 
 
 def _after(text: str, label: re.Match) -> str:
@@ -134,19 +224,22 @@ def _read_section(text: str, task: Task, rated: bool) -> tuple[str, float | None
     """The answer, its total and its criteria, from the part under a label. Raises ParseError."""
     # An answer may hold lines like "Rating: R." too. So the fields are the first criterion with a
     # plain number, or else the last total, what follows it, and the fields directly above it.
-    lines = text.translate(MARKUP).split("\n")
+    lines = text.translate(BLANKED).split("\n")
     fields = [_patterns(task)["field"].match(line) for line in lines]
     fields = [m if m and (m["score"] or m["prose"]) else None for m in fields]
     rated_at = [i for i, m in enumerate(fields) if m and m["criterion"] and not m["word"]]
     total_at = [i for i, m in enumerate(fields) if m and m["total"]]
     start = min(rated_at, default=max(total_at, default=len(lines)))
-    while start and (fields[start - 1] or not lines[start - 1].strip(" \t-")):
+    written = text.split("\n")
+    passed = [not line.strip(" \t-") for line in lines]
+    # The fence of a code block at the answer's end is a part of it.
+    passed = [blank and not FENCE.fullmatch(w) for blank, w in zip(passed, written, strict=True)]
+    while start and (fields[start - 1] or passed[start - 1]):
         start -= 1
-    answer = _clean("\n".join(text.split("\n")[:start]), task)
+    answer = _clean("\n".join(written[:start]), task)
     fields = [match for match in fields[start:] if match]
-    names = {name.lower(): name for name in task.criteria}
     numbers = [m for m in fields if m["criterion"] and not m["range"]]
-    criteria = {names[m["criterion"].lower()]: float(m["score"]) for m in numbers}
+    criteria = {_criterion(m["criterion"], task): float(m["score"]) for m in numbers}
     last = [m for m in fields if m["total"]][-1:]
     total, problem = float(last[0]["score"]) if last else None, ""
     highest = task.highest_score
@@ -154,16 +247,40 @@ def _read_section(text: str, task: Task, rated: bool) -> tuple[str, float | None
         problem = "a score is missing or not a number"
     elif not task.lowest_score <= total <= highest:
         problem = f"a score outside {task.lowest_score} to {highest}"
-    elif len(criteria) == len(names) and sum(criteria.values()) != total:
+    elif len(criteria) == len(task.criteria) and sum(criteria.values()) != total:
         problem = "a total that is not the sum of its criteria"
     if problem and rated:
         raise ParseError(problem)
     return (answer, None, {}) if problem else (answer, total, criteria)
 
 
+def _criterion(shown: str, task: Task) -> str:
+    """The criterion that a reply shows in its own letters and blanks."""
+    patterns = ((name, re.compile(_spoken(name), re.IGNORECASE)) for name in task.criteria)
+    return next(name for name, pattern in patterns if pattern.fullmatch(shown))
+
+
+def _trimmed(text: str) -> str:
+    """A text without rules, and without an empty code block, before and after it."""
+    lines = text.strip().split("\n")
+    start, end = 0, len(lines)
+    while start < end and (not lines[start].strip() or RULE.fullmatch(lines[start])):
+        start += 1
+    while start < end and (not lines[end - 1].strip() or RULE.fullmatch(lines[end - 1])):
+        end -= 1
+    # Where each part of a reply is in a fence of its own, the next one's opens behind this one's.
+    if end - start > 2 and all(FENCE.fullmatch(line) for line in lines[end - 2 : end]):
+        end -= 2
+    return "\n".join(lines[start:end]).strip()
+
+
 def _clean(text: str, task: Task) -> str:
-    """An answer without rules, quotes and emphasis around the whole of it. Raises ParseError."""
-    text = re.sub(r"\n{3,}", "\n\n", RULE.sub("", text)).strip()
+    """An answer without what stands around the whole of it: rules, a code fence, quotes, emphasis.
+
+    Raises ParseError if nothing is left.
+    """
+    text = _trimmed(_unfenced(_trimmed(text)))
+    text = re.sub(r"\n{3,}", "\n\n", text)
     for mark in ("**", "__", "*", '"'):
         inner = text[len(mark) : -len(mark)]
         if inner and text == f"{mark}{inner}{mark}" and mark not in inner:
