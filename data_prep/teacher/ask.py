@@ -87,8 +87,8 @@ class RequestQueue:
         self.refusals: list[dict] = []  # of this run; on disk once anything was answered
         self.unsaved: list[dict] = []
         self.disk_error: OSError | None = None
-        # By a request's id: how many replies there were when it first went out, and the kinds
-        # of its failures.
+        # By a request's id: how many replies there were when it first failed, and the kinds of its
+        # failures.
         self.replies_before: dict[str, int] = {}
         self.failures: dict[str, list[str]] = {}
         self.stop = ""  # the first reason to send no more; what is in flight is awaited
@@ -171,7 +171,6 @@ class RequestQueue:
                 if (seconds := self.limiter.wait()) > 0:
                     await asyncio.sleep(min(seconds, TICK))
                 elif not early and self.budget.reserve(worst):
-                    self.replies_before.setdefault(request["id"], self.replies)
                     return Turn(self.waiting.popleft(), worst, self.limiter.sent())
                 elif self.in_flight:  # a reply may yet come, or money be given back
                     await asyncio.sleep(TICK)
@@ -203,39 +202,42 @@ class RequestQueue:
         if failure.is_refusal:
             self.give_up(request, words)
             return
-        if failure.may_be_the_text:
-            self.failures.setdefault(request["id"], []).append(failure.kind)
         self.busy += failure.busy
         self.errors += not failure.busy
-        self.limiter.failed(turn.sent_at, failure.wait, failure.busy)
-        others_answered = self.replies > self.replies_before[request["id"]]
-        is_down = self.limiter.failures >= MOST_FAILURES
-        if self.fails_alike(request) and (others_answered or (is_down and self.answered)):
-            self.give_up(request, f"{SAME_FAILURES} times without a reply, the last with: {words}")
-        else:
+        if not failure.may_be_the_text or not self.is_at_fault(request, failure.kind):
+            self.limiter.failed(turn.sent_at, failure.wait, failure.busy)
             self.waiting.append(request)
-        if is_down:
-            self.stop_if_down(words)
+            if self.limiter.failures >= MOST_FAILURES:
+                self.stop_for(f"{MOST_FAILURES} times in a row no reply, the last with: {words}")
+            return
+        self.limiter.failed(turn.sent_at, failure.wait, busy=False, counts=False)
+        if len(self.failures[request["id"]]) < SAME_FAILURES:
+            self.waiting.append(request)
+        else:
+            self.give_up(request, f"{SAME_FAILURES} times without a reply, the last with: {words}")
 
-    def fails_alike(self, request: dict) -> bool:
-        kinds = self.failures.get(request["id"], [])[-SAME_FAILURES:]
-        return len(kinds) == SAME_FAILURES and len(set(kinds)) == 1
+    def is_at_fault(self, request: dict, kind: str) -> bool:
+        """Whether a failure is to be laid to the text rather than to the endpoint.
+
+        It is if the text failed before, each time in the same way, and others were answered since
+        then; or if, of an endpoint that has answered before, hardly any other text is left to tell
+        the two apart, and a minute has passed.
+        """
+        key = request["id"]
+        self.replies_before.setdefault(key, self.replies)
+        kinds = self.failures.setdefault(key, [])
+        kinds.append(kind)
+        if len(set(kinds)) > 1:
+            return False
+        is_down = self.limiter.failures >= MOST_FAILURES - 1
+        few_left = len(self.waiting) + self.in_flight <= 2 * FIRST
+        return self.replies > self.replies_before[key] or (is_down and few_left and self.answered)
 
     def give_up(self, request: dict, reason: str) -> None:
         """Note a text that gets no reply; it is not asked again without --retry-refused."""
         record = client.to_record(request, reason=reason)
         self.refusals.append(record)
         self.unsaved.append(record)
-
-    def stop_if_down(self, words: str) -> None:
-        """After many moments without a reply: if only texts are left that fail every time, they
-        are at fault and noted as they fail once more; else the endpoint is."""
-        if self.answered and all(self.fails_alike(request) for request in self.waiting):
-            while self.waiting:
-                said = f"{SAME_FAILURES} times without a reply, while others got one: {words}"
-                self.give_up(self.waiting.popleft(), said)
-        else:
-            self.stop_for(f"{MOST_FAILURES} times in a row no reply, the last with: {words}")
 
     def summary(self) -> str:
         counts = [f"{self.replies:,} replies", f"{len(self.refusals):,} refused (*{REFUSED})"]

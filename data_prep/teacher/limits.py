@@ -53,9 +53,10 @@ class RateLimiter:
         increase = min(1.0, INCREASE * (1 + (quiet / PROBING) ** 2))
         self.rate, self.failures = min(self.rate + increase, self.max_rate), 0
 
-    def failed(self, sent_at: float, asked: float, busy: bool) -> None:
-        """What was sent then failed, `busy`: for the rate; the endpoint asks for so long a wait."""
-        if sent_at > self.failed_at:  # else it tells nothing new
+    def failed(self, sent_at: float, asked: float, busy: bool, counts: bool = True) -> None:
+        """What was sent then failed, `busy`: for the rate; the endpoint asks for so long a wait.
+        Not `counts`: by its own fault, which tells nothing of the endpoint."""
+        if counts and sent_at > self.failed_at:  # else it tells nothing new
             self.failures, self.failed_at = self.failures + 1, time.monotonic()
             if busy:
                 self.rate = max(SLOWEST, DECREASE * min(self.rate, len(self.last_second)))
