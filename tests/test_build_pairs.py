@@ -283,16 +283,17 @@ def test_no_replies_says_how_to_get_them(tmp_path):
 
 
 def test_the_students_answers_are_rejected_and_only_those_asked_for_last(tmp_path):
-    train = [single(key, ONE) for key in ("a", "refusal", "alike", "stale")]
-    answers_of(tmp_path, {"a": TWO, "refusal": "I cannot.", "alike": ONE + "!"})
+    train = [single(key, ONE) for key in ("a", "refusal", "alike", "stale", "silent")]
+    answers_of(tmp_path, {"a": TWO, "refusal": "I cannot.", "alike": ONE + "!", "silent": " \n"})
     test = [single("t", TWO)]
     result = build(tmp_path, train, test, "--rejected", "student")
     pairs = pairs_in(tmp_path)
     assert {pair["id"]: pair["rejected"] for pair in pairs} == {"a": TWO, "refusal": "I cannot."}
     expected = {"chosen": ONE, "rejected_by": f"{STUDENT}:instructed", "ratings": None}
     assert pairs[0].items() >= expected.items() and pairs[0]["chosen_position"] is None
-    for row in (f"| dropped: no answer by {STUDENT}:instructed | 1 ", "| dropped: similarity | 1 "):
-        assert row in squeezed(result.stdout)
+    reasons = (f"no answer by {STUDENT}:instructed", "similarity", "the rejected answer is empty")
+    for reason in reasons:
+        assert f"| dropped: {reason} | 1 " in squeezed(result.stdout)
     (reference,) = pairs_in(tmp_path, "test")
     assert (reference["chosen"], reference["rejected"]) == (TWO, "")
     assert "first wins" not in result.stdout
