@@ -79,17 +79,19 @@ def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool
     its template takes in was changed since. With `vouched` the user says that it is so. What
     cannot be shown is named in one line. Raises UserError.
     """
-    if not path.exists():
+    records = read_records(path) if path.exists() else ()
+    old_records = [r for r in records if "prompt" not in r and {"id", "prompt_sha"} <= r.keys()]
+    if not old_records:
         return
     with locked(path.with_suffix(ADOPTED)):
         adopted, left = read_adopted(path), Counter()
         before, texts_since, task_since = len(adopted), extracts.stat().st_mtime, {}
-        for record in read_records(path, ("id", "prompt_sha")):
+        for record in old_records:
             old = record | {"id": str(record["id"])}
             sha, came = str(old["prompt_sha"]), moment(old.get("created"))
             known = adopted.get(record_digest(record), {})
             is_known = "prompt" in known or (known and sha not in prompts.template_by_sha)
-            if "prompt" in record or is_known or old["id"] not in prompts.extracts:
+            if is_known or old["id"] not in prompts.extracts:
                 continue
             if sha not in task_since:
                 task_since[sha] = prompts.changed_at(sha)
