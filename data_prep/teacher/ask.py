@@ -218,10 +218,10 @@ class RequestQueue:
             self.give_up(request, f"{SAME_FAILURES} times without a reply, the last with: {words}")
 
     def ask_again(self, request: dict) -> None:
-        """Put a request back: last, but first where nothing was answered yet. Asked twice, a text
-        tells more of an endpoint than two texts do, and costs less if the endpoint is at fault."""
+        """Put a request back: once as the next, then as the last. Asked twice, a text tells more
+        of an endpoint than two texts do, and costs less if the endpoint is at fault."""
         self.tries[request["id"]] += 1
-        if not self.answered and self.tries[request["id"]] == 1:
+        if self.tries[request["id"]] == 1:
             self.waiting.appendleft(request)
         else:
             self.waiting.append(request)
