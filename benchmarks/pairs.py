@@ -22,6 +22,7 @@ import psutil
 from rapidfuzz.distance import Levenshtein
 
 from benchmarks.reply_shapes import render_reply
+from common.files import digest
 from data_prep.teacher.parsing import ParseError, parse_reply
 from prompts import load_task
 
@@ -64,6 +65,7 @@ def generate(folder: Path, n: int) -> None:
                     "id": key,
                     "model": "m",
                     "prompt_sha": "p",
+                    "text_digest": digest(text),
                     "finish_reason": "stop",
                     "text": render_reply(rng, one, two),
                     "created": "2026-01-01",

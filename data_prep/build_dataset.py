@@ -6,6 +6,7 @@ in a seeded order, so `train[:8000]` is a fair sample; the config sft has the ch
     python -m data_prep.build_dataset
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -62,12 +63,16 @@ def write_files(hub: Path, splits: dict[str, list[dict]], task: Task) -> dict[st
     return files
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__)
     add_task_options(parser)
     parser.add_argument("--name", default="", help="of the pairs: from pairs-NAME to hub-NAME")
     parser.add_argument("--licence", default="", help="of texts that are not RedPajama's")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     task, splits = task_of(args), {}
     folder, hub = (data_folder(args, stage, args.name) for stage in ("pairs", "hub"))
     (made,) = load_records(folder / "made.json", ("audit", "funnel"), "just pairs")

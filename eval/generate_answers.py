@@ -131,7 +131,8 @@ def ask_endpoint(system: System, rows: list[dict], path: Path, task: Task, args)
     how = {"model": system.model, "max_tokens": rows[0]["settings"]["max_new_tokens"]}
     how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
     how |= {"batch": False, "timeout": 300}
-    ask_all(rows, path, argparse.Namespace(**vars(args) | how), system.model, KEY)
+    how = argparse.Namespace(**vars(args) | how)
+    ask_all(rows, path, how, system.model, KEY, cut_counts=True)
 
 
 def first_sentences(text: str, words: float, cut: bool = False) -> str:

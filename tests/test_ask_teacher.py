@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +36,7 @@ def command(folder, *more, split="train"):
 
 
 def environment(url: str) -> dict[str, str]:
-    return {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": KEY}
+    return {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": KEY, "BUDGET_USD": "1000"}
 
 
 def replied(folder) -> list[str]:
@@ -54,10 +55,21 @@ def written(folder) -> str:
 
 @pytest.mark.slow
 def test_kills_at_random_moments_lose_and_double_nothing(extracts, endpoint):
+    """With refusals, faults, empty replies and replies that are cut among the whole ones."""
     folder, concurrency, n = extracts(150), 8, 150
     options = command(folder, "--concurrency", concurrency, "--budget-usd", 100)
-    rng = random.Random(0)
-    server = endpoint(delay=0.1, count_tokens=None)
+    rng, odd = random.Random(0), {2: "refused", 5: "empty", 8: "cut"}
+
+    def kind(prompt: str) -> str:
+        return odd.get(int(re.search(r"text number (\d+)", prompt)[1]) % 15, "whole")
+
+    server = endpoint(
+        delay=0.1,
+        status=lambda prompt: 400 if kind(prompt) == "refused" else 200,
+        finish=lambda prompt: "length" if kind(prompt) == "cut" else "stop",
+        faults={"500": 0.03, "503": 0.02},
+    )
+    server.reply = lambda prompt: None if kind(prompt) == "empty" else teacher_reply()
     for kill in range(1, 6):
         before = server.ledger.total()
         process = start_stage(STAGE, *options, **environment(server.url))
@@ -70,11 +82,16 @@ def test_kills_at_random_moments_lose_and_double_nothing(extracts, endpoint):
         whole = (folder / "summarize/replies/train.jsonl").read_bytes().count(b"\n")
         assert server.ledger.total() - whole <= concurrency * kill
     run_stage(STAGE, *options, **environment(server.url))
-    assert sorted(replied(folder)) == sorted(f"a{i}" for i in range(n))
-    assert len(server.ledger) == n and kill == 5
-    assert server.ledger.total() - n <= concurrency * 5
+    assert sorted(replied(folder) + refused(folder)) == sorted(f"a{i}" for i in range(n))
+    assert len(refused(folder)) == 10 and len(server.ledger) == 140 and kill == 5
+    assert server.ledger.total() - 140 <= concurrency * 5
+    replies = read_jsonl(folder / "summarize/replies/train.jsonl")
+    unusable = Counter(r["unusable"] for r in replies if r.get("unusable"))
+    assert unusable == {"empty": 10, "cut at the token limit": 10}
     # What was in flight at the kills still counts as spent: no dollar is missing.
-    assert server.charged <= Budget(folder / "summarize/replies", None).spent
+    spent = Budget(folder / "summarize/replies", None).spent
+    in_flight = 5 * concurrency * ((2000 + 256) * 0.15 + 4096 * 0.6) / 1e6
+    assert server.charged <= spent <= 1.1 * server.charged + in_flight
 
 
 @pytest.mark.slow
@@ -212,7 +229,7 @@ def test_a_reply_cut_off_is_kept_and_marked(extracts, endpoint):
     result = run_stage(STAGE, *command(folder), **environment(cutting.url))
     replies = read_jsonl(folder / "summarize/replies/train.jsonl")
     assert [r["finish_reason"] for r in replies] == ["length"] * 2
-    assert "2 replies, 2 cut at the token limit" in result.stdout
+    assert "0 replies, 2 unusable (2 cut at the token limit)" in result.stdout
 
 
 @pytest.mark.slow
@@ -286,7 +303,7 @@ def test_other_settings_are_asked_anew_by_a_key_of_ones_own(tmp_path, endpoint):
     server, path = endpoint(), tmp_path / "replies.jsonl"
     parser = argparse.ArgumentParser()
     ask.teacher_options(parser)
-    args = parser.parse_args(["--model", "m", "--price", "1", "1"])
+    args = parser.parse_args(["--model", "m", "--price", "1", "1", "--budget-usd", "1"])
 
     def wanted(limit):
         message = {"role": "user", "content": "text"}

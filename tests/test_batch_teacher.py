@@ -96,6 +96,7 @@ class BatchServer:
                 return self.send("poll", 200, job)
 
         self.refuse, self.refuse_for_good = refuse, refuse_for_good
+        self.odd, self.more_lines = {}, b""  # what is odd in a reply by its id; in the output
         self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -119,12 +120,13 @@ class BatchServer:
                 errors.append({"custom_id": name, "response": {"status_code": 400, "body": body}})
                 continue
             choice = {"message": {"content": teacher_reply()}, "finish_reason": "stop"}
+            choice |= self.odd.get(key, {})
             usage = {"prompt_tokens": 1000, "completion_tokens": 100}
             body = {"choices": [choice], "usage": usage, "model": model}
             out.append({"custom_id": name, "response": {"status_code": 200, "body": body}})
         for kind, rows in (("output", out), ("error", errors)):
             data = "".join(json.dumps(row) + "\n" for row in rows)
-            self.files[f"{job['id']}-{kind}"] = data.encode()
+            self.files[f"{job['id']}-{kind}"] = data.encode() + self.more_lines
         return {f"{kind}_file_id": f"{job['id']}-{kind}" for kind in ("output", "error")}
 
 
@@ -138,7 +140,7 @@ def folder(tmp_path):
 def ask(folder, server, *more, code=0):
     where = ["--data", folder]
     options = [*where, "--splits", "train", "--poll-seconds", 0.05, *more]
-    environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY}
+    environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY, "BUDGET_USD": "1000"}
     if not server.kill_at:
         return run_stage(STAGE, *options, code=code, **environment)
     server.client = start_stage(STAGE, *options, **environment)
@@ -214,3 +216,22 @@ def test_a_batch_that_failed_leaves_the_way_free(folder, status):
     assert f"ended as {status}" in result.stdout
     assert not (folder / "summarize/replies/train.batch.json").exists()
     assert "30 without a reply, the last with: too hot" in result.stdout
+
+
+def test_odd_lines_of_a_batch_lose_nothing_and_replies_are_read_as_elsewhere(folder):
+    server = BatchServer()
+    server.more_lines = b'{"custom_id": "x-99"}\n[1]\n{"custom_id": 7}\n{torn\n\n'
+    half = {"message": {"content": "Half \ud83d an emoji."}}
+    server.odd = {"a1": {"finish_reason": "content_filter"}, "a2": {"message": {}}, "a3": half}
+    server.odd["a4"] = {"message": {"content": [{"type": "text", "text": "Parts."}]}}
+    result = ask(folder, server, "--batch")
+    replies = {r["id"]: r for r in read_jsonl(folder / "summarize/replies/train.jsonl")}
+    assert len(replies) == 30 and "8 without a reply" in result.stdout
+    assert (replies["a1"]["unusable"], replies["a2"]["unusable"]) == ("filtered", "empty")
+    assert (replies["a3"]["text"], replies["a4"]["text"]) == ("Half \ufffd an emoji.", "Parts.")
+    ask(folder, server, "--batch")
+    assert len(server.batches) == 1
+    server.odd = {}
+    ask(folder, server, "--batch", "--retry-unusable")
+    records = read_jsonl(folder / "summarize/replies/train.jsonl")
+    assert len(server.batches) == 2 and len(records) == 32

@@ -10,6 +10,7 @@ from conftest import one_error_line, read_jsonl, run_stage, teacher_reply, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.files import digest
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.filter_pairs import CHECKS, language, pair_faults, repetition
 from prompts import FOLDER, load_task
@@ -53,7 +54,8 @@ def build(folder, train, test=None, *options, code=0, task="summarize", **env):
     for split, replies in (("train", train), ("test", test)):
         keys = {r["id"] for r in replies} - {"gone"} or {"x"}
         write_jsonl(folder / f"data/extracts/{split}.jsonl", [extract(k) for k in sorted(keys)])
-        write_jsonl(folder / f"data/{task}/replies/{split}.jsonl", replies)
+        known = [{"text_digest": digest(extract(r["id"])["text"])} | r for r in replies]
+        write_jsonl(folder / f"data/{task}/replies/{split}.jsonl", known)
     return run_stage(STAGE, "--task", task, *options, cwd=folder, code=code, **env)
 
 
@@ -109,7 +111,7 @@ def test_every_reply_is_in_exactly_one_of_pairs_and_dropped(tmp_path):
         "close": "difference",
         "alike": "similarity",
         "refused": "not readable",
-        "cut": "not readable",
+        "cut": "unusable",
         "gone": "its extract is gone",
         "good": "a second reply to the same extract",
     }
@@ -118,7 +120,7 @@ def test_every_reply_is_in_exactly_one_of_pairs_and_dropped(tmp_path):
         "| reason | train | test |",
         "| replies | 8 | 1 |",
         "| pairs kept | 2 | 1 |",
-        "| dropped: not readable (cut off at the token limit) | 1 | 0 |",
+        "| dropped: unusable (cut at the token limit) | 1 | 0 |",
         "The replies cost $4.50, $1.50000 for each pair that was kept.",
     ):
         assert row in squeezed(result.stdout)
@@ -281,16 +283,17 @@ def test_no_replies_says_how_to_get_them(tmp_path):
 
 
 def test_the_students_answers_are_rejected_and_only_those_asked_for_last(tmp_path):
-    train = [single(key, ONE) for key in ("a", "refusal", "alike", "stale")]
-    answers_of(tmp_path, {"a": TWO, "refusal": "I cannot.", "alike": ONE + "!"})
+    train = [single(key, ONE) for key in ("a", "refusal", "alike", "stale", "silent")]
+    answers_of(tmp_path, {"a": TWO, "refusal": "I cannot.", "alike": ONE + "!", "silent": " \n"})
     test = [single("t", TWO)]
     result = build(tmp_path, train, test, "--rejected", "student")
     pairs = pairs_in(tmp_path)
     assert {pair["id"]: pair["rejected"] for pair in pairs} == {"a": TWO, "refusal": "I cannot."}
     expected = {"chosen": ONE, "rejected_by": f"{STUDENT}:instructed", "ratings": None}
     assert pairs[0].items() >= expected.items() and pairs[0]["chosen_position"] is None
-    for row in (f"| dropped: no answer by {STUDENT}:instructed | 1 ", "| dropped: similarity | 1 "):
-        assert row in squeezed(result.stdout)
+    reasons = (f"no answer by {STUDENT}:instructed", "similarity", "the rejected answer is empty")
+    for reason in reasons:
+        assert f"| dropped: {reason} | 1 " in squeezed(result.stdout)
     (reference,) = pairs_in(tmp_path, "test")
     assert (reference["chosen"], reference["rejected"]) == (TWO, "")
     assert "first wins" not in result.stdout
