@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 
 from jinja2 import Environment
 from jinja2.meta import find_referenced_templates, find_undeclared_variables
