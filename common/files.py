@@ -66,7 +66,8 @@ def read_records(path: Path, fields: Iterable[str] = ()) -> Iterator[dict]:
             continue
         record = parse_object(line)
         if record is None:
-            fault = "not a JSON object"
+            is_list = line[:1] in (b"[", "[")
+            fault = "not a JSON object" if is_list else "not valid JSON"
         else:
             lacking = [field for field in fields if field not in record]
             fault = f"lacks {', '.join(lacking)}" if lacking else ""
