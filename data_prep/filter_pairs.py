@@ -40,11 +40,7 @@ WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0
 def limits_of(task: Task, given: list[str], keep: list[str]) -> dict[str, float]:
     """check -> limit, of the checks to make; `given`: NAME=LIMIT. Raises UserError."""
     options, path = dict(one.partition("=")[::2] for one in given), task.folder / "task.yaml"
-    for place, names in {
-        f"{path}: checks": task.checks,
-        "--check": options,
-        "--keep": keep,
-    }.items():
+    for place, names in {path: task.checks, "--check": options, "--keep": keep}.items():
         if unknown := ", ".join(sorted(set(names) - CHECKS.keys())):
             raise UserError(f"{place}: no check {unknown}; the checks are {', '.join(CHECKS)}")
     limits = {name: _limit(f"{path}: checks", name, value) for name, value in task.checks.items()}

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from argparse import Namespace
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.files import digest
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
-from data_prep.filter_pairs import CHECKS, language, pair_faults, repetition
+from data_prep.filter_pairs import CHECKS, language, limits_of, pair_faults, repetition
 from prompts import FOLDER, load_task
 
 STAGE = "data_prep.build_pairs"
@@ -216,6 +217,22 @@ def test_limits_are_options_and_an_unknown_check_is_one_line(tmp_path):
         assert option[:6] in error and "no check colour" in error and "repetition" in error
     error = one_error_line(build(tmp_path, train, None, "--check", "similarity=high", code=1))
     assert "a number" in error and "high" in error
+    for option in (
+        "similarity=nan",
+        "repetition=2",
+        "length=inf",
+        "difference=-1",
+        "lead=0.5",
+        "lead",
+    ):
+        error = one_error_line(build(tmp_path, train, None, "--check", option, code=1))
+        assert f"--check: {option.partition('=')[0]} is " in error
+    task = dataclasses.replace(load_task(), checks={"lead": True})
+    assert limits_of(task, ["refusal=true", "longer=2"], []) == {
+        "lead": 1.0,
+        "refusal": 1.0,
+        "longer": 2.0,
+    }
     folder = tmp_path / "prompts/odd"
     folder.mkdir(parents=True)
     given_task = yaml.safe_load((FOLDER / "summarize/task.yaml").read_text())

@@ -259,3 +259,13 @@ def test_a_students_template_is_told_by_what_it_writes_and_gives_the_text_back(t
 def test_a_students_template_that_depends_on_the_text_is_refused(tmp_path, source):
     with pytest.raises(UserError, match=r"student.jinja must hold {{ text }} once and as it is"):
         task_in(tmp_path, ONE, student=source)
+
+
+def test_what_others_wrote_does_not_act_in_a_card(tmp_path):
+    template = "{{ text | quoted }}\n`{{ text | in_line }}`\n{{ text | fence(4) }}"
+    task = task_in(tmp_path, ONE, teacher=template)
+    text = "a < b <script>x</script> <!-- y\r![p](http://x)\n`````\nend"
+    quoted, name, fence = task.render("teacher", text=text).rsplit("\n", 2)
+    assert "&lt;script>" in quoted and "&lt;!-- y" in quoted and "a < b" in quoted
+    assert "!\\[p]" in quoted and all(line.startswith(">") for line in quoted.split("\n"))
+    assert name.count("`") == 2 and fence == "``````"
