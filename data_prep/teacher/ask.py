@@ -7,6 +7,7 @@ with its reason in REPLIES.refused.jsonl.
 """
 
 import asyncio
+import random
 import signal
 from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
@@ -97,6 +98,9 @@ class RequestQueue:
     async def run(self, replies: BinaryIO, refused: BinaryIO, bar: tqdm) -> None:
         """Ask until nothing is left or something is in the way. Raises OSError of the disk."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self.stop_for, INTERRUPTED)
+        # In the order of the extracts, what failed in earlier runs would all come first in this one
+        # and look like an endpoint that is down.
+        random.shuffle(self.waiting)
         async with client.make_client(self.options) as endpoint:
             workers = min(self.options.concurrency, len(self.waiting))
             work = (self.work(endpoint, replies, refused, bar) for _ in range(workers))
