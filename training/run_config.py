@@ -159,13 +159,18 @@ def load_rows(config: RunConfig, split: str | None = None):
     return load_entry(entry)
 
 
+def check_dataset(path: str) -> None:
+    """Raise UserError if `path` is a folder or file that is not there; Hub ids pass."""
+    if is_local(path) and not Path(path).exists():
+        raise UserError(f"no dataset {path}; make it with `just dataset`, or name one with --data")
+
+
 def load_entry(entry: dict):
     """The rows of an entry of a config's datasets. Raises UserError."""
     from datasets import load_dataset
 
     path, split = entry["path"], entry.get("split") or "train"
-    if is_local(path) and not Path(path).exists():
-        raise UserError(f"no dataset {path}; make it with `just dataset`, or name one with --data")
+    check_dataset(path)
     options = {"revision": entry.get("revision"), "data_files": entry.get("data_files")}
     file = Path(path)
     if file.is_file():  # as axolotl reads a file: by its kind

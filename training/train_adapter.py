@@ -32,6 +32,7 @@ from training.resolve_config import CPU_BF16, LAUNCHES, check_keys, resolve_conf
 from training.run_config import (
     NUMBER,
     RunConfig,
+    check_dataset,
     check_finished,
     check_model_folder,
     check_output_dir,
@@ -334,27 +335,31 @@ def run_once(config: RunConfig, options: list[str]) -> None:
     """Train what is not trained yet. Raises UserError."""
     check_model_folder(config.base_model)
     check_output_dir(config.output_dir, config.path)
+    for entry in config.settings["datasets"]:
+        check_dataset(entry["path"])
+    if machine_rank(options):  # machine 0 has the lock, and may see the same disk
+        return train_if_needed(config, options, lock=None)
+    folder = config.output_dir
+    with appending(folder.with_name(f"{folder.name}.lock")) as lock:
+        train_if_needed(config, options, lock.fileno())
+
+
+def train_if_needed(config: RunConfig, options: list[str], lock: int | None) -> None:
+    """Train unless it is done; without a `lock` as a machine that does not lead. UserError."""
     tokenizer = load_student_tokenizer(config.settings)
     config = replace(config, settings=fit_student(config.settings, tokenizer))
     folder, inputs = config.output_dir, inputs_of(config)
     if is_trained(folder, inputs):
         return print(f"{folder} is trained on this data with this config")
-    prepared = folder / f"prepared-{digest(json.dumps(inputs))}"
-    if machine_rank(options):  # machine 0 has the lock, and may see the same disk
-        check_all(config, tokenizer, options)
-        return train_beside(config, prepared, options)
-    with appending(folder.with_name(f"{folder.name}.lock")) as lock:
-        check_all(config, tokenizer, options)
-        train(config, prepared, options, inputs, lock.fileno())
-    plot_curves(folder)
-    print(f"adapter in {folder}, its loss in {folder / 'curves.png'}")
-
-
-def check_all(config: RunConfig, tokenizer, options: list[str]) -> None:
-    """Raise UserError for what would stop a training, or make it other than it says."""
     check_machine(config, on_cpu="--cpu" in options)
     check_keys(config.settings, config.path)
     check_rows(config, tokenizer)
+    prepared = folder / f"prepared-{digest(json.dumps(inputs))}"
+    if lock is None:
+        return train_beside(config, prepared, options)
+    train(config, prepared, options, inputs, lock)
+    plot_curves(folder)
+    print(f"adapter in {folder}, its loss in {folder / 'curves.png'}")
 
 
 def main() -> None:
