@@ -9,6 +9,7 @@ from common.text import plain_text
 
 BRACKETED = re.compile(r"[<\[].+[>\]]")
 ANSWER = "An answer."
+CONVERSATION = [{"role": "user", "content": "A text."}, {"role": "assistant", "content": ANSWER}]
 # A student that reasons by default answers at once: Qwen3, SmolLM3 and GLM read the first,
 # DeepSeek the second; other templates pass both over.
 NO_THINKING = {"enable_thinking": False, "thinking": False}
@@ -50,13 +51,19 @@ def trained_conversation(tokenizer, messages: list[dict[str, str]]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False)
 
 
+def answer_lead(tokenizer) -> str | None:
+    """What training reads between the prompt as it is sent and an answer: nothing, or a space.
+
+    None where it reads another prompt than the one that is sent.
+    """
+    before, _, _ = trained_conversation(tokenizer, CONVERSATION).rpartition(ANSWER)
+    sent = sent_prompt(tokenizer, CONVERSATION[:1])
+    return before[len(sent) :] if before.startswith(sent) else None
+
+
 def answer_tail(tokenizer, **options: bool) -> str:
     """What a template writes behind an answer, such as `<|im_end|>` and a line break."""
-    conversation = [
-        {"role": "user", "content": "A text."},
-        {"role": "assistant", "content": ANSWER},
-    ]
-    whole = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+    whole = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, **options)
     _, answer, tail = whole.rpartition(ANSWER)
     return tail if answer else ""  # of a template that leaves answers out
 

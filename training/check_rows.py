@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 
 from common.cli import UserError, one_line, warn
 from training.chat import (
+    answer_lead,
     answer_tail,
     control_tokens,
     sent_prompt,
@@ -35,6 +36,7 @@ class Reader:
 
     tokenizer: object
     tokens: list[str]  # that must not stand in a text
+    lead: str  # before an answer, in SFT
     tail: str  # behind an answer
     prompt_field: str
     answer_fields: tuple[str, ...]  # of preferences; none for SFT, whose field holds a conversation
@@ -72,8 +74,10 @@ class Reader:
             sent = sent_prompt(self.tokenizer, messages)
         except TemplateError as error:
             return f"{FAILS} ({one_line(error, 99)})"
-        whole = sent + answer + self.tail
-        if written == (whole.rstrip() if self.answer_fields else whole):
+        whole = sent + self.lead + answer + self.tail
+        if self.answer_fields:
+            whole = (sent + answer + self.tail).rstrip()
+        if written == whole:
             return ""
         said = [{"role": "assistant", "content": answer}]
         in_conversation = trained_conversation(self.tokenizer, messages + said)
@@ -98,7 +102,8 @@ def reader_of(entry: dict, rl: str | None, tokenizer) -> Reader | None:
         fields = (fields[0], (chosen, entry.get("field_rejected") or "rejected"))
     elif rl or kind != SFT_TYPE:
         return None
-    return Reader(tokenizer, control_tokens(tokenizer), answer_tail(tokenizer), *fields)
+    lead, tail = answer_lead(tokenizer) or "", answer_tail(tokenizer)
+    return Reader(tokenizer, control_tokens(tokenizer), lead, tail, *fields)
 
 
 def check_rows(config: RunConfig, tokenizer) -> None:

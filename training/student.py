@@ -11,19 +11,18 @@ from jinja2 import TemplateError
 
 from common.cli import UserError, one_line
 from training.chat import (
-    ANSWER,
+    CONVERSATION,
     SILENCED,
+    answer_lead,
     answer_tail,
-    build_chat,
+    sent_prompt,
     template_end,
-    trained_conversation,
     trained_prompt,
 )
 
 # The dataset types that write prompts with the student's chat template.
 SFT_TYPE = "chat_template"
 PREFERENCE_TYPES = ("chat_template.default", ".dpo.chat_template.default")
-TEXT = [{"role": "user", "content": "A text."}]
 MOST_TOKENS_TO_END = 3  # between an answer and its end, where axolotl looks for it
 WAY_OUT = "--set chat_template=chatml replaces the template, in use as well"
 
@@ -61,12 +60,15 @@ def writes_with_template(settings: dict) -> bool:
 
 
 def written_alike(tokenizer, preference: bool) -> bool:
-    """Whether what is trained begins with the prompt that is sent in use, up to the answer."""
-    sent = build_chat(tokenizer, TEXT)
+    """Whether what is trained begins with the prompt that is sent in use, up to the answer.
+
+    Mistral's templates write a space before an answer, which a student then writes itself.
+    """
     if preference:
-        return trained_prompt(tokenizer, TEXT) == sent
-    whole = trained_conversation(tokenizer, [*TEXT, {"role": "assistant", "content": ANSWER}])
-    return whole == sent + ANSWER + answer_tail(tokenizer)
+        prompt = CONVERSATION[:1]
+        return trained_prompt(tokenizer, prompt) == sent_prompt(tokenizer, prompt)
+    lead = answer_lead(tokenizer)
+    return lead is not None and not lead.strip()
 
 
 def fit_student(settings: dict, tokenizer) -> dict:
