@@ -53,7 +53,7 @@ WARNING = re.compile(
     r"\[(?:WARNING|ERROR|CRITICAL)\] \[axolotl[\w.]*\] (?P<warning>.+)"
     r"|\[INFO\] \[axolotl[\w.]*\] (?P<loss>(?:Dropped \d|Truncated ).+)"
 )
-NOISE = ("bf16 requested, but AMP is not supported", "Processing datasets during training can lead")
+NOISE = ("bf16 requested, but AMP is not", "Processing datasets during training can lead")
 # What version 0.3.7 recorded of a run; runs of its time are compared by these.
 INPUTS_OF_0_3_7 = {"task", "prompts_dir", "config", "base_model", "adapter", "dataset"}
 
