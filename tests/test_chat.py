@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from common.cli import UserError
 from common.text import plain_text
+from data_prep.build_dataset import to_row
 from training.chat import build_chat, control_tokens, stop_ids, trained_prompt, turn_end
 from training.student import fit_student
 
@@ -173,3 +174,16 @@ def test_a_pad_token_is_one_that_is_there():
     told = {"pad_token": "<|im_end|>"}
     assert fit_student(settings, tokenizer) == settings | {"special_tokens": told}
     assert fit_student(settings, made) == settings  # axolotl takes the eos by itself
+
+
+def test_staged_texts_and_answers_hold_no_control_tokens():
+    """Those of common forms always, a student's own where `just stage` is told its tokenizer."""
+    said = "Ends<|im_end|> and [TOOL]."
+    pair = {"prompt": said, "chosen": said, "rejected": said, "rejected_by": "teacher"}
+    tokenizer = make_tokenizer(QWEN2_TEMPLATE, QWEN, "<|im_end|>")
+    for tokens, plain in (
+        ((), "Ends< |im_end|> and [TOOL]."),
+        (control_tokens(tokenizer), "Ends< |im_end|> and [ TOOL]."),
+    ):
+        row = to_row(pair, tokens=tokens)
+        assert {row[side][0]["content"] for side in ("prompt", "chosen", "rejected")} == {plain}

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from common.cli import UserError
 from data_prep.build_dataset import to_row, to_sft_row
 from eval.load_model import NF4
+from prompts import load_task
 from training.check_rows import check_rows
 from training.resolve_config import load_methods, with_method
 from training.run_config import RunConfig
@@ -298,3 +299,22 @@ def test_rows_that_are_no_conversation_are_named(folder, tiny_qwen2, tmp_path):
     Dataset.from_list([{"messages": [{"from": "a"}]}]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(UserError, match=r"1 of 1 rows .* are no conversation of roles"):
         check_rows_fit(config)
+
+
+def test_prompts_of_another_student_template_are_not_trained(folder, tiny_qwen2, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/task.yaml").write_text("{label: X, answers: 1, hub: {}}")
+    template = tmp_path / "mine/student.jinja"
+    template.write_text("In short:\n\n{{ text }}")
+    task = load_task("mine", tmp_path)
+    rows = [to_row(pair(i), "train", task) for i in range(N_ROWS)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    settings = shrink("dpo-sft", folder, tiny_qwen2)
+    settings["datasets"][0]["path"] = str(tmp_path / "train.parquet")
+    config = RunConfig(folder / "run.yaml", settings, asked_task=task)
+    check_rows_fit(config)
+    template.write_text("Shorter:\n\n{{ text }}")
+    with pytest.raises(UserError, match=r"were not made with .*student\.jinja as it is now"):
+        check_rows_fit(config)
+    template.write_text("{{ text | length }}: {{ text }}")  # which cannot be told
+    check_rows_fit(config)

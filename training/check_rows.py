@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 
 from common.cli import UserError, one_line, warn
+from prompts import Task
 from training.chat import (
     answer_lead,
     answer_tail,
@@ -119,6 +120,7 @@ def check_rows(config: RunConfig, tokenizer) -> None:
             warn(f"rows of {entry['path']}, of type {entry.get('type')}, are axolotl's to check")
             continue
         check_columns(rows, reader, entry["path"])
+        check_template(rows, reader, config.task, entry["path"])
         check_entry(rows, reader, config.settings, entry["path"])
 
 
@@ -129,6 +131,41 @@ def check_columns(rows, reader: Reader, path: str) -> None:
         raise UserError(f"{path} has no column {', '.join(lacking)}, which its entry names")
     if reader.answer_fields and any(answer is None for answer in rows[reader.answer_fields[1]]):
         raise UserError(f"{path} lacks rejected answers: --method sft, or `just pairs`")
+
+
+def around_text(task: Task) -> tuple[str, str] | None:
+    """What the task's student template writes before and behind a text.
+
+    None for the bare text, and for a template that writes otherwise around another text.
+    """
+    template = task.student_template()
+    if not template:
+        return None
+    parts = []
+    for text in ("FIRSTTEXT", "ANOTHERTEXT"):
+        content = task.student_messages(text, template)[0]["content"]
+        parts.append(tuple(content.split(text)))
+    return parts[0] if parts[0] == parts[1] and len(parts[0]) == 2 else None
+
+
+def check_template(rows, reader: Reader, task: Task, path: str) -> None:
+    """Raise UserError if prompts were made with another student template than the task has now.
+
+    It would be applied in use, and never have been trained.
+    """
+    around = around_text(task)
+    if not around:
+        return
+    before, behind = around
+    for row in rows:
+        try:
+            prompt = reader.parts(row)[0][-1]["content"]
+        except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+            continue  # it is named below
+        if not prompt.startswith(before) or not prompt.endswith(behind):
+            template = task.folder / "student.jinja"
+            reason = f"prompts of {path} were not made with {template} as it is now"
+            raise UserError(f"{reason}; `just stage` makes them anew")
 
 
 def check_entry(rows, reader: Reader, settings: dict, path: str) -> None:

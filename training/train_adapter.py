@@ -1,8 +1,10 @@
 """Check what a training config needs, then run `accelerate launch -m axolotl.cli.train` on it.
 
 Reads the YAML and the dataset it names; writes config.yaml as resolved, train.log, the adapter and
-curves.png into outputs/RUN. A finished run is not repeated, a killed one goes on from its last
-checkpoint, and a run on other data or settings first moves the old folder aside.
+curves.png into outputs/RUN, and made.json once training said that it reached its end. A finished
+run is not repeated, a stopped or killed one goes on from its last checkpoint, and a run on other
+data, templates or settings first moves the old folder aside. Of several machines the first alone
+(--machine_rank 0) writes into the folder.
 
     python -m training.train_adapter qwen2-1.5b-dpo-sft-qlora --method ipo --set learning_rate=1e-5
 """
