@@ -18,6 +18,7 @@ KINDS = {
     "base_model": (str, "a folder or a Hub id"),
     "output_dir": (str, "a folder"),
     "datasets": (list, "a list"),
+    "test_datasets": (list, "a list"),
     "plugins": (list, "a list"),
     "eot_tokens": (list, "a list"),
     "special_tokens": (dict, "keys and tokens"),
@@ -101,9 +102,10 @@ def check_settings(settings: dict, path: Path) -> None:
         value = settings.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             raise UserError(f"{path}: {key} must be {words}, and is {one_line(repr(value), 80)}")
-    for number, entry in enumerate(settings["datasets"]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-            raise UserError(f"{path}: datasets.{number} must have a path, a folder or a Hub id")
+    for key in ("datasets", "test_datasets"):
+        for number, entry in enumerate(settings.get(key) or []):
+            if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+                raise UserError(f"{path}: {key}.{number} must have a path, a folder or a Hub id")
 
 
 def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:

@@ -88,11 +88,12 @@ def student_sha(task: Task) -> str | None:
     return task.sha(template) if template else None
 
 
-def dataset_state(path: str, revision: str | None) -> list[str]:
+def dataset_state(entry: dict) -> list[str]:
     """What tells two states of a dataset apart: its files' digests, or its revision on the Hub."""
-    if not is_local(path):
+    path = entry["path"]
+    if not is_local(path) and not named_files(entry):
         try:
-            return [revision or HfApi().dataset_info(path).sha]
+            return [entry.get("revision") or HfApi().dataset_info(path).sha]
         except Exception as error:  # offline, or no such repo: loading the rows will say so
             warn(f"{path} is not pinned, so a change goes unnoticed: {one_line(error, 99)}")
     return [file_sha(file) for file in files_in(Path(path))]
@@ -107,10 +108,11 @@ def files_in(place: Path) -> list[Path]:
 def named_files(entry: dict) -> list[Path]:
     """The local files that an entry of a config's datasets names by `data_files`."""
     named = entry.get("data_files") or []
-    if isinstance(named, dict):
-        named = list(named.values())
-    places = [Path(name) for name in ([named] if isinstance(named, str) else named)]
-    return [file for place in places for file in files_in(place)]
+    of_splits = list(named.values()) if isinstance(named, dict) else [named]
+    names = []
+    for of_split in of_splits:
+        names += [of_split] if isinstance(of_split, str) else of_split
+    return [file for name in names for file in files_in(Path(name))]
 
 
 def inputs_of(config: RunConfig) -> dict:
@@ -118,12 +120,7 @@ def inputs_of(config: RunConfig) -> dict:
     prompts, task = config.task.folder.parent, config.task
     first_adapter, settings = config.first_adapter, config.settings
     entries = [*settings["datasets"], *(settings.get("test_datasets") or [])]
-    states = {}
-    for entry in entries:
-        key = entry["path"], entry.get("revision")
-        if key not in states:
-            states[key] = [entry["path"], *dataset_state(*key)]
-    of_entries = [states[entry["path"], entry.get("revision")] for entry in entries]
+    of_entries = [[entry["path"], *dataset_state(entry)] for entry in entries]
     return {
         "task": task.name,
         "prompts_dir": None if prompts == FOLDER else str(prompts.absolute()),
