@@ -1,5 +1,6 @@
 """What the trainer reads equals what inference sends, and every answer ends its turn once."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from trl.experimental.orpo import ORPOTrainer
 from data_prep.build_dataset import to_row, to_sft_row
 from eval.generate_answers import build_prompt
 from prompts import load_task
+from training.chat import build_chat, turn_end
+from training.check_rows import reader_of
+from training.student import fit_student
 
 pytestmark = pytest.mark.slow
 
@@ -45,17 +49,61 @@ CONFIG = DictDefault(
 )
 texts = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1)
 words = texts.map(str.strip).filter(bool).filter(lambda t: "<|" not in t)
-# axolotl finds the answer by searching a dummy conversation for it, so an answer that is itself a
-# part of that conversation ("You are") is cut wrongly; no summary is.
-answers = words.map(lambda t: f"Summary: {t}")
+# axolotl finds an answer by searching a dummy conversation for it, so one that is itself a part of
+# that conversation is cut wrongly, and one that the template trims is not found.
+ODD_ANSWERS = [
+    "",
+    " ",
+    "user",
+    "AI",
+    "You are",
+    "dummy_message",
+    "[",
+    "assistant",
+    " A space.",
+    "\n",
+]
+answers = st.one_of(words, st.sampled_from(ODD_ANSWERS), words.map(lambda t: f"Summary: {t}"))
+TEMPLATES = Path(axolotl.utils.chat_templates.__file__).with_name("templates")
+SFT = DictDefault({"type": "chat_template", "field_messages": "messages"})
+STUDENTS = {
+    "qwen2": QWEN2_TEMPLATE,
+    "no system turn": NO_SYSTEM_TEMPLATE,
+    "thinks": (TEMPLATES / "qwen3.jinja").read_text(),
+    # As Gemma: a turn's end that is not the eos, a first token, contents trimmed.
+    "another end": "{{ bos_token }}"
+    + NO_SYSTEM_TEMPLATE.replace("['content']", "['content'] | trim"),
+}
 
 
-@pytest.fixture(scope="module", params=["qwen2", "smollm2", "no system turn"])
-def tokenizer(request, tmp_path_factory, demo_parts):
+@pytest.fixture(scope="module", params=[*STUDENTS, "smollm2"])
+def student(request, tmp_path_factory, demo_parts):
+    """A tokenizer as it comes."""
     if request.param == "smollm2":
         return AutoTokenizer.from_pretrained(demo_parts / "models/smollm2-135m-instruct")
-    template = QWEN2_TEMPLATE if request.param == "qwen2" else NO_SYSTEM_TEMPLATE
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), template)
+    tokenizer = make_tokenizer(tmp_path_factory.mktemp("tokenizer"), STUDENTS[request.param])
+    if request.param == "another end":
+        tokenizer.eos_token = tokenizer.bos_token = "<|endoftext|>"
+    return tokenizer
+
+
+def fitted(student, **settings: object):
+    """(config, tokenizer) as `just train` fits them to each other."""
+    tokenizer = copy.deepcopy(student)
+    fit = fit_student({**CONFIG.to_dict(), "base_model": "a student", **settings}, tokenizer)
+    return DictDefault({**fit, "sequence_len": 4096}), tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(student):
+    """As preference training has it."""
+    return fitted(student, rl="dpo")[1]
+
+
+def ends_of(tokenizer) -> str:
+    """What ends an answer in preference training: the turn's end, and the eos where it is not."""
+    end, eos = turn_end(tokenizer), tokenizer.eos_token
+    return end if end == eos else end + eos
 
 
 def trained_rows(tokenizer, pair: dict) -> dict:
@@ -80,18 +128,29 @@ def pair_of(text: str, chosen: str, rejected: str) -> dict:
     }
 
 
+def sent_of(tokenizer, text: str) -> str:
+    return build_chat(tokenizer, [{"role": "user", "content": text}])
+
+
 @given(words, answers, answers)
-def test_prompt_and_answers_character_for_character(tokenizer, text, chosen, rejected):
-    rows = trained_rows(tokenizer, pair_of(text, chosen, rejected))
-    sent, cut = build_prompt(tokenizer, text, None, 10**6)
-    assert rows["prompt"] == sent and cut == 0
-    assert rows["chosen"] == chosen + "<|im_end|>"
-    assert rows["rejected"] == rejected + "<|im_end|>"
-    full = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}, {"role": "assistant", "content": chosen}],
-        tokenize=False,
-    )
-    assert rows["prompt"] + rows["chosen"] == full.rstrip("\n")
+def test_what_is_let_pass_is_trained_character_for_character(tokenizer, text, chosen, rejected):
+    row = to_row(pair_of(text, chosen, rejected), "train")
+    reader = reader_of(CONFIG["datasets"][0], "dpo", tokenizer)
+    messages, of_row = reader.parts(row)
+    trained = trained_rows(tokenizer, pair_of(text, chosen, rejected))
+    assert trained["prompt"] == sent_of(tokenizer, text)
+    for side, answer in zip(("chosen", "rejected"), of_row, strict=True):
+        right = answer.strip() and trained[side] == answer + turn_end(tokenizer)
+        assert bool(reader.fault(messages, answer)) is not bool(right)
+
+
+def test_an_answer_in_the_dummy_conversation_is_named_and_a_plain_one_is_not(tokenizer):
+    reader = reader_of(CONFIG["datasets"][0], "dpo", tokenizer)
+    prompt = [{"role": "user", "content": "A text."}]
+    assert not reader.fault(prompt, "A plain one.")
+    assert "--method sft reads it right" in reader.fault(prompt, "user")
+    assert "empty answer" in reader.fault(prompt, "")
+    assert "control token <|im_end|>" in reader.fault(prompt, "Ends<|im_end|>")
 
 
 def test_a_tasks_own_template_stands_around_the_text_on_both_sides(tokenizer, tmp_path):
@@ -101,26 +160,25 @@ def test_a_tasks_own_template_stands_around_the_text_on_both_sides(tokenizer, tm
     task = load_task("plain", tmp_path)
     row = to_row(pair_of("A text.", "Short.", "Longer one."), "train", task)
     trained = default(CONFIG)[0](row, tokenizer=tokenizer)["prompt"]
-    sent, _ = build_prompt(tokenizer, "A text.", task.student_template(), 4096, task)
+    sent = build_chat(tokenizer, task.student_messages("A text.", task.student_template()))
     assert trained == sent and "Plainly:\n\nA text." in sent
 
 
 def test_token_for_token_through_the_trainer(tokenizer):
     """The ids TRL trains on: the prompt as generation sends it, then answer and one end of turn."""
-    rows = trained_rows(tokenizer, pair_of("A text.\n\nOf two parts.", "Short. ", "Longer one."))
-    sent = tokenizer(
-        build_prompt(tokenizer, "A text.\n\nOf two parts.", None, 4096)[0], add_special_tokens=False
-    ).input_ids
+    rows = trained_rows(tokenizer, pair_of("A text.\n\nOf two parts.", "Short.", "Longer one."))
+    sent = sent_of(tokenizer, "A text.\n\nOf two parts.")
+    sent = tokenizer(sent, add_special_tokens=False).input_ids
     trainer = DPOTrainer.__new__(DPOTrainer)
     trainer._tokenizer, trainer._is_vlm, trainer.ref_model = tokenizer, False, None
     trainer._is_vision_dataset = False
     ids = tokenized(trainer, tokenizer, rows)
-    end = tokenizer.eos_token_id
+    end = tokenizer.convert_tokens_to_ids(turn_end(tokenizer))
     assert ids["prompt_ids"] == sent
-    for side in ("chosen", "rejected"):
+    for side, said in (("chosen", "Short."), ("rejected", "Longer one.")):
         answer = ids[f"{side}_ids"]
-        assert answer.count(end) == 1 and answer[-1] == end
-        assert tokenizer.decode(answer) == rows[side]
+        assert answer.count(end) == 1 and answer[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(answer) == said + ends_of(tokenizer)
 
 
 def tokenized(trainer, tokenizer, rows: dict) -> dict:
@@ -134,29 +192,31 @@ def tokenized(trainer, tokenizer, rows: dict) -> dict:
 
 @pytest.mark.parametrize("trainer_class", [ORPOTrainer, CPOTrainer])
 def test_token_for_token_through_the_trainers_without_a_reference(tokenizer, trainer_class):
-    pair = pair_of("A text.\n\nOf two parts.", "Short. ", "Longer one.")
+    pair = pair_of("A text.\n\nOf two parts.", "Short.", "Longer one.")
     strategy = load_orpo(".dpo.chat_template.default", CONFIG, dataset_idx=0)[0]
     assert strategy(to_row(pair, "train"), tokenizer=tokenizer) == trained_rows(tokenizer, pair)
     trainer = trainer_class.__new__(trainer_class)
     trainer.processing_class, trainer.is_encoder_decoder = tokenizer, False
     trainer.max_length = 4096
     ids = trainer.tokenize_row(trained_rows(tokenizer, pair))
-    sent = tokenizer(build_prompt(tokenizer, pair["prompt"], None, 4096)[0]).input_ids
+    sent = tokenizer(sent_of(tokenizer, pair["prompt"])).input_ids
     for side in ("chosen", "rejected"):
         answer = [token for token in ids[f"{side}_labels"] if token != -100]
         assert ids[f"{side}_input_ids"] == sent + answer
-        assert tokenizer.decode(answer) == pair[side] + "<|im_end|>"
+        assert tokenizer.decode(answer) == pair[side] + ends_of(tokenizer)
 
 
-def test_sft_trains_on_the_answer_and_its_end_alone(tokenizer):
-    pair = pair_of("A text.\n\nOf two parts.", "Short one.", "Longer one.")
-    entry = DictDefault({"type": "chat_template", "field_messages": "messages"})
-    config = DictDefault({**CONFIG, "datasets": [entry], "sequence_len": 4096})
-    row = load_sft(tokenizer, config, ds_cfg=entry).tokenize_prompt(to_sft_row(pair))
-    sent = tokenizer(build_prompt(tokenizer, pair["prompt"], None, 4096)[0]).input_ids
+@pytest.mark.parametrize("said", ["Short one.", "user", "dummy"])
+def test_sft_trains_on_the_answer_and_its_end_alone(student, said):
+    config, tokenizer = fitted(student, datasets=[SFT.to_dict()])
+    pair = pair_of("A text.\n\nOf two parts.", said, "Longer one.")
+    row = load_sft(tokenizer, config, ds_cfg=SFT).tokenize_prompt(to_sft_row(pair))
+    sent = tokenizer(sent_of(tokenizer, pair["prompt"])).input_ids
     answer = [token for token in row["labels"] if token != -100]
     assert row["input_ids"][: len(sent) + len(answer)] == sent + answer
-    assert tokenizer.decode(answer) == "Short one.<|im_end|>"
+    assert tokenizer.decode(answer) == said + turn_end(tokenizer)
+    messages, _ = reader_of(SFT, None, tokenizer).parts(to_sft_row(pair))
+    assert not reader_of(SFT, None, tokenizer).fault(messages, said)
 
 
 def test_a_long_text_is_cut_at_its_end_to_fit(tokenizer):
@@ -171,8 +231,7 @@ def test_a_long_text_is_cut_at_its_end_to_fit(tokenizer):
 def test_a_template_that_thinks_is_replaced_on_both_sides_by_chatml(tmp_path, tiny_qwen2):
     """As axolotl_configs/README.md says of Qwen3: the run keeps the template it trained with."""
     base = shutil.copytree(tiny_qwen2, tmp_path / "base")
-    thinking = Path(axolotl.utils.chat_templates.__file__).with_name("templates") / "qwen3.jinja"
-    (base / "chat_template.jinja").write_text(thinking.read_text())
+    (base / "chat_template.jinja").write_text(STUDENTS["thinks"])
     names = {"base_model": str(base), "base_model_config": str(base), "tokenizer_config": str(base)}
     config = DictDefault({**CONFIG, **names, "chat_template": "chatml", "sequence_len": 4096})
     trained = load_tokenizer(config)

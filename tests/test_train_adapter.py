@@ -11,13 +11,19 @@ import yaml
 from conftest import one_error_line, run_stage
 
 from common.cli import UserError
-from common.files import appending
+from common.files import appending, mark_made
 from eval.load_model import precision
 from prompts import load_task
 from training import resolve_config as resolving
 from training import train_adapter
 from training.resolve_config import resolve_config, set_key, with_method
-from training.run_config import RunConfig, load_run_config
+from training.run_config import (
+    RunConfig,
+    fingerprint,
+    is_unfinished,
+    load_run_config,
+    weights_fingerprint,
+)
 
 TRAIN = "training.train_adapter"
 DEFAULT = "qwen2-1.5b-dpo-sft-qlora"
@@ -250,6 +256,159 @@ def test_a_config_that_cannot_be_read(tmp_path, content, said):
     assert said in one_error_line(run_stage(TRAIN, config, code=1))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1, 2]", "must name base_model, datasets and output_dir, as"),
+        ("base_model: m\noutput_dir: o\ndatasets:", "datasets is missing or empty"),
+        ("base_model: m\ndatasets: [{path: d}]", "output_dir is missing or empty"),
+        ("base_model: m\noutput_dir: o\ndatasets: d", "datasets must be a list, and is 'd'"),
+        ("base_model: m\noutput_dir: o\ndatasets: [d]", "datasets.0 must have a path"),
+        ("base_model: m\noutput_dir: 5\ndatasets: [{path: d}]", "output_dir must be a folder"),
+        ("base_model: [m]\noutput_dir: o\ndatasets: [{path: d}]", "base_model must be a folder"),
+        (
+            "base_model: m\noutput_dir: o\ndatasets: [{path: d}]\nlearning_rate: fast",
+            "learning_rate must be a number, and is 'fast'",
+        ),
+        (
+            "base_model: m\noutput_dir: o\ndatasets: [{path: d}]\nplugins: demo",
+            "plugins must be a list, and is 'demo'",
+        ),
+        (
+            "base_model: m\noutput_dir: o\ndatasets: [{path: d}]\nsequence_len: true",
+            "sequence_len must be a whole number, and is True",
+        ),
+        ("base_model: caf\u00e9".encode("latin-1"), "is not UTF-8 text"),
+        ("a: &a [*a", "is not YAML"),
+    ],
+)
+def test_a_faulty_config_is_one_line_with_file_and_key(tmp_path, content, said):
+    config = tmp_path / "config.yaml"
+    config.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for options in ((), ("--method", "simpo")):
+        line = one_error_line(run_stage(TRAIN, config, *options, code=1))
+        assert str(config) in line and said in line
+
+
+def test_an_output_folder_that_is_no_run_is_not_written_to(tmp_path, monkeypatch):
+    (tmp_path / "thesis/chapters").mkdir(parents=True)
+    for output in (".", "..", "thesis", "run.yaml"):
+        monkeypatch.chdir(tmp_path)
+        config = write_yaml(tmp_path / "run.yaml", output_dir=output)
+        line = one_error_line(run_stage(TRAIN, config, cwd=tmp_path, code=1))
+        assert f"run.yaml: output_dir {output}" in line
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapters"]
+
+
+@pytest.mark.parametrize(("text", "rate"), [("2e-5", 2e-5), ("1E-4", 1e-4), ("0.5e-3", 5e-4)])
+def test_a_rate_is_a_number_in_every_form(tmp_path, text, rate):
+    config = write_yaml(tmp_path / "run.yaml")
+    config.write_text(f"{config.read_text()}learning_rate: {text}\nwandb_name: 2026-01-01\n")
+    settings = resolve_config(config).settings
+    assert settings["learning_rate"] == rate and settings["wandb_name"] == "2026-01-01"
+    assert resolve_config(config, "simpo").settings["learning_rate"] == pytest.approx(rate / 5)
+    assert yaml.safe_load(yaml.safe_dump(settings)) == settings  # as axolotl reads it
+
+
+def test_a_method_that_multiplies_a_rate_needs_one(tmp_path):
+    line = one_error_line(
+        run_stage(TRAIN, write_yaml(tmp_path / "a.yaml"), "--method", "simpo", code=1)
+    )
+    assert "learning_rate, which is missing" in line
+
+
+def test_a_method_shapes_every_dataset(tmp_path):
+    config = write_yaml(
+        tmp_path / "a.yaml", datasets=[{"path": "d1"}, {"path": "d2", "split": "x"}]
+    )
+    entries = resolve_config(config, "sft").settings["datasets"]
+    assert [(entry["path"], entry["type"]) for entry in entries] == [
+        ("d1", "chat_template"),
+        ("d2", "chat_template"),
+    ]
+
+
+@pytest.fixture
+def run_of_all_inputs(tmp_path):
+    """(config, task's folder): a run of a task with a template of its own, on two datasets."""
+    task = tmp_path / "tasks/mine"
+    task.mkdir(parents=True)
+    (task / "task.yaml").write_text("{label: X, answers: 1, hub: {}}")
+    (task / "student.jinja").write_text("In short: {{ text }}")
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("{}\n")
+    entries = [{"path": str(tmp_path / "a")}, {"path": "json", "revision": "1"}]
+    entries[1]["data_files"] = [str(tmp_path / "b/train.jsonl")]
+    config = write_yaml(tmp_path / "run.yaml", datasets=entries, learning_rate=2e-5)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "model.safetensors").write_text("weights")
+    resolved = resolve_config(config, task=load_task("mine", tmp_path / "tasks"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/adapter_model.safetensors").touch()
+    return resolved, task
+
+
+CHANGES = {
+    "tasks/mine/student.jinja": "Shorter: {{ text }}",
+    "a/train.jsonl": '{"id": 1}\n',
+    "b/train.jsonl": '{"id": 1}\n',
+    "chat_template.jinja": "{{ messages[0] }}",
+    "model.safetensors": "other weights",
+    "config.json": '{"rope_theta": 1}',
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_run_is_told_by_all_that_it_depends_on(run_of_all_inputs, tmp_path, changed):
+    config, _ = run_of_all_inputs
+    inputs = train_adapter.inputs_of(config)
+    mark_made(tmp_path / "out", inputs)
+    assert train_adapter.is_trained(tmp_path / "out", train_adapter.inputs_of(config))
+    (tmp_path / changed).write_text(CHANGES[changed])
+    assert not train_adapter.is_trained(tmp_path / "out", train_adapter.inputs_of(config))
+
+
+def test_a_run_of_0_3_7_is_compared_by_what_it_recorded(run_of_all_inputs, tmp_path):
+    config, _ = run_of_all_inputs
+    inputs = train_adapter.inputs_of(config)
+    of_0_3_7 = {key: inputs[key] for key in train_adapter.INPUTS_OF_0_3_7}
+    of_0_3_7["config"] = {**config.settings, "learning_rate": "2e-5"}  # as it read such a number
+    mark_made(tmp_path / "out", of_0_3_7)
+    assert train_adapter.is_trained(tmp_path / "out", inputs)
+    (tmp_path / "a/train.jsonl").write_text('{"id": 1}\n')
+    assert not train_adapter.is_trained(tmp_path / "out", train_adapter.inputs_of(config))
+    mark_made(tmp_path / "out", {"task": "mine"})
+    assert not train_adapter.is_trained(tmp_path / "out", inputs)
+
+
+def test_a_model_is_told_by_more_than_its_weights(tmp_path):
+    (tmp_path / "model.safetensors").write_text("weights")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')
+    model = str(tmp_path)
+    weights = weights_fingerprint(model)
+    prints = {fingerprint(model)}
+    for name in ("adapter_config.json", "chat_template.jinja", "tokenizer_config.json"):
+        (tmp_path / name).write_text('{"changed": 1}')
+        prints.add(fingerprint(model))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
+    (tmp_path / "train.log").write_text("of no matter")
+    prints.add(fingerprint(model))
+    assert len(prints) == 5 and weights_fingerprint(model) == weights
+    (tmp_path / "model.safetensors").write_text("others")
+    assert weights_fingerprint(model) != weights and fingerprint(model) not in prints
+
+
+def test_a_half_trained_adapter_is_not_gone_on_from(tmp_path, gpu):
+    first = tmp_path / "first"
+    mark_made(first / "inputs", {})
+    (first / "adapter_model.safetensors").touch()
+    config = write_yaml(tmp_path / "run.yaml")
+    assert "has not ended" in refused(config, lora_model_dir=str(first))
+    mark_made(first, {})
+    assert refused(config, lora_model_dir=str(first)) == ""
+
+
 def test_a_training_that_still_runs_is_not_started_twice(tmp_path):
     config = write_yaml(tmp_path / "run.yaml")
     with appending(tmp_path / "out.lock"):
@@ -259,6 +418,11 @@ def test_a_training_that_still_runs_is_not_started_twice(tmp_path):
 
 
 SAID = """
+[2026-11-29 22:43:03,717] [WARNING] [axolotl.utils.schemas.config] bf16 requested, but AMP is not
+[2026-11-29 22:43:04,001] [WARNING] [axolotl.prompt_strategies.chat_template] it won't be trained
+[2026-11-29 22:43:04,002] [WARNING] [axolotl.prompt_strategies.chat_template] it won't be trained
+[2026-11-29 22:43:04,003] [INFO] [axolotl.utils.data.utils] Dropped 3 short sequences (<2 tokens)
+[2026-11-29 22:43:04,004] [WARNING] [bitsandbytes] no GPU
   0%|          | 0/2 [00:00<?, ?it/s]
 {'loss': '1.7', 'rewards/margins': '0.5', 'epoch': '0.5'}
  50%|#####     | 1/2 [00:05<00:05, 5.0s/it]
@@ -266,19 +430,76 @@ pydantic_core._pydantic_core.ValidationError: 1 validation error for AxolotlInpu
   Value error, FSDP2 does not support load_in_4bit with DPO
 subprocess.CalledProcessError: Command returned non-zero exit status 1.
 """
+DONE = "\n[INFO] [axolotl.train] Training completed! Saving trained model to out.\n"
 
 
-def test_progress_is_one_line_and_so_is_the_error(tmp_path, monkeypatch, capsys):
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\ncat <<'END'{SAID}END\nexit 3\n")
+def axolotl_says(folder: Path, monkeypatch, said: str, code: int) -> RunConfig:
+    """A run of `folder` for which a program that says so stands in for accelerate and axolotl."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\ncat <<'END'{said}END\nexit {code}\n")
     python.chmod(0o700)
     monkeypatch.setattr(train_adapter.sys, "executable", str(python))
+    config = load_run_config(write_yaml(folder / "run.yaml"))
+    config.output_dir.mkdir(exist_ok=True)
+    return config
+
+
+def train_once(config: RunConfig) -> None:
+    train_adapter.train(config, Path("prepared-1"), ["--cpu"], {"seed": 1}, 0)
+
+
+def test_progress_and_warnings_are_lines_and_so_is_the_error(tmp_path, monkeypatch, capsys):
+    config = axolotl_says(tmp_path, monkeypatch, SAID, 3)
     with pytest.raises(UserError, match="code 3: Value error, FSDP2 does not support load_in_4bit"):
-        train_adapter.train(tmp_path, ["--cpu"], 0)
-    assert (tmp_path / "train.log").read_text().strip() == SAID.strip()
+        train_once(config)
+    assert (tmp_path / "out/train.log").read_text().strip() == SAID.strip()
     out, err = capsys.readouterr()
-    assert f"accelerate launch --cpu -m axolotl.cli.train {tmp_path}/config.yaml" in out
+    launched = f"accelerate launch --cpu -m axolotl.cli.train {tmp_path}/out/config.yaml"
+    assert f"{launched} --dataset_prepared_path=prepared-1" in out
     assert "\r1/2 [00:05<00:05, 5.0s/it] loss 1.7, margins 0.5\x1b[K" in err
+    assert err.count("axolotl: it won't be trained") == 1
+    assert "axolotl: Dropped 3 short sequences" in err
+    assert "AMP" not in err and "no GPU" not in err
+
+
+@pytest.mark.parametrize(("said", "finished"), [("\n", False), (DONE, True)])
+def test_a_run_is_finished_when_training_said_so(tmp_path, monkeypatch, said, finished):
+    """axolotl saves its adapter and exits with 0 when it is interrupted."""
+    config = axolotl_says(tmp_path, monkeypatch, said, 0)
+    (config.output_dir / "adapter_model.safetensors").touch()
+    (config.output_dir / "made.json").write_text("{}")  # of no matter: it is being trained again
+    if finished:
+        train_once(config)
+    else:
+        with pytest.raises(UserError, match=r"was stopped before its end.* no checkpoint"):
+            train_once(config)
+    assert is_unfinished(config.output_dir) is not finished
+    assert train_adapter.made_of(config.output_dir / "inputs", {"seed": 1}) is False  # not 0.3.7's
+
+
+def test_what_a_kill_tore_is_cleared_and_what_is_whole_kept(tmp_path):
+    for name, state in (("checkpoint-8", '{"global_step": 8}'), ("checkpoint-16", '{"glo')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-24").mkdir()
+    (tmp_path / "prepared-1/whole").mkdir(parents=True)
+    (tmp_path / "prepared-1/whole/dataset_info.json").write_text('{"features": {}}')
+    (tmp_path / "prepared-1/torn").mkdir()
+    train_adapter.clear_torn(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/"))
+    assert left == ["checkpoint-8", "prepared-1"]
+    assert [path.name for path in (tmp_path / "prepared-1").iterdir()] == ["whole"]
+
+
+def test_a_machine_that_does_not_lead_takes_no_lock_and_writes_beside(tmp_path, monkeypatch):
+    config = axolotl_says(tmp_path, monkeypatch, "\n", 0)
+    options = ["--num_machines", "2", "--machine_rank=1"]
+    assert train_adapter.machine_rank(options) == 1 and train_adapter.machine_rank([]) == 0
+    with appending(tmp_path / "out.lock"):
+        train_adapter.train_beside(config, Path("prepared-1"), options)
+    settings = yaml.safe_load((tmp_path / "out.rank1.yaml").read_text())
+    assert settings == config.settings and not any(config.output_dir.iterdir())
+    assert (tmp_path / "out.rank1.log").is_file()
 
 
 @pytest.mark.slow
