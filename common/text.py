@@ -1,7 +1,12 @@
-"""Text that comes from outside is data: what could be read as a control token is made plain."""
+"""Text that comes from outside is data: its control tokens are made plain, its words found.
+
+A control token is what a model's template writes around turns; a text that quotes one is no turn.
+"""
 
 import re
 from collections.abc import Iterable
+
+import regex
 
 # <|im_end|>, <|eot_id|>, DeepSeek's with wide bars (U+FF5C), Gemma's <start_of_turn>, <bos>, ...
 CONTROL_TOKEN = re.compile(
@@ -19,3 +24,19 @@ def plain_text(text: str, tokens: Iterable[str] = ()) -> str:
     for token in tokens:
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
+
+
+# Scripts that put no space between words are read letter by letter; a letter keeps its marks.
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|(?:(?!{UNSPACED})[\w\p{{M}}])+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in any script, in lower case; of English those that `\\w+` finds."""
+    return WORD.findall(text.lower())
+
+
+def count_words(text: str) -> int:
+    """How many words a text has: parts between spaces, or letters of a script without spaces."""
+    unspaced = regex.search(UNSPACED, text)
+    return len(words_of(text)) if unspaced else len(text.split())
