@@ -7,6 +7,7 @@ Reads DATA/extracts and DATA/TASK/replies, writes DATA/TASK/pairs/{train,test}.j
 """
 
 import argparse
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, run, script_parser
-from common.files import load_records, mark_made, read_json, share_of, write_records
+from common.files import digest, load_records, mark_made, read_json, share_of, write_records
 from common.report import markdown
 from common.table import load
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
@@ -31,6 +32,7 @@ REPLY = ("id", "model", "prompt_sha", "text", "finish_reason", "created", "cost_
 DROPPED = ["id", "split", "model", "prompt_sha", "reason", "detail"]
 UNRATED = dict.fromkeys(("chosen_position", "ratings", "criteria"))
 VERDICT = ("id", "model", "settings")
+ANSWER = ("id", "prompt", "settings")  # as eval/generate_answers.py keeps them
 
 
 def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, str]:
@@ -45,17 +47,25 @@ def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, 
     raise UserError(f"no such replies; choose with --model, --prompt-sha; there are {there}")
 
 
-def load_rejected(ids: list[str], args: argparse.Namespace) -> tuple[str | None, dict]:
-    """(RUN:SYSTEM, id -> record) of a model's answers asked for last. Raises UserError."""
+def load_rejected(
+    extracts: dict[str, dict], args: argparse.Namespace, task: Task
+) -> tuple[str | None, dict]:
+    """(RUN:SYSTEM, id -> record) of a model's answers asked for last, to the very texts and in the
+    template of today. Raises UserError."""
     if args.rejected == "none":
-        return None, {one: {"text": ""} for one in ids}
+        return None, {key: {"text": ""} for key in extracts}
     own = args.student if args.task == "summarize" else f"{args.task}-{args.student}"
     name, system = (own, "instructed") if args.rejected == "student" else (args.rejected, "tuned")
     folder = Path("outputs") / name / "eval/answers"
     if not (settings := read_json(folder / "asked.json").get(system)):
         raise UserError(f"no {system} answers in {folder}; make them: `just answers --split train`")
-    wanted = [{"id": one, "settings": settings} for one in ids]
-    return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ("id", "settings"))
+    template = task.student_template(instructed=system == "instructed")
+    wanted = []
+    for key, extract in extracts.items():
+        messages = task.student_messages(extract["text"], template)
+        prompt = digest(json.dumps(messages, sort_keys=True))
+        wanted.append({"id": key, "prompt": prompt, "settings": settings})
+    return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ANSWER)
 
 
 def to_pair(extract: dict, reply: dict, rated: bool, task: Task) -> dict:
@@ -83,7 +93,7 @@ def read_split(split: str, replies: list, args: argparse.Namespace, task: Task) 
     path = data_folder(args, "extracts") / f"{split}.jsonl"
     extracts = {one["id"]: one for one in load_records(path, ("id", "text"), "just extracts")}
     paired, by_model = set(), split == "train" and args.rejected != "teacher"
-    by, rejected = load_rejected([*extracts], args) if by_model else ("teacher", extracts)
+    by, rejected = load_rejected(extracts, args, task) if by_model else ("teacher", extracts)
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
         key, pair, detail = reply["id"], None, ""
         if (reply["model"], reply["prompt_sha"]) != (args.model, args.prompt_sha):

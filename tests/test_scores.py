@@ -13,9 +13,12 @@ from common.cli import UserError
 from common.files import digest, mark_made
 from demo.prepare_parts import package_folder
 from eval.build_report import render, table
+from eval.generate_answers import prompt_digest
 from eval.judge_answers import win_rates
 from eval.score_answers import TITLES, load_measures, score_texts
+from eval.systems import load_test_rows
 from prompts import load_task
+from training.run_config import load_run_config
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +75,12 @@ def write_answers(config, system, texts):
         config.parent / "out/eval/answers",
     )
     made = {"finish_reason": "stop", "settings": settings}
-    records = [{"id": f"t{i}", "text": text, **made} for i, text in enumerate(texts)]
+    run = load_run_config(config)
+    messages = [run.task.student_messages(row["text"], None) for row in load_test_rows(run, None)]
+    records = [
+        {"id": f"t{i}", "prompt": prompt_digest(messages[i]), "text": text, **made}
+        for i, text in enumerate(texts)
+    ]
     write_jsonl(folder / f"{system}.jsonl", records)
     asked = folder / "asked.json"
     known = json.loads(asked.read_text()) if asked.exists() else {}
@@ -253,6 +261,7 @@ def test_only_the_measures_that_the_task_names_are_computed(finished_run, tmp_pa
     measured = set(load(finished_run)["systems"]["base"])
     assert measured == {"rouge_1", "rouge_2", "rouge_l", "rouge_lsum", "words", "repetition"} | {
         "empty",
+        "no_answer",
         "stopped_at_limit",
         "documents_cut",
     }
