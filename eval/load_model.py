@@ -296,9 +296,9 @@ def load_model(model: str | Weights, dtype: str | None = None):
                 loaded = merge_adapter(add_adapter(loaded, weights.adapter))
         except (OSError, ValueError, ImportError) as error:
             raise UserError(f"cannot load {name}: {one_line(error, 200)}") from None
+        prepare_to_answer(loaded, tokenizer, name)
         if not all(parameter.isfinite().all() for parameter in loaded.parameters()):
             raise UserError(f"{name} holds weights that are NaN or infinite; its training diverged")
-        prepare_to_answer(loaded, tokenizer, name)
         return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, LogitsProcessorList
 
 from common.cli import UserError
 from common.files import mark_made
+from eval.build_report import append_ledger
 from eval.generate_answers import (
     SeededNoise,
     answer_all,
@@ -33,8 +34,8 @@ from eval.generate_answers import (
     most_alike,
     pack_batches,
 )
-from eval.build_report import append_ledger
 from eval.load_model import load_model
+from eval.served_model import address_of
 from eval.systems import load_test_rows, system_of, systems_of
 from prompts import load_task
 from training.run_config import load_run_config
@@ -360,10 +361,7 @@ def test_an_endpoint_that_serves_another_model_under_the_name_is_asked_again(
     server, cards = endpoint(content="A summary."), {"id": "m", "created": 1, "max_model_len": 99}
     with models_of(server, cards) as url:
         options = ("--systems", "endpoint:m", "--max-new-tokens", 8)
-        environment = {
-            "TOGETHER_BASE_URL": url.replace("//", "//me:secret@"),
-            "TOGETHER_API_KEY": "k",
-        }
+        environment = {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": "k"}
         run_stage(STAGE, finished_run, *options, **environment)
         cards["pricing"] = {"input": 7}
         assert "0 of 4 to ask" in run_stage(STAGE, finished_run, *options, **environment).stdout
@@ -371,11 +369,21 @@ def test_an_endpoint_that_serves_another_model_under_the_name_is_asked_again(
         assert "4 of 4 to ask" in run_stage(STAGE, finished_run, *options, **environment).stdout
     found = answers(finished_run, "endpoint_m")
     assert [r["settings"]["served"]["created"] for r in found] == [1] * 4 + [2] * 4
-    assert "secret" not in json.dumps(found) and found[0]["settings"]["endpoint"] in url
+    assert found[0]["settings"]["endpoint"] == f"{url.removeprefix('http://')}/v1"
     gone = run_stage(STAGE, finished_run, *options, **environment)
     assert "taken to serve what it did before" in gone.stderr and "0 of 4 to ask" in gone.stdout
     gone = run_stage(STAGE, finished_run, "--systems", "endpoint:other", code=1, **environment)
     assert "does not answer" in one_error_line(gone)
+
+
+def test_the_address_of_an_endpoint_without_credentials(monkeypatch):
+    monkeypatch.setenv("TOGETHER_BASE_URL", "https://me:secret@models.example:81/team/v1/")
+    assert address_of() == "models.example:81/team/v1"
+    monkeypatch.setenv("TOGETHER_BASE_URL", "models.example")
+    with pytest.raises(UserError, match="no address such as"):
+        address_of()
+    monkeypatch.delenv("TOGETHER_BASE_URL")
+    assert address_of() == "api.together.ai/v1"
 
 
 @contextmanager
