@@ -7,13 +7,15 @@ in a seeded order, so `train[:8000]` is a fair sample; the config sft has the ch
 """
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from common.cli import run, script_parser, warn
+from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
+from common.text import plain_text
 from data_prep.teacher.client import teacher_terms
 from prompts import Task, add_task_options, data_folder, load_task, task_of
 
@@ -26,19 +28,26 @@ LICENCES = dict.fromkeys(("wikipedia", "stackexchange"), "CC BY-SA")
 LICENCES["arxiv"] = "each paper under the licence its authors chose on arXiv"
 
 
-def to_row(pair: dict, split: str = "train", task: Task | None = None) -> dict:
-    """A pair in the conversational preference format that axolotl and TRL read."""
+def to_row(
+    pair: dict, split: str = "train", task: Task | None = None, tokens: Iterable[str] = ()
+) -> dict:
+    """A pair in the conversational preference format that axolotl and TRL read.
+
+    Control tokens in its texts are made plain: those of common forms, and a student's own `tokens`.
+    """
     task, row = task or load_task(), dict(pair)
-    row["prompt"] = task.student_messages(pair["prompt"], task.student_template())
+    text = plain_text(pair["prompt"], tokens)
+    row["prompt"] = task.student_messages(text, task.student_template())
     for side in ("chosen", "rejected"):
-        row[side] = [{"role": "assistant", "content": pair[side]}]
+        answer = plain_text(pair[side] or "", tokens)
+        row[side] = [{"role": "assistant", "content": answer}]
     row["rejected"] = row["rejected"] if pair["rejected_by"] else None  # no preference to train on
     return row | {"reference": pair["chosen"] if split == "test" else None}
 
 
-def to_sft_row(pair: dict, task: Task | None = None) -> dict:
+def to_sft_row(pair: dict, task: Task | None = None, tokens: Iterable[str] = ()) -> dict:
     """The prompt and the chosen answer as one conversation; alike in both splits."""
-    row = to_row(pair, "train", task)
+    row = to_row(pair, "train", task, tokens)
     return {"id": pair["id"], "source": pair["source"], "messages": row["prompt"] + row["chosen"]}
 
 
@@ -50,13 +59,29 @@ def write_parquet(folder: Path, stem: str, table: pa.Table) -> str:
     return f"{folder.name}/{path.name}"
 
 
-def write_files(hub: Path, splits: dict[str, list[dict]], task: Task) -> dict[str, dict]:
+def tokens_of(student: str | None) -> list[str]:
+    """The control tokens of a student's tokenizer, a folder or a Hub id; none for None."""
+    if not student:
+        return []
+    from transformers import AutoTokenizer
+
+    from training.chat import control_tokens
+
+    try:
+        return control_tokens(AutoTokenizer.from_pretrained(student))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{student} has no tokenizer to load: {one_line(error, 200)}") from None
+
+
+def write_files(
+    hub: Path, splits: dict[str, list[dict]], task: Task, tokens: Iterable[str]
+) -> dict[str, dict]:
     """Write all Parquet files; return config -> split -> file."""
     files = {"default": {}, "sft": {}}
     for split, pairs in splits.items():
-        rows = [to_row(pair, split, task) for pair in pairs]
+        rows = [to_row(pair, split, task, tokens) for pair in pairs]
         table = pa.Table.from_pylist(rows, schema=pa.schema(COLUMNS))
-        chats = pa.Table.from_pylist([to_sft_row(pair, task) for pair in pairs])
+        chats = pa.Table.from_pylist([to_sft_row(pair, task, tokens) for pair in pairs])
         files["default"][split] = write_parquet(hub / "data", split, table)
         files["sft"][split] = write_parquet(hub / "sft", split, chats)
     return files
@@ -67,8 +92,11 @@ def main() -> None:
     add_task_options(parser)
     parser.add_argument("--name", default="", help="of the pairs: from pairs-NAME to hub-NAME")
     parser.add_argument("--licence", default="", help="of texts that are not RedPajama's")
+    told = "student whose own control tokens are written as plain text: a folder or a Hub id"
+    parser.add_argument("--tokenizer", help=told)
     args = parser.parse_args()
     task, splits = task_of(args), {}
+    tokens = tokens_of(args.tokenizer)
     folder, hub = (data_folder(args, stage, args.name) for stage in ("pairs", "hub"))
     (made,) = load_records(folder / "made.json", ("audit", "funnel"), "just pairs")
     for split in ("train", "test"):
@@ -80,7 +108,7 @@ def main() -> None:
         warn("the licence of some texts is not known; name it with --licence, or in the card")
     example = min(splits["train"], key=lambda pair: len(pair["prompt"]))
     shutil.rmtree(hub, ignore_errors=True)  # files of an earlier state
-    made["configs"] = write_files(hub, splits, task)
+    made["configs"] = write_files(hub, splits, task, tokens)
     facts = {"licences": licences, "example": example, "terms": teacher_terms(example["teacher"])}
     card = task.render("dataset_card.md", splits=splits, **made, **facts)
     write_text(hub / "README.md", card + "\n")

@@ -25,7 +25,7 @@ from eval.load_model import weights_of_run
 from eval.score_answers import load_scores
 from eval.systems import system_of
 from training.run_config import RunConfig, load_rows, load_run_config
-from training.train_adapter import inputs_of
+from training.train_adapter import inputs_of, is_trained
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 OF_ADAPTER = [*ADAPTER, "*token*.json", "*token*.model", "vocab.*", "merges.txt", "*.jinja"]
@@ -97,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     config = load_run_config(args.config)
     weights_of_run(config)  # raises where there is no adapter
-    if not is_made(config.output_dir, inputs_of(config)):
+    if not is_trained(config.output_dir, inputs_of(config)):
         what = f"{config.output_dir} was not made of this config, base and data"
         raise UserError(f"{what}; `just train {config.name}` trains anew")
     scores = {} if args.unevaluated else scores_of(config)

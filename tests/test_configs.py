@@ -14,11 +14,12 @@ from axolotl.prompt_strategies.dpo import load as load_dpo
 from axolotl.prompt_strategies.orpo import load as load_orpo
 from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.schemas.config import AxolotlInputConfig
 from conftest import ROOT
 
+from common.cli import UserError
 from eval.load_model import NF4
-from training.resolve_config import LAUNCHES, load_methods, with_method
+from training import resolve_config
+from training.resolve_config import LAUNCHES, check_keys, load_methods, with_method
 
 pytestmark = pytest.mark.slow
 
@@ -34,12 +35,7 @@ def load(path) -> dict:
 
 
 def unknown_keys(config: dict) -> set[str]:
-    known = set()
-    for name, field in AxolotlInputConfig.model_fields.items():
-        known |= {name, field.alias} - {None}
-        choices = getattr(field.validation_alias, "choices", None) or [field.validation_alias]
-        known |= {choice for choice in choices if isinstance(choice, str)}
-    return set(config) - known
+    return resolve_config.unknown_keys(set(config), config.get("plugins", []))
 
 
 def validated(config: dict, capabilities: dict = HOPPER) -> DictDefault:
@@ -159,7 +155,19 @@ def test_the_merge_rounds_to_4_bits_as_axolotl_does():
 
 def test_a_key_that_axolotl_would_ignore_is_found():
     config = load(CONFIGS[0])
-    assert unknown_keys({**config, "rl_adapter_ref_model": True}) == {"rl_adapter_ref_model"}
+    odd = {**config, "rl_adapter_ref_model": True, "debug": None}
+    assert unknown_keys(odd) == {"rl_adapter_ref_model", "debug"}
+    with pytest.raises(UserError, match=r"a\.yaml: axolotl knows no key rl_adapter_ref_model, and"):
+        check_keys(odd, Path("a.yaml"))
+
+
+def test_keys_of_a_plugin_are_known_where_it_is_named():
+    config = {**load(CONFIGS[0]), "cut_cross_entropy": True}
+    assert unknown_keys(config) == {"cut_cross_entropy"}
+    config["plugins"] = ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]
+    assert not unknown_keys(config)
+    with pytest.raises(UserError, match=r"plugins: no\.such\.Plugin cannot be loaded"):
+        unknown_keys({**config, "plugins": ["no.such.Plugin"]})
 
 
 def test_the_published_recipe():

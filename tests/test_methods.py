@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from common.cli import UserError
 from data_prep.build_dataset import to_row, to_sft_row
 from eval.load_model import NF4
+from training.check_rows import check_rows
 from training.resolve_config import load_methods, with_method
 from training.run_config import RunConfig
-from training.train_adapter import check_rows_fit
+from training.student import load_student_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +137,10 @@ def train(folder, methods) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+def check_rows_fit(config: RunConfig) -> None:
+    check_rows(config, load_student_tokenizer(config.settings))
+
+
 @pytest.mark.parametrize("method", ["dpo-sft", "sft"])
 def test_rows_that_do_not_fit_are_named_before_training(folder, tiny_qwen2, method, capsys):
     settings = shrink(method, folder, tiny_qwen2)
@@ -246,3 +251,50 @@ def test_rows_with_nothing_rejected_are_for_sft_alone(folder, tiny_qwen2, tmp_pa
     settings["datasets"][0]["path"] = str(tmp_path)
     with pytest.raises(UserError, match="lacks rejected answers: --method sft"):
         check_rows_fit(RunConfig(folder / "run.yaml", settings))
+
+
+ODD = {  # a rejected answer -> what is said of its row
+    "": "1 of 4 rows of .* have an empty answer.*: row1",
+    "user": "1 of 4 rows of .* stands in what the chat template writes; --method sft.*: row1",
+    "dummy": "1 of 4 rows of .* stands in what the chat template writes; --method sft.*: row1",
+    "Say <|im_end|> twice.": r"control token <\|im_end\|>; `just stage --tokenizer .*: row1",
+}
+
+
+@pytest.mark.parametrize("answer", ODD)
+def test_answers_that_axolotl_would_misread_are_named(folder, tiny_qwen2, tmp_path, answer):
+    """It finds an answer by searching for it in a dummy conversation."""
+    rows = [to_row(pair(i), "train") for i in range(N_ROWS)]
+    rows[1]["rejected"][0]["content"] = answer
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    settings = shrink("dpo-sft", folder, tiny_qwen2)
+    settings["datasets"][0]["path"] = str(tmp_path)
+    with pytest.raises(UserError, match=ODD[answer]):
+        check_rows_fit(RunConfig(folder / "run.yaml", settings))
+
+
+def test_what_sft_reads_right_is_let_pass_and_a_control_token_is_not(folder, tiny_qwen2, tmp_path):
+    rows = [to_sft_row(pair(i) | {"chosen": "user"}) for i in range(N_ROWS)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    settings = shrink("sft", folder, tiny_qwen2)
+    settings["datasets"] = [
+        {"path": str(tmp_path), "type": "chat_template", "field_messages": "messages"}
+    ]
+    config = RunConfig(folder / "run.yaml", settings)
+    check_rows_fit(config)
+    rows[2]["messages"][0]["content"] += "<|im_start|>"
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"1 of 4 rows .*control token .*: row2"):
+        check_rows_fit(config)
+
+
+def test_rows_that_are_no_conversation_are_named(folder, tiny_qwen2, tmp_path):
+    settings = shrink("sft", folder, tiny_qwen2)
+    settings["datasets"] = [{"path": str(tmp_path), "type": "chat_template"}]
+    config = RunConfig(folder / "run.yaml", settings)
+    Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="has no column messages, which its entry names"):
+        check_rows_fit(config)
+    Dataset.from_list([{"messages": [{"from": "a"}]}]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"1 of 1 rows .* are no conversation of roles"):
+        check_rows_fit(config)

@@ -17,7 +17,7 @@ from prompts import load_task
 from training import resolve_config as resolving
 from training import train_adapter
 from training.resolve_config import resolve_config, set_key, with_method
-from training.run_config import RunConfig, load_run_config
+from training.run_config import RunConfig, is_unfinished, load_run_config
 
 TRAIN = "training.train_adapter"
 DEFAULT = "qwen2-1.5b-dpo-sft-qlora"
@@ -259,6 +259,11 @@ def test_a_training_that_still_runs_is_not_started_twice(tmp_path):
 
 
 SAID = """
+[2026-11-29 22:43:03,717] [WARNING] [axolotl.utils.schemas.config] bf16 requested, but AMP is not
+[2026-11-29 22:43:04,001] [WARNING] [axolotl.prompt_strategies.chat_template] it won't be trained
+[2026-11-29 22:43:04,002] [WARNING] [axolotl.prompt_strategies.chat_template] it won't be trained
+[2026-11-29 22:43:04,003] [INFO] [axolotl.utils.data.utils] Dropped 3 short sequences (<2 tokens)
+[2026-11-29 22:43:04,004] [WARNING] [bitsandbytes] no GPU
   0%|          | 0/2 [00:00<?, ?it/s]
 {'loss': '1.7', 'rewards/margins': '0.5', 'epoch': '0.5'}
  50%|#####     | 1/2 [00:05<00:05, 5.0s/it]
@@ -266,19 +271,76 @@ pydantic_core._pydantic_core.ValidationError: 1 validation error for AxolotlInpu
   Value error, FSDP2 does not support load_in_4bit with DPO
 subprocess.CalledProcessError: Command returned non-zero exit status 1.
 """
+DONE = "\n[INFO] [axolotl.train] Training completed! Saving trained model to out.\n"
 
 
-def test_progress_is_one_line_and_so_is_the_error(tmp_path, monkeypatch, capsys):
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\ncat <<'END'{SAID}END\nexit 3\n")
+def axolotl_says(folder: Path, monkeypatch, said: str, code: int) -> RunConfig:
+    """A run of `folder` for which a program that says so stands in for accelerate and axolotl."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\ncat <<'END'{said}END\nexit {code}\n")
     python.chmod(0o700)
     monkeypatch.setattr(train_adapter.sys, "executable", str(python))
+    config = load_run_config(write_yaml(folder / "run.yaml"))
+    config.output_dir.mkdir(exist_ok=True)
+    return config
+
+
+def train_once(config: RunConfig) -> None:
+    train_adapter.train(config, Path("prepared-1"), ["--cpu"], {"seed": 1}, 0)
+
+
+def test_progress_and_warnings_are_lines_and_so_is_the_error(tmp_path, monkeypatch, capsys):
+    config = axolotl_says(tmp_path, monkeypatch, SAID, 3)
     with pytest.raises(UserError, match="code 3: Value error, FSDP2 does not support load_in_4bit"):
-        train_adapter.train(tmp_path, ["--cpu"], 0)
-    assert (tmp_path / "train.log").read_text().strip() == SAID.strip()
+        train_once(config)
+    assert (tmp_path / "out/train.log").read_text().strip() == SAID.strip()
     out, err = capsys.readouterr()
-    assert f"accelerate launch --cpu -m axolotl.cli.train {tmp_path}/config.yaml" in out
+    launched = f"accelerate launch --cpu -m axolotl.cli.train {tmp_path}/out/config.yaml"
+    assert f"{launched} --dataset_prepared_path=prepared-1" in out
     assert "\r1/2 [00:05<00:05, 5.0s/it] loss 1.7, margins 0.5\x1b[K" in err
+    assert err.count("axolotl: it won't be trained") == 1
+    assert "axolotl: Dropped 3 short sequences" in err
+    assert "AMP" not in err and "no GPU" not in err
+
+
+@pytest.mark.parametrize(("said", "finished"), [("\n", False), (DONE, True)])
+def test_a_run_is_finished_when_training_said_so(tmp_path, monkeypatch, said, finished):
+    """axolotl saves its adapter and exits with 0 when it is interrupted."""
+    config = axolotl_says(tmp_path, monkeypatch, said, 0)
+    (config.output_dir / "adapter_model.safetensors").touch()
+    (config.output_dir / "made.json").write_text("{}")  # of no matter: it is being trained again
+    if finished:
+        train_once(config)
+    else:
+        with pytest.raises(UserError, match=r"was stopped before its end.* no checkpoint"):
+            train_once(config)
+    assert is_unfinished(config.output_dir) is not finished
+    assert train_adapter.made_of(config.output_dir / "inputs", {"seed": 1}) is False  # not 0.3.7's
+
+
+def test_what_a_kill_tore_is_cleared_and_what_is_whole_kept(tmp_path):
+    for name, state in (("checkpoint-8", '{"global_step": 8}'), ("checkpoint-16", '{"glo')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-24").mkdir()
+    (tmp_path / "prepared-1/whole").mkdir(parents=True)
+    (tmp_path / "prepared-1/whole/dataset_info.json").write_text('{"features": {}}')
+    (tmp_path / "prepared-1/torn").mkdir()
+    train_adapter.clear_torn(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/"))
+    assert left == ["checkpoint-8", "prepared-1"]
+    assert [path.name for path in (tmp_path / "prepared-1").iterdir()] == ["whole"]
+
+
+def test_a_machine_that_does_not_lead_takes_no_lock_and_writes_beside(tmp_path, monkeypatch):
+    config = axolotl_says(tmp_path, monkeypatch, "\n", 0)
+    options = ["--num_machines", "2", "--machine_rank=1"]
+    assert train_adapter.machine_rank(options) == 1 and train_adapter.machine_rank([]) == 0
+    with appending(tmp_path / "out.lock"):
+        train_adapter.train_beside(config, Path("prepared-1"), options)
+    settings = yaml.safe_load((tmp_path / "out.rank1.yaml").read_text())
+    assert settings == config.settings and not any(config.output_dir.iterdir())
+    assert (tmp_path / "out.rank1.log").is_file()
 
 
 @pytest.mark.slow

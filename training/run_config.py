@@ -1,5 +1,6 @@
 """What the glue needs to know of an axolotl config: base model, dataset, task, output folder."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,45 @@ from common.files import digest, file_sha, read_json
 from prompts import FOLDER, Task, load_task
 
 CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
+NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")  # 2e-5, 1.5E6
+NEEDED = "base_model, datasets and output_dir"
+# What our own code reads of a config; all else is axolotl's to check.
+KINDS = {
+    "base_model": (str, "a folder or a Hub id"),
+    "output_dir": (str, "a folder"),
+    "datasets": (list, "a list"),
+    "plugins": (list, "a list"),
+    "eot_tokens": (list, "a list"),
+    "special_tokens": (dict, "keys and tokens"),
+    "sequence_len": (int, "a whole number"),
+    "learning_rate": ((int, float), "a number"),
+    "rl": (str, "a method's name"),
+    "lora_model_dir": (str, "a folder or a Hub id"),
+    "dataset_prepared_path": (str, "a folder"),
+    "revision_of_model": (str, "a revision"),
+    "chat_template": (str, "a template's name"),
+    "chat_template_jinja": (str, "a template"),
+}
+# A folder that holds one of these is a run's; others are not written to.
+OF_A_RUN = ("inputs", "config.yaml", "train.log", "adapter_config.json", "checkpoint-*")
+OF_A_RUN += ("prepared*", "merged", "eval")
+# Beside its weights, what a model's answers depend on.
+SETTING_FILES = ("config.json", "generation_config.json", "adapter_config.json", "*token*.json")
+SETTING_FILES += ("*.model", "vocab.*", "merges.txt", "chat_template*", "*.jinja")
+
+
+class SettingsLoader(yaml.SafeLoader):
+    """YAML 1.2 where PyYAML's 1.1 surprises: 2e-5 is a number, and what looks like a date is text.
+
+    axolotl reads the config.yaml that is written of it with PyYAML, to the same values.
+    """
+
+
+SettingsLoader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
 @dataclass(frozen=True)
@@ -39,6 +79,33 @@ class RunConfig:
         return self.asked_task or load_task(made.get("task", "summarize"), folder)
 
 
+def read_settings(path: Path) -> dict:
+    """The keys of a config's YAML. Raises UserError that names the file."""
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} must name {NEEDED}, as `key: value`")
+    return settings
+
+
+def check_settings(settings: dict, path: Path) -> None:
+    """Raise UserError that names file and key if `settings` cannot be a run's."""
+    for key in ("base_model", "datasets", "output_dir"):
+        if not settings.get(key):
+            raise UserError(f"{path} must name {NEEDED}; {key} is missing or empty")
+    for key, (kind, words) in KINDS.items():
+        value = settings.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise UserError(f"{path}: {key} must be {words}, and is {one_line(repr(value), 80)}")
+    for number, entry in enumerate(settings["datasets"]):
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise UserError(f"{path}: datasets.{number} must have a path, a folder or a Hub id")
+
+
 def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
     """A YAML by path, or by name that of a run, if `trained`, or a config's. Raises UserError."""
     places = [Path(name), OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"]
@@ -47,15 +114,19 @@ def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
         there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*-*.yaml")))
         what = "run or config" if trained else "config"
         raise UserError(f"no {what} named {name}; there are the configs {there}")
-    try:
-        config = RunConfig(path, yaml.safe_load(path.read_text()))
-        if config.base_model and config.dataset and config.output_dir:
-            return config
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {one_line(error)}") from None
-    except (KeyError, IndexError, TypeError):
-        pass  # it names less than a run needs
-    raise UserError(f"{path} must name base_model, datasets and output_dir")
+    settings = read_settings(path)
+    check_settings(settings, path)
+    return RunConfig(path, settings)
+
+
+def check_output_dir(folder: Path, path: Path) -> None:
+    """Raise UserError if the `output_dir` that `path` names holds what is no run's."""
+    here = Path.cwd()
+    if folder.resolve() in (here, *here.parents) or folder.is_file():
+        raise UserError(f"{path}: output_dir {folder} is no folder of a run's own")
+    holds_more = folder.is_dir() and any(folder.iterdir())
+    if holds_more and not any(any(folder.glob(pattern)) for pattern in OF_A_RUN):
+        raise UserError(f"{path}: output_dir {folder} holds other files; name a new folder")
 
 
 def is_local(name: str) -> bool:
@@ -82,22 +153,52 @@ def check_finished(folder: Path) -> None:
 
 def load_rows(config: RunConfig, split: str | None = None):
     """The rows of a split of the dataset, without `split` those that are trained on. UserError."""
-    from datasets import load_dataset
+    entry = config.settings["datasets"][0]
+    if split:  # of the default subset, which holds the pairs
+        entry = {key: entry.get(key) for key in ("path", "revision")} | {"split": split}
+    return load_entry(entry)
 
-    path, entry = config.dataset, config.settings["datasets"][0]
+
+def check_dataset(path: str) -> None:
+    """Raise UserError if `path` is a folder or file that is not there; Hub ids pass."""
     if is_local(path) and not Path(path).exists():
         raise UserError(f"no dataset {path}; make it with `just dataset`, or name one with --data")
-    name, split = (None, split) if split else (entry.get("name"), entry.get("split", "train"))
+
+
+def load_entry(entry: dict):
+    """The rows of an entry of a config's datasets. Raises UserError."""
+    from datasets import load_dataset
+
+    path, split = entry["path"], entry.get("split") or "train"
+    check_dataset(path)
+    options = {"revision": entry.get("revision"), "data_files": entry.get("data_files")}
+    file = Path(path)
+    if file.is_file():  # as axolotl reads a file: by its kind
+        kind = entry.get("ds_type") or {".parquet": "parquet", ".csv": "csv"}.get(file.suffix)
+        path, options["data_files"] = kind or "json", str(file)
     try:
-        rows = load_dataset(path, name, split=split, revision=config.dataset_revision)
+        rows = load_dataset(path, entry.get("name"), split=split, **options)
     except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
-        raise UserError(f"no {split} split of {path} to load: {one_line(error, 200)}") from None
+        reason = one_line(error, 200)
+        raise UserError(f"no {split} split of {entry['path']} to load: {reason}") from None
     if not len(rows):
-        raise UserError(f"the {split} split of {path} is empty")
+        raise UserError(f"the {split} split of {entry['path']} is empty")
     return rows
 
 
-def fingerprint(model: str) -> str:
-    """What tells two states of a model apart: its name, and its weights if they are local."""
+def weights_fingerprint(model: str) -> str:
+    """What tells the weights of two models apart: its name, and the files if they are local."""
     weights = sorted(Path(model).glob("*.safetensors"))
     return digest(" ".join([model, *map(file_sha, weights)]))[:12]
+
+
+def settings_fingerprint(model: str) -> str:
+    """What tells two local models of the same weights apart: tokenizer, chat template, configs."""
+    folder = Path(model)
+    files = {file for pattern in SETTING_FILES for file in folder.glob(pattern) if file.is_file()}
+    return digest(*(f"{file.name} {file_sha(file)}" for file in sorted(files)))[:12]
+
+
+def fingerprint(model: str) -> str:
+    """What tells two models apart by all that their answers depend on."""
+    return digest(weights_fingerprint(model), settings_fingerprint(model))[:12]

@@ -7,28 +7,55 @@ checkpoint, and a run on other data or settings first moves the old folder aside
     python -m training.train_adapter qwen2-1.5b-dpo-sft-qlora --method ipo --set learning_rate=1e-5
 """
 
+import argparse
+import json
 import os
 import re
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 
 import pandas as pd
+import psutil
 import yaml
 from huggingface_hub import HfApi
 
 from common.cli import UserError, one_line, run, script_parser, warn
-from common.files import appending, file_sha, is_made, mark_made, read_json, write_text
-from prompts import FOLDER, add_task_options, task_of
-from training.resolve_config import CPU_BF16, LAUNCHES, resolve_config
-from training.run_config import RunConfig, check_model_folder, fingerprint, is_local, load_rows
+from common.files import appending, digest, file_sha, mark_made, read_json, write_text
+from prompts import FOLDER, Task, add_task_options, task_of
+from training.check_rows import check_rows
+from training.resolve_config import CPU_BF16, LAUNCHES, check_keys, resolve_config
+from training.run_config import (
+    NUMBER,
+    RunConfig,
+    check_dataset,
+    check_finished,
+    check_model_folder,
+    check_output_dir,
+    is_local,
+    settings_fingerprint,
+    weights_fingerprint,
+)
+from training.student import fit_student, load_student_tokenizer
 
 PROGRESS = re.compile(r"\d+/\d+ \[[^\]]*\]")
 LOSS = re.compile(r"'(?:rewards/)?(loss|margins)': '?([-\d.e+]+)")
 ERROR = re.compile(r"(?!subprocess\.)((\w+\.)*\w*(Error|Exception|Interrupt)\b|Value error,).*")
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+# axolotl says this once the last step is done, and not when a signal makes it save and leave.
+COMPLETED = "Training completed! Saving trained model"
+# Its warnings, and what it says as information but means rows that are not trained as they are.
+WARNING = re.compile(
+    r"\[(?:WARNING|ERROR|CRITICAL)\] \[axolotl[\w.]*\] (?P<warning>.+)"
+    r"|\[INFO\] \[axolotl[\w.]*\] (?P<loss>(?:Dropped \d|Truncated ).+)"
+)
+NOISE = ("bf16 requested, but AMP is not supported", "Processing datasets during training can lead")
+# What version 0.3.7 recorded of a run; runs of its time are compared by these.
+INPUTS_OF_0_3_7 = {"task", "prompts_dir", "config", "base_model", "adapter", "dataset"}
 
 
 def check_machine(config: RunConfig, on_cpu: bool) -> None:
@@ -39,8 +66,10 @@ def check_machine(config: RunConfig, on_cpu: bool) -> None:
     check_model_folder(config.base_model)
     if first and is_local(first) and not (Path(first) / "adapter_model.safetensors").is_file():
         raise UserError(f"no adapter in {first} to go on from; train it, or --set lora_model_dir=")
+    if first:
+        check_finished(Path(first))
     flash = str(get("attn_implementation")).startswith("flash")
-    bf16 = get("bf16") and CPU_BF16 not in get("plugins", [])
+    bf16 = get("bf16") and CPU_BF16 not in (get("plugins") or [])
     if (flash or bf16) and (on_cpu or not torch.cuda.is_available()):
         asked = "flash attention" if flash else "bf16"
         raise UserError(f"{config.path.name} asks for {asked}, and no GPU is in use here")
@@ -51,101 +80,284 @@ def check_machine(config: RunConfig, on_cpu: bool) -> None:
         raise UserError(f"{here} has less than 1 GiB free, which training writes about")
 
 
-def check_rows_fit(config: RunConfig) -> None:
-    """Raise UserError with the ids of rows that do not fit; a config that drops them is warned."""
-    from transformers import AutoTokenizer
+def student_sha(task: Task) -> str | None:
+    """What tells two templates around a student's text apart; None for the bare text."""
+    template = task.student_template()
+    return task.sha(template) if template else None
 
-    rows, limit = load_rows(config), config.settings["sequence_len"]
-    tokenizer = AutoTokenizer.from_pretrained(config.base_model, revision=config.base_revision)
-    sides = [side for side in ("chosen", "rejected") if side in rows.column_names]
-    if "rejected" in sides and any(talk is None for talk in rows["rejected"]):
-        raise UserError(f"{config.dataset} lacks rejected answers: --method sft, or `just pairs`")
 
-    def longest(row: dict) -> dict:
-        """Tokens of a row as trained on, of the longer of its conversations."""
-        talks = [row["prompt"] + row[side] for side in sides] or [row["messages"]]
-        texts = [talk.rstrip() for talk in tokenizer.apply_chat_template(talks, tokenize=False)]
-        return {"length": max(map(len, tokenizer(texts, add_special_tokens=False).input_ids))}
+def dataset_state(path: str, revision: str | None) -> list[str]:
+    """What tells two states of a dataset apart: its files' digests, or its revision on the Hub."""
+    if not is_local(path):
+        try:
+            return [revision or HfApi().dataset_info(path).sha]
+        except Exception as error:  # offline, or no such repo: loading the rows will say so
+            warn(f"{path} is not pinned, so a change goes unnoticed: {one_line(error, 99)}")
+    return [file_sha(file) for file in files_in(Path(path))]
 
-    lengths = rows.map(longest, desc="checking lengths")["length"]
-    ids = rows["id"] if "id" in rows.column_names else range(len(rows))
-    long = [str(i) for i, length in zip(ids, lengths, strict=True) if length > limit]
-    found = f"{len(long)} of {len(rows)} rows are longer than sequence_len {limit} (the longest "
-    found += f"{max(lengths)} tokens): {', '.join(long[:5])}"
-    if long and config.settings.get("excess_length_strategy") == "raise":
-        raise UserError(f"{found}; raise it, or `just pairs --check length={limit}` drops them")
-    if long:
-        warn(f"{found}; the config leaves them out")
+
+def files_in(place: Path) -> list[Path]:
+    """A file itself, or the files of a folder but its cards."""
+    files = [place] if place.is_file() else sorted(place.rglob("*.*"))
+    return [file for file in files if file.is_file() and file.suffix != ".md"]
+
+
+def named_files(entry: dict) -> list[Path]:
+    """The local files that an entry of a config's datasets names by `data_files`."""
+    named = entry.get("data_files") or []
+    if isinstance(named, dict):
+        named = list(named.values())
+    places = [Path(name) for name in ([named] if isinstance(named, str) else named)]
+    return [file for place in places for file in files_in(place)]
 
 
 def inputs_of(config: RunConfig) -> dict:
-    """What the run depends on, by content: task, config, base model, dataset."""
-    tasks, data = config.task.folder.parent, Path(config.dataset)
-    files = [data] if data.is_file() else sorted(data.rglob("*.*"))
-    state = [file_sha(file) for file in files if file.is_file() and file.suffix != ".md"]
-    if not is_local(config.dataset):
-        try:
-            state = [config.dataset_revision or HfApi().dataset_info(config.dataset).sha]
-        except Exception as error:  # offline, or no such repo: loading the rows will say so
-            warn(f"{data} is not pinned, so a change goes unnoticed: {one_line(error, 99)}")
+    """What the run depends on, by content: task, templates, config, base, adapter, datasets."""
+    prompts, task = config.task.folder.parent, config.task
+    first_adapter, settings = config.first_adapter, config.settings
+    entries = [*settings["datasets"], *(settings.get("test_datasets") or [])]
+    states = {}
+    for entry in entries:
+        key = entry["path"], entry.get("revision")
+        if key not in states:
+            states[key] = [entry["path"], *dataset_state(*key)]
+    of_entries = [states[entry["path"], entry.get("revision")] for entry in entries]
     return {
-        "task": config.task.name,
-        "prompts_dir": None if tasks == FOLDER else str(tasks.absolute()),
-        "config": config.settings,
-        "base_model": fingerprint(config.base_model),
-        "adapter": config.first_adapter and fingerprint(config.first_adapter),
-        "dataset": [config.dataset, *state],
+        "task": task.name,
+        "prompts_dir": None if prompts == FOLDER else str(prompts.absolute()),
+        "config": settings,
+        "base_model": weights_fingerprint(config.base_model),
+        "adapter": first_adapter and weights_fingerprint(first_adapter),
+        "dataset": of_entries[0],
+        # Version 0.3.7 did not record these.
+        "student": student_sha(task),
+        "base_settings": settings_fingerprint(config.base_model),
+        "adapter_settings": first_adapter and settings_fingerprint(first_adapter),
+        "datasets": of_entries,
+        "data_files": [file_sha(file) for entry in entries for file in named_files(entry)],
     }
 
 
-def train(folder: Path, options: list[str], lock: int) -> None:
-    """Run axolotl, which keeps `lock` even if this process is killed. Raises UserError."""
-    log, error, seen = folder / "train.log", "no error line", {}
-    launch = [*options, "-m", "axolotl.cli.train", str(folder / "config.yaml")]
-    print(f"accelerate launch {shlex.join(launch)}\n(loads for 20 s; output: {log})", flush=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch]
+def with_numbers(value: object) -> object:
+    """`value` as it is read today: version 0.3.7 kept a number such as 2e-5 as text."""
+    if isinstance(value, dict):
+        return {key: with_numbers(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_numbers(one) for one in value]
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return float(value)
+    return value
+
+
+def made_of(folder: Path, inputs: dict) -> bool:
+    """Whether `folder`/made.json records these inputs, as far as the version that wrote it did."""
+    recorded = read_json(folder / "made.json")
+    if not recorded.keys() >= INPUTS_OF_0_3_7:
+        return False
+    present = json.loads(json.dumps(inputs))
+    return all(
+        with_numbers(present.get(key)) == with_numbers(value) for key, value in recorded.items()
+    )
+
+
+def is_trained(folder: Path, inputs: dict) -> bool:
+    """Whether the training in `folder` ended well, on these inputs."""
+    return (folder / "adapter_model.safetensors").is_file() and made_of(folder, inputs)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a launch of axolotl ended."""
+
+    code: int
+    completed: bool  # whether it said that the last step was done
+    error: str  # the last line that names one
+
+
+def machine_rank(options: list[str]) -> int:
+    """Which of several machines this one is, by accelerate's options; 0 leads."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--machine_rank", "--machine-rank", type=int, default=0)
+    return parser.parse_known_args(options)[0].machine_rank
+
+
+def launch(config: Path, prepared: Path, options: list[str], log: Path, lock: int | None) -> Ended:
+    """Run axolotl on a YAML, with its own folder for prepared rows, and show how it goes.
+
+    The process keeps `lock` even if this one is killed. Raises KeyboardInterrupt once all that was
+    started has ended.
+    """
+    # Given here and not in the YAML: rows that another run prepared, or this one of other data,
+    # are never taken, whatever the config names.
+    told = [*options, "-m", "axolotl.cli.train", str(config), f"--dataset_prepared_path={prepared}"]
+    print(f"accelerate launch {shlex.join(told)}\n(loads for 20 s; output: {log})", flush=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *told]
+    environment = os.environ | {"AXOLOTL_DO_NOT_TRACK": "1", "AXOLOTL_LOG_LEVEL": "INFO"}
     io = {"stdout": PIPE, "stderr": STDOUT, "text": True, "errors": "replace"}
-    process = Popen(command, env=os.environ | {"AXOLOTL_DO_NOT_TRACK": "1"}, pass_fds=[lock], **io)
-    with process, log.open("a", buffering=1, encoding="utf-8") as file:
-        for line in process.stdout:  # lines end with \r too
-            file.write(line)
-            seen |= dict(LOSS.findall(line))
-            if bar := PROGRESS.search(line):
-                values = ", ".join(f"{name} {value}" for name, value in seen.items())
-                print(f"\r{bar[0]} {values}\x1b[K", end="", file=sys.stderr, flush=True)
-            elif found := ERROR.match(line.strip()):
-                error = one_line(found[0])
+    kept_open = [] if lock is None else [lock]
+    process = Popen(command, env=environment, pass_fds=kept_open, **io)
+    try:
+        with log.open("a", buffering=1, encoding="utf-8") as file:
+            completed, error = follow(process.stdout, file)
+    except KeyboardInterrupt:
+        stop(process)
+        raise
+    return Ended(process.wait(), completed, error)
+
+
+def follow(lines, log) -> tuple[bool, str]:
+    """Copy axolotl's output to `log`; show progress and warnings. (completed, last error)."""
+    completed, error, seen, shown = False, "no error line", {}, set()
+    for line in lines:  # they end with \r too
+        log.write(line)
+        completed = completed or COMPLETED in line
+        seen |= dict(LOSS.findall(line))
+        if bar := PROGRESS.search(line):
+            values = ", ".join(f"{name} {value}" for name, value in seen.items())
+            print(f"\r{bar[0]} {values}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif found := ERROR.match(line.strip()):
+            error = one_line(found[0])
+        elif found := WARNING.search(COLOUR.sub("", line)):
+            warning = one_line(found["warning"] or found["loss"])
+            if warning not in shown and not warning.startswith(NOISE):
+                print(f"\raxolotl: {warning}\x1b[K", file=sys.stderr, flush=True)
+            shown.add(warning)
     print(file=sys.stderr)
-    if process.returncode or not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"training ended with code {process.returncode}: {error}; see {log}")
-    for base in folder.glob("model*.safetensors"):  # axolotl saves it beside an adapter of DPO
-        base.unlink()
+    return completed, error
+
+
+def stop(process: Popen) -> None:
+    """End a training and all that it started; return when they have let go of the run.
+
+    A Ctrl-C at the terminal reaches them too, and axolotl then saves what it has and leaves.
+    """
+    try:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.terminate()
+    except psutil.NoSuchProcess:  # it has ended by itself
+        pass
+    process.terminate()
+    for _ in process.stdout:
+        pass
+    process.wait()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were written to their end, the oldest first."""
+    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)
+    return [state.parent for state in states]
+
+
+def clear_torn(folder: Path) -> None:
+    """Remove what a kill left half-written: checkpoints and prepared rows without their last file,
+    on which axolotl would fail for ever."""
+    for place, last_file in (
+        ("checkpoint-*", "trainer_state.json"),
+        ("prepared-*/*/", "dataset_info.json"),
+    ):
+        for written in folder.glob(place):
+            try:
+                whole = bool(json.loads((written / last_file).read_bytes()))
+            except (OSError, ValueError):
+                whole = False
+            if written.is_dir() and not whole:
+                shutil.rmtree(written)
+
+
+def where_it_goes_on(config: RunConfig) -> str:
+    """What the same command will do after a training that did not reach its end."""
+    kept = checkpoints(config.output_dir)
+    if kept and config.settings.get("auto_resume_from_checkpoints"):
+        return f"the same command goes on from {kept[-1].name}"
+    return "there is no checkpoint to go on from, so the same command starts anew"
+
+
+def check_ended(ended: Ended, config: RunConfig, log: Path) -> None:
+    """Raise UserError unless training reached its end and left an adapter."""
+    written = (config.output_dir / "adapter_model.safetensors").is_file()
+    if ended.code == 0 and ended.completed and written:
+        return
+    reason = f"training ended with code {ended.code}: {ended.error}"
+    if ended.code == 0:
+        reason = "training was stopped before its end"
+    raise UserError(f"{reason}; see {log}; {where_it_goes_on(config)}")
 
 
 def plot_curves(folder: Path) -> None:
     """Write curves.png: the loss and, for preference training, reward margin and accuracy."""
-    for latest in sorted(folder.glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)[-1:]:
-        history = pd.DataFrame(read_json(latest)["log_history"]).set_index("step")
+    for latest in checkpoints(folder)[-1:]:
+        state = read_json(latest / "trainer_state.json")
+        history = pd.DataFrame(state["log_history"]).set_index("step")
         shown = history.columns.intersection(["loss", "rewards/margins", "rewards/accuracies"])
         panels = history[shown].dropna().plot(subplots=True, figsize=(7, 2.2 * len(shown)))
         panels[0].figure.savefig(folder / "curves.png")
 
 
-def run_once(config: RunConfig, options: list[str]) -> None:
-    """Train what is not trained yet, under the run's lock. Raises UserError."""
-    folder, inputs = config.output_dir, inputs_of(config)
-    if is_made(folder, inputs):
-        return print(f"{folder} is trained on this data with this config")
-    with appending(folder.with_name(f"{folder.name}.lock")) as lock:
-        check_machine(config, on_cpu="--cpu" in options)
-        check_rows_fit(config)
-        if (folder / "inputs").exists() and not is_made(folder / "inputs", inputs):
-            number = next(n for n in count(1) if not Path(f"{folder}.{n}").exists())
-            print(f"other inputs: the old run is now {folder.rename(f'{folder}.{number}')}")
-        mark_made(folder / "inputs", inputs)
-        write_text(folder / "config.yaml", yaml.safe_dump(config.settings, sort_keys=False))
-        train(folder, options, lock.fileno())
+def train_beside(config: RunConfig, prepared: Path, options: list[str]) -> None:
+    """The part of a machine that does not lead: the same training, and no file of the run's.
+
+    Its config and log stand beside the folder, which the leading machine may just be moving aside.
+    Raises UserError if it ends badly.
+    """
+    folder, rank = config.output_dir, machine_rank(options)
+    beside = folder.with_name(f"{folder.name}.rank{rank}.yaml")
+    log = beside.with_suffix(".log")
+    write_text(beside, yaml.safe_dump(config.settings, sort_keys=False))
+    ended = launch(beside, prepared, options, log, lock=None)
+    if ended.code:
+        raise UserError(f"training ended with code {ended.code}: {ended.error}; see {log}")
+    print(f"machine {rank} is done; machine 0 keeps the adapter")
+
+
+def train(config: RunConfig, prepared: Path, options: list[str], inputs: dict, lock: int) -> None:
+    """Train under the run's `lock`, and mark the run as finished if it is. Raises UserError."""
+    folder = config.output_dir
+    log = folder / "train.log"
+    if (folder / "inputs").exists() and not made_of(folder / "inputs", inputs):
+        number = next(n for n in count(1) if not Path(f"{folder}.{n}").exists())
+        print(f"other inputs: the old run is now {folder.rename(f'{folder}.{number}')}")
+    (folder / "made.json").unlink(missing_ok=True)
+    mark_made(folder / "inputs", inputs)
+    write_text(folder / "config.yaml", yaml.safe_dump(config.settings, sort_keys=False))
+    clear_torn(folder)
+    try:
+        ended = launch(folder / "config.yaml", prepared, options, log, lock)
+    except KeyboardInterrupt:
+        reason = "training was stopped before its end"
+        raise UserError(f"{reason}; {where_it_goes_on(config)}") from None
+    check_ended(ended, config, log)
+    for base in folder.glob("model*.safetensors"):  # axolotl saves it beside an adapter of DPO
+        base.unlink()
     mark_made(folder, inputs)
+
+
+def run_once(config: RunConfig, options: list[str]) -> None:
+    """Train what is not trained yet. Raises UserError."""
+    check_model_folder(config.base_model)
+    check_output_dir(config.output_dir, config.path)
+    for entry in config.settings["datasets"]:
+        check_dataset(entry["path"])
+    if machine_rank(options):  # machine 0 has the lock, and may see the same disk
+        return train_if_needed(config, options, lock=None)
+    folder = config.output_dir
+    with appending(folder.with_name(f"{folder.name}.lock")) as lock:
+        train_if_needed(config, options, lock.fileno())
+
+
+def train_if_needed(config: RunConfig, options: list[str], lock: int | None) -> None:
+    """Train unless it is done; without a `lock` as a machine that does not lead. UserError."""
+    tokenizer = load_student_tokenizer(config.settings)
+    config = replace(config, settings=fit_student(config.settings, tokenizer))
+    folder, inputs = config.output_dir, inputs_of(config)
+    if is_trained(folder, inputs):
+        return print(f"{folder} is trained on this data with this config")
+    check_machine(config, on_cpu="--cpu" in options)
+    check_keys(config.settings, config.path)
+    check_rows(config, tokenizer)
+    prepared = folder / f"prepared-{digest(json.dumps(inputs))}"
+    if lock is None:
+        return train_beside(config, prepared, options)
+    train(config, prepared, options, inputs, lock)
     plot_curves(folder)
     print(f"adapter in {folder}, its loss in {folder / 'curves.png'}")
 
