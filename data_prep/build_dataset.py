@@ -6,6 +6,7 @@ in a seeded order, so `train[:8000]` is a fair sample; the config sft has the ch
     python -m data_prep.build_dataset
 """
 
+import argparse
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,14 +88,18 @@ def write_files(
     return files
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__)
     add_task_options(parser)
     parser.add_argument("--name", default="", help="of the pairs: from pairs-NAME to hub-NAME")
     parser.add_argument("--licence", default="", help="of texts that are not RedPajama's")
     told = "student whose own control tokens are written as plain text: a folder or a Hub id"
     parser.add_argument("--tokenizer", help=told)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     task, splits = task_of(args), {}
     tokens = tokens_of(args.tokenizer)
     folder, hub = (data_folder(args, stage, args.name) for stage in ("pairs", "hub"))

@@ -7,7 +7,6 @@ Reads DATA/extracts and DATA/TASK/replies, writes DATA/TASK/pairs/{train,test}.j
 """
 
 import argparse
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from common.cli import UserError, run, script_parser
-from common.files import digest, load_records, mark_made, read_json, share_of, write_records
+from common.files import load_records, mark_made, read_json, share_of, write_records
 from common.report import markdown
 from common.table import load
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
@@ -25,6 +24,8 @@ from data_prep.filter_pairs import limits_of, pair_faults
 from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
 from data_prep.teacher.parsing import ParseError, parse_answer, parse_reply
+from data_prep.teacher.reply_table import adopt_old, fill_in, find_replies
+from data_prep.teacher.teacher_prompts import TeacherPrompts, load_extracts, prompt_digest
 from prompts import Task, add_task_options, data_folder, task_of
 
 SPLITS = ["train", "test"]
@@ -62,16 +63,13 @@ def load_rejected(
     template = task.student_template(instructed=system == "instructed")
     wanted = []
     for key, extract in extracts.items():
-        messages = task.student_messages(extract["text"], template)
-        prompt = digest(json.dumps(messages, sort_keys=True))
+        prompt = prompt_digest(task.student_messages(extract["text"], template))
         wanted.append({"id": key, "prompt": prompt, "settings": settings})
     return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ANSWER)
 
 
 def to_pair(extract: dict, reply: dict, rated: bool, task: Task) -> dict:
     """The pair of a reply; if it need not be `rated`, one of two that tie is drawn by the id."""
-    if reply["finish_reason"] == "length":
-        raise ParseError("cut off at the token limit")
     pair = {name: extract[name] for name in ("id", "source", "url")} | UNRATED
     pair |= {"prompt": extract["text"], "rejected": "", "rejected_by": None}
     pair |= {"teacher": reply["model"], "prompt_sha": reply["prompt_sha"]}
@@ -88,33 +86,55 @@ def to_pair(extract: dict, reply: dict, rated: bool, task: Task) -> dict:
     return pair | {"chosen_position": best + 1, "rejected_by": "teacher"}
 
 
-def read_split(split: str, replies: list, args: argparse.Namespace, task: Task) -> Iterator[dict]:
+def why_not_joined(reply: dict, prompts: TeacherPrompts, args: argparse.Namespace) -> str:
+    """Why a reply is not to be read as one about its extract; "" if it is."""
+    if (reply["model"], reply["prompt_sha"]) != (args.model, args.prompt_sha):
+        return "another teacher or prompt"
+    if reply["id"] not in prompts.extracts:
+        return "its extract is gone"
+    if "prompt" not in reply and "text_digest" not in reply:
+        return "of an earlier version, not shown to be of this text (--adopt-old takes it)"
+    if not prompts.is_of_today(reply):
+        return "its text, prompt or criteria changed"
+    unusable = reply.get("unusable")
+    return f"unusable ({unusable})" if unusable else ""
+
+
+def read_split(
+    split: str, replies: list, prompts: TeacherPrompts, args: argparse.Namespace, task: Task
+) -> Iterator[dict]:
     """What became of each reply: its `pair`, or the `reason` for none, with a `detail`."""
-    path = data_folder(args, "extracts") / f"{split}.jsonl"
-    extracts = {one["id"]: one for one in load_records(path, ("id", "text"), "just extracts")}
+    extracts = prompts.extracts
     paired, by_model = set(), split == "train" and args.rejected != "teacher"
     by, rejected = load_rejected(extracts, args, task) if by_model else ("teacher", extracts)
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
         key, pair, detail = reply["id"], None, ""
-        if (reply["model"], reply["prompt_sha"]) != (args.model, args.prompt_sha):
-            reason = "another teacher or prompt"
-        elif key not in extracts:
-            reason = "its extract is gone"
-        elif key in paired:
+        reason = why_not_joined(reply, prompts, args)
+        if not reason and key in paired:
             reason = "a second reply to the same extract"
-        elif key not in rejected:
+        elif not reason and key not in rejected:
             reason = f"no answer by {by}"
-        else:
+        elif not reason:
             try:
                 pair = to_pair(extracts[key], reply, split == "train" and not by_model, task)
                 if by_model:
                     pair |= {"rejected": rejected[key]["text"], "rejected_by": by, **UNRATED}
-                reason, detail = next(pair_faults(pair, split, args, task), ("", ""))
+                reason, detail = find_fault(pair, split, args, task)
             except ParseError as error:
                 reason = f"not readable ({error})"
         if not reason:
             paired.add(key)
         yield reply | {"split": split, "reason": reason, "detail": detail, "pair": pair}
+
+
+def find_fault(pair: dict, split: str, args: argparse.Namespace, task: Task) -> tuple[str, str]:
+    """(reason, detail) for which a pair is dropped, two times "" if it is kept."""
+    # axolotl finds an answer by its text in a dummy chat, so an empty one is read as another text.
+    if not pair["chosen"].strip():
+        return "the chosen answer is empty", ""
+    if split == "train" and pair["rejected_by"] and not pair["rejected"].strip():
+        return "the rejected answer is empty", ""
+    return next(pair_faults(pair, split, args, task), ("", ""))
 
 
 def confirmed(pairs: list[dict], args: argparse.Namespace, task: Task) -> set[str]:
@@ -125,7 +145,8 @@ def confirmed(pairs: list[dict], args: argparse.Namespace, task: Task) -> set[st
     path = data_folder(args, "replies") / "verdicts.jsonl"
     if left := ask_all(requests, path, args, "verdicts", key=VERDICT):
         raise UserError(f"{left} verdicts are still to come; run again, or raise --budget-usd")
-    verdicts = load(path, [request | {"model": args.model} for request in requests], VERDICT)
+    wanted = [request | {"model": args.model} for request in requests]
+    verdicts = find_replies(path, wanted, VERDICT)
     won = points(requests, verdicts, task)
     return set(won.index[won.eq(1).all(axis=1)])
 
@@ -162,7 +183,17 @@ def write_pairs(frame: pd.DataFrame, args: argparse.Namespace, task: Task) -> No
     print(f"\n{made['audit']}")
 
 
-def main() -> None:
+def load_replies(split: str, args: argparse.Namespace, task: Task) -> tuple[list, TeacherPrompts]:
+    """(replies, prompts) of a split. Raises UserError."""
+    extracts = data_folder(args, "extracts") / f"{split}.jsonl"
+    path = data_folder(args, "replies") / f"{split}.jsonl"
+    records = load_records(path, REPLY, "just replies")
+    prompts = TeacherPrompts(task, load_extracts(extracts))
+    adopt_old(path, extracts, prompts, args.adopt_old)
+    return list(fill_in(records, path)), prompts
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__)
     add_task_options(parser)
     option = parser.add_argument
@@ -175,16 +206,22 @@ def main() -> None:
     option("--verify", action="store_true", help="keep what the teacher prefers in both orders")
     option("--length-match", action="store_true", help="keep a subset free of a length signal")
     option("--name", default="", help="write pairs-NAME")
+    old = "take replies of earlier versions as replies to today's texts and prompts"
+    option("--adopt-old", action="store_true", help=old)
     teacher_options(parser.add_argument_group("the teacher (all but --model for --verify)"))
     parser.set_defaults(model=None, temperature=0.0, max_tokens=2048)
-    args = parser.parse_args()
-    task, folder = task_of(args), data_folder(args, "replies")
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    task = task_of(args)
     if args.rejected == "none" and (args.verify or args.length_match):
         raise UserError("--verify and --length-match need a rejected answer; see --rejected")
     args.limits = limits_of(task, args.check, args.keep)
-    replies = {s: load_records(folder / f"{s}.jsonl", REPLY, "just replies") for s in SPLITS}
-    args.model, args.prompt_sha = choose_teacher(replies["train"], args)
-    built = {split: [*read_split(split, replies[split], args, task)] for split in SPLITS}
+    loaded = {split: load_replies(split, args, task) for split in SPLITS}
+    args.model, args.prompt_sha = choose_teacher(loaded["train"][0], args)
+    built = {split: [*read_split(split, *loaded[split], args, task)] for split in SPLITS}
     kept = {one["id"]: one for one in built["train"] if not one["reason"]}
     if args.verify:
         for key in kept.keys() - confirmed([one["pair"] for one in kept.values()], args, task):

@@ -9,62 +9,101 @@ TOGETHER_BASE_URL and TOGETHER_API_KEY; --plan needs neither.
 
 import argparse
 import sys
+from pathlib import Path
 
 import pandas as pd
 
 from common.cli import positive, run, script_parser
-from common.files import load_records, share_of
+from common.files import share_of
 from common.report import markdown
-from common.table import missing
 from data_prep.teacher import client
-from data_prep.teacher.ask import KEY, REFUSED, ask_all, teacher_options
-from prompts import add_task_options, data_folder, task_of
+from data_prep.teacher.ask import KEY, REFUSED, ask_all, find_refusals, prepare, teacher_options
+from data_prep.teacher.client import PRICES, TEACHERS, AskOptions
+from data_prep.teacher.reply_table import adopt_old, find_replies
+from data_prep.teacher.teacher_prompts import TeacherPrompts, load_extracts
+from prompts import Task, add_task_options, data_folder, task_of
 
-REPLY_TOKENS = {2: 1100, 1: 250}  # of a reply with so many answers, about
 
-
-def to_requests(split: str, args: argparse.Namespace, answers: int) -> list[dict]:
-    """What to ask; `longer` is the answer, 1 or 2, that is asked to be the longer one."""
-    path, task = data_folder(args, "extracts") / f"{split}.jsonl", task_of(args)
+def to_requests(prompts: TeacherPrompts, answers: int, balance: bool) -> list[dict]:
+    """What to ask about each extract; `longer` is the answer, 1 or 2, that is asked to be the
+    longer one."""
+    task, requests = prompts.task, []
     template = "teacher_single" if answers < task.answers else "teacher"
-    about, requests = {"prompt_sha": task.sha(template), "answers": answers}, []
-    for extract in load_records(path, ("id", "text"), "just extracts")[: args.limit]:
+    about = {"prompt_sha": task.sha(template), "answers": answers}
+    for key in prompts.extracts:
         # By a key of its own: the extracts themselves were chosen by the share of their id.
-        second = args.balance and share_of(f"longer {extract['id']}", 0) < 0.5
-        longer = {"longer": 2 if second else 1}
-        prompt = task.render(template, text=extract["text"], **longer)
-        request = {"id": extract["id"], "messages": [{"role": "user", "content": prompt}]}
-        requests.append(request | about | (longer if answers == 2 else {}))
+        second = balance and share_of(f"longer {key}", 0) < 0.5
+        longer = 2 if second else 1
+        request = {"id": key, "text_digest": prompts.text_digest(key)} | about
+        if answers == 2:
+            request["longer"] = longer
+        requests.append(request | {"messages": prompts.messages(template, key, longer)})
     return requests
+
+
+def read_prompts(
+    args: argparse.Namespace, split: str, task: Task
+) -> tuple[Path, Path, TeacherPrompts]:
+    """(replies, extracts, prompts) of a split."""
+    extracts = data_folder(args, "extracts") / f"{split}.jsonl"
+    replies = data_folder(args, "replies") / f"{split}.jsonl"
+    return replies, extracts, TeacherPrompts(task, load_extracts(extracts, args.limit))
+
+
+def lacking_of(
+    path: Path, prompts: TeacherPrompts, answers: int, balance: bool, options: AskOptions
+) -> list[dict]:
+    """The requests that a run would send now."""
+    requests = prepare(to_requests(prompts, answers, balance), KEY, options)
+    found = find_replies(path, requests)
+    noted = find_refusals(path.with_suffix(REFUSED), requests, KEY)
+    return [r for r in requests if r["id"] not in found and r["id"] not in noted]
 
 
 def plan(args: argparse.Namespace) -> pd.DataFrame:
     """What the replies that the model lacks would take, also at the prices of other models."""
-    own = client.price_of(argparse.Namespace(**vars(args) | {"batch": False}))  # both are shown
-    prices, rows = {args.model: own}, {}
-    for name, price in client.PRICES.items():
+    task, options = task_of(args), client.ask_options(args)
+    prices = {args.model: client.price_of(args.model, args.price)}  # batch is shown beside it
+    for name, price in PRICES.items():
         if price.get("served", True):
             prices.setdefault(name, price)
-    for answers in range(task_of(args).answers, 0, -1):
+    rows = {}
+    splits = [read_prompts(args, split, task) for split in args.splits]
+    for path, extracts, prompts in splits:
+        adopt_old(path, extracts, prompts, args.adopt_old)
+    for answers in range(task.answers, 0, -1):
         lacking = []
-        for split in args.splits:
-            requests = [one | {"model": args.model} for one in to_requests(split, args, answers)]
-            path = data_folder(args, "replies") / f"{split}.jsonl"
-            lacking += missing(path.with_suffix(REFUSED), missing(path, requests, KEY), KEY)
+        for path, _, prompts in splits:
+            lacking += lacking_of(path, prompts, answers, args.balance, options)
         tokens_in = sum(map(client.prompt_bytes, lacking)) / client.BYTES_A_TOKEN
         for model, price in prices.items():
-            usd = client.cost_usd(tokens_in, len(lacking) * REPLY_TOKENS[answers], price)
+            a_reply = client.REPLY_TOKENS[answers] + price.get("reasoning", 0)
+            usd = client.cost_usd(tokens_in, len(lacking) * a_reply, price)
             rows[f"{model} ({answers} a reply)"] = {
                 "requests": f"{len(lacking):,}",
                 "M tokens in": f"{tokens_in / 1e6:.2f}",
-                "M tokens out": f"{len(lacking) * REPLY_TOKENS[answers] / 1e6:.2f}",
+                "M tokens out": f"{len(lacking) * a_reply / 1e6:.2f}",
                 "$": "?" if usd is None else f"{usd:.2f}",
                 "$ in batch": "?" if usd is None else f"{usd * price.get('batch', 1):.2f}",
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def main() -> None:
+def explain_plan(task: Task) -> str:
+    """How the plan's numbers were estimated, as text."""
+    tokens = client.REPLY_TOKENS
+    answers = f"{tokens[1]} tokens an answer"
+    if task.answers == 2:
+        answers = f"{tokens[2]:,} tokens of two rated answers, {tokens[1]} of one"
+    reasoning = [f"{model} {p['reasoning']:,}" for model, p in PRICES.items() if "reasoning" in p]
+    return (
+        f"Estimates: 4 bytes to a token in; out {answers}, and for a teacher that reasons the\n"
+        f"tokens of its reasoning, by the guesses of {TEACHERS.name}: {', '.join(reasoning)}.\n"
+        f"Prices and terms: {TEACHERS.name}. Nothing was asked."
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__)
     add_task_options(parser)
     option = parser.add_argument
@@ -74,18 +113,30 @@ def main() -> None:
     teacher_options(parser)
     balance = "draw which answer is the longer one; without, it is the first (the original's way)"
     option("--balance", action=argparse.BooleanOptionalAction, default=True, help=balance)
+    option("--adopt-old", action="store_true", help=ADOPT_OLD)
     option("--plan", action="store_true", help="say what it would cost; nothing is asked")
-    args = parser.parse_args()
-    answers = 1 if args.single else task_of(args).answers
+    return parser
+
+
+ADOPT_OLD = "take replies of earlier versions as replies to today's texts and prompts"
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    task = task_of(args)
+    answers = 1 if args.single else task.answers
     if args.plan:
         print(markdown(plan(args)))
-        print(f"Estimates, 4 bytes to a token; terms: {client.TEACHERS.name}. Nothing was asked.")
+        print(explain_plan(task))
         return
-    client.make_client(args)  # a missing key is said before anything is read
+    client.make_client(client.ask_options(args))  # a missing key is said before anything is read
     left = 0
     for split in args.splits:
-        path = data_folder(args, "replies") / f"{split}.jsonl"
-        left += ask_all(to_requests(split, args, answers), path, args, f"{split} replies")
+        path, extracts, prompts = read_prompts(args, split, task)
+        for table in (path, path.with_suffix(REFUSED)):
+            adopt_old(table, extracts, prompts, args.adopt_old)
+        requests = to_requests(prompts, answers, args.balance)
+        left += ask_all(requests, path, args, f"{split} replies")
     if left:
         sys.exit(f"error: {left} requests got no reply; run again to ask for them")
 

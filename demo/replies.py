@@ -19,7 +19,9 @@ import sys
 from pathlib import Path
 
 from common.cli import UserError, run, script_parser
-from common.files import digest, file_sha, load_records, read_records, replacing
+from common.files import digest, file_sha, read_records, replacing
+from data_prep.teacher.reply_table import fill_in
+from data_prep.teacher.teacher_prompts import TeacherPrompts, load_extracts
 from demo.endpoint import Endpoint
 from prompts import add_task_options, data_folder, task_of
 
@@ -39,29 +41,31 @@ def load_recordings() -> tuple[set[str], dict[str, dict]]:
     return models, replies
 
 
-def prompt_of(task, extracts: dict[str, dict], reply: dict) -> str:
-    """The prompt that a reply answers, found by the hash of its template."""
-    for template in ("teacher", "teacher_single"):
-        if (task.folder / f"{template}.jinja").exists() and task.sha(template) == reply[
-            "prompt_sha"
-        ]:
-            text, longer = extracts[reply["id"]]["text"], reply.get("longer") or 1
-            return task.render(template, text=text, longer=longer)
-    raise UserError(f"reply {reply['id']} answers a prompt that is no longer in {task.folder}")
+def prompt_of(prompts: TeacherPrompts, reply: dict) -> str:
+    """The prompt that a reply answers, found by the hash of its template. Raises UserError."""
+    template = prompts.template_by_sha.get(reply["prompt_sha"])
+    if not template:
+        folder = prompts.task.folder
+        raise UserError(f"reply {reply['id']} answers a prompt that is no longer in {folder}")
+    return prompts.messages(template, reply["id"], reply.get("longer") or 1)[-1]["content"]
 
 
 def pack(args) -> None:
     """Write the task's recording from its replies."""
     task, lines, models = task_of(args), [], set()
     for split in ("train", "test"):
-        extracts = load_records(data_folder(args, "extracts") / f"{split}.jsonl", ("id", "text"))
-        by_id = {extract["id"]: extract for extract in extracts}
-        for reply in read_records(data_folder(args, "replies") / f"{split}.jsonl", ("text",)):
-            if reply["id"] in by_id:
+        extracts = load_extracts(data_folder(args, "extracts") / f"{split}.jsonl")
+        prompts, path = TeacherPrompts(task, extracts), data_folder(args, "replies")
+        path = path / f"{split}.jsonl"
+        for reply in fill_in(read_records(path, ("text",)), path):
+            is_whole = not reply.get("unusable")
+            if reply["id"] in prompts.extracts and prompts.is_of_today(reply) and is_whole:
                 models.add(reply["model"])
-                prompt = digest(prompt_of(task, by_id, reply))
+                prompt = digest(prompt_of(prompts, reply))
                 kept = {name: reply[name] for name in KEPT if name in reply}
                 lines.append({"prompt": prompt} | kept)
+    if len(models) != 1:
+        raise UserError(f"the replies to today's texts are of {len(models)} models, not of one")
     (model,) = models
     made_by = {"model": model, "model_sha256": file_sha(args.model_file), "temperature": 0}
     path = RECORDINGS / f"{task.name}.jsonl.gz"
@@ -76,7 +80,8 @@ def serve(args) -> None:
     models, replies = load_recordings()
 
     def tokens(prompt: str, reply: str, most: int) -> tuple[int, int]:
-        return tuple(replies[digest(prompt)]["usage"].values())
+        usage = replies[digest(prompt)]["usage"] or {}
+        return usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
 
     endpoint = Endpoint(
         lambda prompt: replies[digest(prompt)]["text"],

@@ -27,6 +27,7 @@ from common import table
 from common.cli import UserError, not_negative, one_line, positive, run, script_parser, warn
 from common.files import append_record, appending, digest, locked, read_json, write_text
 from common.text import count_words, plain_text, words_of
+from data_prep.teacher.teacher_prompts import prompt_digest
 from eval.load_model import OutOfMemory, load_model, memory_told, precision
 from eval.served_model import NoEndpoint, address_of, describe_served
 from eval.systems import (
@@ -45,11 +46,6 @@ from training.run_config import RunConfig
 KEY = ("id", "prompt", "settings")
 # Part of what tells a consensus' answers from others: how its samples are drawn.
 SAMPLING = "Gumbel noise, seeded by the prompt"
-
-
-def prompt_digest(messages: list[dict]) -> str:
-    """Tells the messages that are sent from others, as of a teacher's."""
-    return digest(json.dumps(messages, sort_keys=True))
 
 
 def build_prompt(
@@ -208,7 +204,8 @@ def ask_endpoint(system: System, requests: list[dict], path: Path, args) -> None
     how = {"model": system.model, "max_tokens": requests[0]["settings"]["max_new_tokens"]}
     how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
     how |= {"batch": False, "timeout": 300}
-    ask_all(requests, path, argparse.Namespace(**vars(args) | how), system.model, KEY)
+    how = argparse.Namespace(**vars(args) | how)
+    ask_all(requests, path, how, system.model, KEY, cut_counts=True)
 
 
 def first_sentences(text: str, words: float, cut: bool = False) -> str:

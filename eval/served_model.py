@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from common.cli import UserError, one_line
+from data_prep.teacher.client import endpoint_url
 from training.run_config import fingerprint
 
-TOGETHER = "https://api.together.ai/v1"
 # What tells one model from another; prices, permissions and states change while it stays the same.
 TELLING = ("id", "created", "fingerprint", "digest", "root", "parent", "max_model_len", "meta")
 
@@ -22,21 +22,10 @@ class NoEndpoint(UserError):
     """An endpoint does not answer."""
 
 
-def endpoint_url() -> str:
-    """The address in the environment, with /v1 where it lacks that, or Together's."""
-    url = (os.environ.get("TOGETHER_BASE_URL") or TOGETHER).rstrip("/")
-    return url.removesuffix("/v1") + "/v1"
-
-
 def address_of() -> str:
     """Host, port and path of the endpoint, without credentials. Raises UserError."""
-    try:
-        parts = urlsplit(endpoint_url())
-        if parts.scheme in ("http", "https") and parts.hostname:
-            return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
-    except ValueError:
-        pass
-    raise UserError("TOGETHER_BASE_URL is no address such as http://localhost:8000/v1")
+    parts = urlsplit(endpoint_url())
+    return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def describe_served(model: str) -> dict | None:

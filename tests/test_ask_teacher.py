@@ -35,7 +35,7 @@ def command(folder, *more, split="train"):
 
 
 def environment(url: str) -> dict[str, str]:
-    return {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": KEY}
+    return {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": KEY, "BUDGET_USD": "1000"}
 
 
 def replied(folder) -> list[str]:
@@ -212,7 +212,7 @@ def test_a_reply_cut_off_is_kept_and_marked(extracts, endpoint):
     result = run_stage(STAGE, *command(folder), **environment(cutting.url))
     replies = read_jsonl(folder / "summarize/replies/train.jsonl")
     assert [r["finish_reason"] for r in replies] == ["length"] * 2
-    assert "2 replies, 2 cut at the token limit" in result.stdout
+    assert "0 replies, 2 unusable (2 cut at the token limit)" in result.stdout
 
 
 @pytest.mark.slow
@@ -286,7 +286,7 @@ def test_other_settings_are_asked_anew_by_a_key_of_ones_own(tmp_path, endpoint):
     server, path = endpoint(), tmp_path / "replies.jsonl"
     parser = argparse.ArgumentParser()
     ask.teacher_options(parser)
-    args = parser.parse_args(["--model", "m", "--price", "1", "1"])
+    args = parser.parse_args(["--model", "m", "--price", "1", "1", "--budget-usd", "1"])
 
     def wanted(limit):
         message = {"role": "user", "content": "text"}

@@ -138,7 +138,7 @@ def folder(tmp_path):
 def ask(folder, server, *more, code=0):
     where = ["--data", folder]
     options = [*where, "--splits", "train", "--poll-seconds", 0.05, *more]
-    environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY}
+    environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY, "BUDGET_USD": "1000"}
     if not server.kill_at:
         return run_stage(STAGE, *options, code=code, **environment)
     server.client = start_stage(STAGE, *options, **environment)

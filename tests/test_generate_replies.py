@@ -27,10 +27,9 @@ def options(folder, *more):
     return ["--data", folder, *more]
 
 
-def ask(folder, url, *more, code=0):
-    return run_stage(
-        STAGE, *options(folder, *more), code=code, TOGETHER_BASE_URL=url, TOGETHER_API_KEY=KEY
-    )
+def ask(folder, url, *more, code=0, **env):
+    env = {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": KEY, "BUDGET_USD": "1000"} | env
+    return run_stage(STAGE, *options(folder, *more), code=code, **env)
 
 
 def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
@@ -51,6 +50,9 @@ def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
         "created",
         "longer",
         "answers",
+        "prompt",
+        "text_digest",
+        "sampling",
     }
     assert "$0.0126" in result.stderr  # 60 replies
     assert len(server.ledger) == 64 and set(server.ledger.values()) == {1}
@@ -89,6 +91,7 @@ def test_ctrl_c_says_how_to_go_on(extracts, endpoint):
         *options(extracts, "--concurrency", 2),
         TOGETHER_BASE_URL=server.url,
         TOGETHER_API_KEY=KEY,
+        BUDGET_USD="1000",
     )
     while not server.ledger:
         time.sleep(0.01)
@@ -104,7 +107,7 @@ def test_ctrl_c_says_how_to_go_on(extracts, endpoint):
     ("status", "message", "said"),
     [
         (401, "Invalid API key", "refuses the key (Invalid API key); check TOGETHER_API_KEY"),
-        (403, "forbidden", "were refused, the last with: forbidden; check"),
+        (403, "forbidden", "the endpoint forbids it (HTTP 403: forbidden); check the key"),
         (404, "no such model", "does not know openai/gpt-oss-120b (no such model)"),
         (402, "credit limit", "wants payment (credit limit)"),
         (400, "bad option", "requests sent were refused, the last with: bad option"),
@@ -150,9 +153,7 @@ def test_a_broken_line_is_named_and_the_rest_goes_on(extracts, endpoint):
 
 def test_a_folder_that_cannot_be_written(extracts, endpoint):
     (data := extracts).joinpath("summarize").write_text("a file in the folder's place")
-    result = run_stage(
-        STAGE, "--data", data, code=1, TOGETHER_BASE_URL=endpoint().url, TOGETHER_API_KEY=KEY
-    )
+    result = ask(data, endpoint().url, code=1)
     assert str(data / "summarize") in one_error_line(result)
 
 
@@ -190,7 +191,7 @@ def test_the_plan_counts_what_is_missing_both_ways_and_asks_nothing(extracts, en
     prompts = [TASK.render("teacher", text=row["text"], longer=1) for row in rows]
     tokens_in = sum(len(prompt.encode()) for prompt in prompts) / 4
     assert float(two[1]) == pytest.approx(tokens_in / 1e6, abs=0.006)
-    assert float(two[3]) == pytest.approx((tokens_in * 0.15 + 44 * 1100 * 0.6) / 1e6, abs=0.006)
+    assert float(two[3]) == pytest.approx((tokens_in * 0.15 + 44 * 1600 * 0.6) / 1e6, abs=0.006)
     assert float(one[3]) < float(two[3]) and "Llama" in result.stdout
     told = ["--plan", "--price", 15, 60, "--model", "meta-llama/Llama-3.3-70B-Instruct-Turbo"]
     for batch in ((), ("--batch",)):  # a price that is told holds, and is halved once

@@ -11,9 +11,9 @@ from conftest import make_run, one_error_line, read_jsonl, run_stage, write_json
 
 from common.cli import UserError
 from common.files import digest, mark_made
+from data_prep.teacher.teacher_prompts import prompt_digest
 from demo.prepare_parts import package_folder
 from eval.build_report import render, table
-from eval.generate_answers import prompt_digest
 from eval.judge_answers import win_rates
 from eval.score_answers import TITLES, load_measures, score_texts
 from eval.systems import load_test_rows

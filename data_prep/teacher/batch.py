@@ -7,6 +7,7 @@ REPLIES.batch.json tells what is under way, so a run cut off anywhere goes on wi
 import asyncio
 import json
 import secrets
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,9 +15,10 @@ import together
 from tqdm import tqdm
 
 from common.cli import UserError
-from common.files import append_record, read_json, write_text
-from common.table import Key, missing
+from common.files import append_record, read_json, read_records, write_text
+from common.table import Key, key_of
 from data_prep.teacher import client
+from data_prep.teacher.read_reply import NoReply, parse_body, words_in
 
 BATCH = ".batch.json"  # in place of the .jsonl of the replies
 MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000  # of a file, by the API's limits
@@ -25,18 +27,19 @@ RETRIES = 10  # the client's own, of an upload or a look: some minutes of an out
 
 async def start(endpoint: together.AsyncTogether, queue, path: Path) -> dict:
     """Upload as many requests as a file takes; what is known of their batch. Raises UserError."""
-    body = {name: getattr(queue.args, name) for name in client.OPTIONS}
+    options = queue.options
     nonce = secrets.token_hex(4)  # the endpoint knows files by content, also half-uploaded ones
     file, asked, usd = path.with_suffix(".batch-input.jsonl"), [], 0.0
-    with file.open("w") as lines:
+    with file.open("w", encoding="utf-8") as lines:
         for request in list(queue.waiting)[:MOST_REQUESTS]:
-            body["messages"] = request["messages"]
+            body = {"model": options.model, "messages": request["messages"]} | options.sampling
             line = json.dumps({"custom_id": f"{nonce}-{len(asked)}", "body": body}) + "\n"
             if lines.tell() + len(line) > MOST_BYTES:
                 break
             lines.write(line)
-            asked.append(client.to_record(request))
-            usd += client.worst_case_usd(request, queue.price, queue.args.max_tokens)
+            worst = client.worst_case_usd(request, queue.price, options.max_tokens)
+            asked.append(client.to_record(request, worst_usd=worst))
+            usd += worst
     print(f"  {len(asked):,} in this batch, {len(queue.waiting) - len(asked):,} left for another")
     uploaded = await endpoint.files.upload(file, purpose="batch-api", check=False)
     file.unlink()
@@ -45,11 +48,14 @@ async def start(endpoint: together.AsyncTogether, queue, path: Path) -> dict:
     return {"price": queue.price, "usd": usd, "file": uploaded.id, "requests": asked}
 
 
-async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[dict]]:
-    """(what is known, results) of the batch under way, or of a new one. Raises UserError."""
+async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[bytes]]:
+    """(what is known, lines) of the batch under way, or of a new one. Raises UserError."""
     file = path.with_suffix(BATCH)
-    known = read_json(file)
-    async with client.make_client(queue.args, RETRIES) as endpoint:
+    try:
+        known = read_json(file)
+    except ValueError:
+        raise UserError(f"{file} is not valid JSON; it tells the batch that is paid for") from None
+    async with client.make_client(queue.options, RETRIES) as endpoint:
         if not known:
             known = await start(endpoint, queue, path)
             write_text(file, json.dumps(known))
@@ -62,38 +68,76 @@ async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[dict]]:
         job = await endpoint.batches.retrieve(known["batch"])
         while job.status in ("VALIDATING", "IN_PROGRESS"):
             bar.set_postfix_str(f"batch {job.status}, {job.progress or 0:.0f}%")
-            await asyncio.sleep(queue.args.poll_seconds)
+            await asyncio.sleep(queue.options.poll_seconds)
             job = await endpoint.batches.retrieve(job.id)
         lines = []
         for name in filter(None, (job.output_file_id, job.error_file_id)):
             async with endpoint.files.with_streaming_response.content(name) as answer:
-                lines += map(json.loads, (await answer.read()).splitlines())
+                lines += (await answer.read()).splitlines()
     print(f"batch {job.id} ended as {job.status}, {job.error or 'no error'}")
-    return known, lines
+    return known, [line for line in lines if line.strip()]
 
 
-async def run_batch(queue, path: Path, key: Key, replies: BinaryIO, bar: tqdm) -> None:
+def read_line(
+    line: bytes, known: dict, options: client.AskOptions
+) -> tuple[dict, dict | client.Failure]:
+    """(request, the record of its reply or why there is none) of a line of a batch's output.
+
+    Raises NoReply where the line does not say which request it answers.
+    """
+    found = parse_body(line)
+    try:
+        request = known["requests"][int(found["custom_id"].rpartition("-")[2])]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise NoReply(words_in(found) or "an answer to no request") from None
+    answer = found.get("response")
+    if not isinstance(answer, dict):
+        answer = {"body": found}
+    body = answer.get("body")
+    try:
+        reply = client.to_reply(request, body, known["price"], options)
+    except NoReply as error:
+        is_refusal = answer.get("status_code") in client.ABOUT_THE_TEXT
+        words = words_in(body) or str(error)
+        return request, client.Failure(words, "batch", is_refusal=is_refusal)
+    return request, reply | {"batch": known.get("batch")}
+
+
+async def run_batch(
+    queue, path: Path, key: Key, replies: BinaryIO, refused: BinaryIO, bar: tqdm
+) -> None:
     """Do for the queue what its own `run` does, in one batch. Raises UserError."""
     try:
         known, lines = await fetch(queue, path, bar)
     except together.APIError as error:
-        reason = client.reason_in(error)
+        reason = client.read_failure(error).words
         raise UserError(f"{reason}; the same command goes on with the batch") from None
-    found, failed = [], []
+    asked_at = path.with_suffix(BATCH).stat().st_mtime
+    records, failed = [], []
     for line in lines:
-        request = known["requests"][int(line["custom_id"].rpartition("-")[2])]
-        answer = line.get("response") or {"body": line}
         try:
-            found.append(client.to_reply(request, answer["body"], known["price"]))
-        except ValueError:
-            failed.append(client.reason_in(answer["body"]))
-            if client.is_refusal(answer.get("status_code", 0)):
-                queue.refusals.append(client.to_record(request, reason=failed[-1]))
+            request, outcome = read_line(line, known, queue.options)
+        except NoReply as error:
+            failed.append(str(error))
+            continue
+        if isinstance(outcome, dict):
+            if "prompt" not in outcome:  # of a batch that an earlier version began
+                outcome["created"] = datetime.fromtimestamp(asked_at, UTC).isoformat()
+            records.append(outcome)
+            continue
+        failed.append(outcome.words)
+        if outcome.is_refusal:
+            queue.give_up(request, outcome.words)
     if failed:
         print(f"  {len(failed):,} without a reply, the last with: {failed[-1]}")
-    append_record(replies, *missing(path, found, key))
-    queue.count["replies"], queue.answered = len(found), queue.answered or bool(found)
+    # A kill behind this line must not append the same replies twice.
+    there = {key_of(r, (*key, "batch")) for r in read_records(path) if r.get("batch")}
+    append_record(replies, *(r for r in records if key_of(r, (*key, "batch")) not in there))
+    for record in records:
+        queue.take_reply(record)
+    if queue.answered:
+        append_record(refused, *queue.refusals)
     # In this order a kill can leave the worst case counted as spent, but never settles twice.
     path.with_suffix(BATCH).unlink()
-    queue.usd = sum(reply["cost_usd"] or 0 for reply in found)
+    queue.usd = sum(record["cost_usd"] or 0 for record in records)
     queue.budget.settle(known["usd"], queue.usd)

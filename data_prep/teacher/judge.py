@@ -3,7 +3,10 @@
 import pandas as pd
 
 from common.files import digest
+from common.text import plain_text
 from data_prep.teacher.parsing import read_better
+from data_prep.teacher.read_reply import clean
+from data_prep.teacher.reply_table import why_unusable
 from prompts import Task
 
 POINTS = {"first": {1: 1.0, 2: 0.0, 0: 0.5}, "second": {1: 0.0, 2: 1.0, 0: 0.5}}  # of answer one
@@ -15,7 +18,9 @@ def pair_requests(rows: list[dict], first: dict, second: dict, task: Task) -> li
     for row in rows:
         pair = first[row["id"]].strip(), second[row["id"]].strip()
         for order, (one, two) in zip(POINTS, (pair, pair[::-1]), strict=True):
-            prompt = task.render("judge_pair", text=row["text"], first=one, second=two)
+            shown = {"text": row["text"], "first": one, "second": two}
+            shown = {name: plain_text(clean(text)) for name, text in shown.items()}
+            prompt = task.render("judge_pair", **shown)
             request = {"id": f"{row['id']} | {order}", "text_id": row["id"], "order": order}
             request |= {"prompt_sha": sha, "settings": {"prompt": digest(prompt)[:12]}}
             if one != two:
@@ -27,6 +32,9 @@ def points(requests: list[dict], replies: dict[str, dict], task: Task) -> pd.Dat
     """By text and order: 1 if answer one won, 0 if it lost, 0.5 for a draw, NaN for no verdict."""
     found = {order: {} for order in POINTS}
     for request in requests:
-        better = read_better(replies.get(request["id"], {}).get("text", ""), task)
+        verdict = replies.get(request["id"])
+        # A verdict that was cut or filtered is none, whatever its text seems to say.
+        is_whole = verdict and not why_unusable(verdict)
+        better = read_better(verdict["text"], task) if is_whole else None
         found[request["order"]][request["text_id"]] = POINTS[request["order"]].get(better)
     return pd.DataFrame(found, dtype=float)

@@ -5,8 +5,12 @@ import math
 import random
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+from common.cli import UserError, one_line
 from common.files import read_records
 
 SLOWEST = 0.5  # requests a second
@@ -49,9 +53,10 @@ class RateLimiter:
         increase = min(1.0, INCREASE * (1 + (quiet / PROBING) ** 2))
         self.rate, self.failures = min(self.rate + increase, self.max_rate), 0
 
-    def failed(self, sent_at: float, asked: float, busy: bool) -> None:
-        """What was sent then failed, `busy`: for the rate; the endpoint asks for so long a wait."""
-        if sent_at > self.failed_at:  # else it tells nothing new
+    def failed(self, sent_at: float, asked: float, busy: bool, counts: bool = True) -> None:
+        """What was sent then failed, `busy`: for the rate; the endpoint asks for so long a wait.
+        Not `counts`: by its own fault, which tells nothing of the endpoint."""
+        if counts and sent_at > self.failed_at:  # else it tells nothing new
             self.failures, self.failed_at = self.failures + 1, time.monotonic()
             if busy:
                 self.rate = max(SLOWEST, DECREASE * min(self.rate, len(self.last_second)))
@@ -66,28 +71,62 @@ class Budget:
 
     The sum stands in the folder's .spent_usd and is changed under a lock, so it holds over all
     processes that write there. The worst case of a request is reserved before it goes out; what a
-    kill leaves in flight stays reserved, and so counts as spent.
+    kill leaves in flight stays reserved, and so counts as spent. Raises UserError where the file
+    holds no sum.
     """
 
     def __init__(self, folder: Path, ceiling: float | None) -> None:
         self.folder, self.ceiling = folder, math.inf if ceiling is None else ceiling
-        self.reserve(0.0)
+        self.spent = 0.0  # by all runs, as last seen
+        with self._locked_total():
+            pass
+
+    def reserve(self, usd: float) -> bool:
+        """Set the worst case of a request aside; False if that would pass the ceiling."""
+        with self._locked_total() as total:
+            if total.usd + usd > self.ceiling:
+                return False
+            total.usd += usd
+            return True
 
     def settle(self, reserved: float, cost: float) -> None:
-        """Put what a request cost in place of what was reserved."""
-        self.reserve(cost - reserved, math.inf)
+        """Put what a request cost in place of what was reserved for it."""
+        with self._locked_total() as total:
+            total.usd += cost - reserved
 
-    def reserve(self, usd: float, most: float | None = None) -> bool:
-        """Set the worst case of a request aside, unless that would pass the ceiling, or `most`."""
+    @contextmanager
+    def _locked_total(self) -> Iterator[SimpleNamespace]:
+        """The sum, `usd`, to be changed; nobody else reads or writes it meanwhile."""
         path = self.folder / ".spent_usd"
         path.touch()
         with path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            text = file.read().strip()
-            records = (r for replies in self.folder.glob("*.jsonl") for r in read_records(replies))
-            self.spent = float(text) if text else sum(r.get("cost_usd") or 0 for r in records)
-            fits = self.spent + usd <= (self.ceiling if most is None else most)
-            self.spent = max(0.0, self.spent + usd * fits)
+            total = SimpleNamespace(usd=self._read(path, file.read()))
+            yield total
+            # Settling takes back what was reserved, unless somebody lowered the sum by hand.
+            self.spent = max(0.0, total.usd)
             file.seek(0)
             file.write(b"%20.9f\n" % self.spent)  # always as long, so whole or not at all
-        return fits
+
+    def _read(self, path: Path, content: bytes) -> float:
+        """Dollars by the file's content; where it is empty, what the folder's records cost."""
+        if not content.strip():
+            return sum(self._costs())
+        try:
+            usd = float(content)
+        except ValueError:
+            usd = math.nan
+        if not 0 <= usd < math.inf:
+            said = one_line(content.decode("utf-8", "replace"), 40)
+            hint = (
+                "write the dollars spent into it, or delete it: they are counted from the replies"
+            )
+            raise UserError(f"{path} holds no sum of dollars but {said!r}; {hint}")
+        return usd
+
+    def _costs(self) -> Iterator[float]:
+        for table in self.folder.glob("*.jsonl"):
+            for record in read_records(table):
+                cost = record.get("cost_usd")
+                if isinstance(cost, int | float) and 0 <= cost < math.inf:
+                    yield cost

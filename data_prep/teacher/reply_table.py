@@ -1,0 +1,110 @@
+"""Replies as they lie in their append-only table: found by content, read as whole or unusable.
+
+Records of 0.3.7 do not tell their prompt. REPLIES.adopted.json beside the table says of which of
+them it was shown, once, or vouched for; the table itself, which was paid for, is never rewritten.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from common.cli import UserError
+from common.files import digest, locked, read_records, write_text
+from common.table import Key, key_of
+from data_prep.teacher.read_reply import clean, read_content, unusable_reason
+from data_prep.teacher.teacher_prompts import TeacherPrompts, moment
+
+KEY = ("id", "model", "prompt")  # what tells a reply from others, unless another key is given
+ADOPTED = ".adopted.json"  # in place of the .jsonl of the replies
+
+
+def record_digest(record: dict) -> str:
+    return digest(json.dumps(record, sort_keys=True))
+
+
+def read_adopted(path: Path) -> dict[str, dict]:
+    """Digest of an old record -> what is known of its prompt. Raises UserError."""
+    file = path.with_suffix(ADOPTED)
+    try:
+        return json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError:
+        raise UserError(f"{file} is not valid JSON; delete it, it is made anew") from None
+
+
+def fill_in(records: Iterable[dict], path: Path) -> Iterator[dict]:
+    """Records of `path` as they would be written today: the id a string, what is known of the
+    prompt of an old one beside it, and `unusable` where they are no answer."""
+    adopted = read_adopted(path)
+    for record in records:
+        known = {}
+        if "prompt" not in record and adopted:
+            known = adopted.get(record_digest(record), {})
+        record = clean(record | known)
+        record["id"] = str(record.get("id"))
+        if isinstance(record.get("text"), list):  # parts, which 0.3.7 kept as they came
+            record["text"] = read_content({"content": record["text"]})[0]
+        if unusable := why_unusable(record):
+            record["unusable"] = unusable
+        yield record
+
+
+def why_unusable(record: dict) -> str:
+    """Why a record's text is no answer, "" if it is one; what 0.3.7 kept is read alike."""
+    if "sampling" in record or record.get("unusable"):  # it was decided as the reply came
+        return record.get("unusable") or ""
+    text, fault = read_content({"content": record.get("text")})
+    return unusable_reason(text, record.get("finish_reason"), fault)
+
+
+def find_replies(path: Path, wanted: Iterable[dict], key: Key = KEY) -> dict[str, dict]:
+    """id -> the record of each of `wanted` that `path` has: the latest whole one, else the latest
+    unusable one."""
+    ids = {key_of(one, key): str(one["id"]) for one in wanted}
+    records = read_records(path) if path.exists() else ()
+    found: dict[str, dict] = {}
+    for record in fill_in(records, path):
+        asked = ids.get(key_of(record, key))
+        if asked is None or not all(field in record for field in key):
+            continue
+        if not record.get("unusable") or found.get(asked, {"unusable": True}).get("unusable"):
+            found[asked] = record
+    return found
+
+
+def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool = False) -> None:
+    """Find out to which prompts the old records of `path` reply, and keep that beside it.
+
+    Shown is a record that came after the extracts' file was last written, of which nothing that
+    its template takes in was changed since. With `vouched` the user says that it is so. What
+    cannot be shown is named in one line. Raises UserError.
+    """
+    if not path.exists():
+        return
+    with locked(path.with_suffix(ADOPTED)):
+        adopted, left = read_adopted(path), Counter()
+        before, texts_since, task_since = len(adopted), extracts.stat().st_mtime, {}
+        for record in read_records(path, ("id", "prompt_sha")):
+            old = record | {"id": str(record["id"])}
+            sha, came = str(old["prompt_sha"]), moment(old.get("created"))
+            known = adopted.get(record_digest(record), {})
+            is_known = "prompt" in known or (known and sha not in prompts.template_by_sha)
+            if "prompt" in record or is_known or old["id"] not in prompts.extracts:
+                continue
+            if sha not in task_since:
+                task_since[sha] = prompts.changed_at(sha)
+            if not vouched and came < texts_since:
+                left[f"{extracts} was written later"] += 1
+            elif not vouched and came < task_since[sha]:
+                left["their task's folder was changed later"] += 1
+            else:
+                known = {"text_digest": prompts.text_digest(old["id"])}
+                if found := prompts.digest_for(old):
+                    known["prompt"] = found
+                adopted[record_digest(record)] = known
+        if len(adopted) > before:
+            write_text(path.with_suffix(ADOPTED), json.dumps(adopted))
+    if left:
+        reasons = ", ".join(f"{n:,} as {reason}" for reason, n in left.items())
+        told = "replies of an earlier version are not shown to be of today's prompts"
+        print(f"{path}: {left.total():,} {told} ({reasons}); --adopt-old vouches for them")
