@@ -25,7 +25,15 @@ from tqdm import tqdm
 
 from common import table
 from common.cli import UserError, not_negative, one_line, positive, run, script_parser, warn
-from common.files import append_record, appending, digest, locked, read_json, write_text
+from common.files import (
+    append_record,
+    appending,
+    digest,
+    locked,
+    read_json,
+    read_records,
+    write_text,
+)
 from common.text import count_words, plain_text, words_of
 from data_prep.teacher.teacher_prompts import prompt_digest
 from eval.load_model import OutOfMemory, load_model, memory_told, precision
@@ -261,6 +269,9 @@ def answer_rows(
     with appending(path) as log, tqdm(desc=f"{name} answers", unit="text") as bar:
         if not (left := table.missing(path, wanted, KEY)):
             return
+        if old := sum("prompt" not in record for record in read_records(path)):
+            told = "are of an earlier version and do not tell to which text they are"
+            print(f"{path}: {old:,} answers {told}; they stay, and are made again", flush=True)
         model, tokenizer = load_model(system.model)
         limit, template = prompt_limit(model, settings), system.template
         built = [build_prompt(tokenizer, texts[r["id"]], template, limit, task) for r in left]

@@ -336,6 +336,16 @@ def test_answers_are_to_the_very_text_and_template(finished_run):
     assert len(answers(finished_run, "base")) == 5
 
 
+def test_answers_of_an_earlier_version_stay_and_are_made_again(finished_run):
+    generate(finished_run)
+    path = finished_run.parent / "out/eval/answers/base.jsonl"
+    old = [{k: v for k, v in r.items() if k != "prompt"} for r in read_jsonl(path)]
+    write_jsonl(path, old)
+    result = generate(finished_run)
+    assert "4 answers are of an earlier version" in result.stdout and "lacks" not in result.stderr
+    assert len(read_jsonl(path)) == 8
+
+
 @pytest.mark.parametrize(
     "template", ["Plainer:\n{{ text }}", "{{ text.split() | length }}: {{ text }}"]
 )
