@@ -22,8 +22,9 @@ def key_of(record: dict, key: Key) -> str:
 def load(path: Path, wanted: Iterable[dict], key: Key) -> dict[str, dict]:
     """id -> the latest record of each of `wanted`, no id twice, that `path` has, in their order."""
     ids = {key_of(one, key): one["id"] for one in wanted}
-    # One that lacks a field of the key is of an earlier version: it stays, and is not found.
-    records = read_records(path) if path.exists() else ()
+    # A record that tells no prompt is of an earlier version: it stays, and is not found.
+    fields = [field for field in key if field != "prompt"]
+    records = read_records(path, fields) if path.exists() else ()
     found = {i: record for record in records if (i := ids.get(key_of(record, key)))}
     return {i: found[i] for i in ids.values() if i in found}
 

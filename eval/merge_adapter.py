@@ -8,6 +8,8 @@ are from those of base + adapter as trained.
 """
 
 import shutil
+from dataclasses import asdict
+from pathlib import Path
 
 from common.cli import UserError, one_line, run, script_parser
 from common.files import is_made, locked, mark_made
@@ -21,7 +23,13 @@ from eval.load_model import (
     merge_adapter,
     weights_of_run,
 )
-from training.run_config import RunConfig, check_model_folder, load_run_config
+from training.run_config import (
+    SETTING_FILES,
+    RunConfig,
+    check_model_folder,
+    load_run_config,
+    weights_fingerprint,
+)
 
 PROBE = "The harbour was built in 1823 and protects the market square from the sea."
 
@@ -61,12 +69,29 @@ def merge(weights: Weights):
     return model
 
 
+def is_old_merge(merged: Path, weights: Weights) -> bool:
+    """Whether version 0.3.7 merged these weights, and tokenizer, chat template and configs were
+    not written since, which it did not look at."""
+    old = asdict(weights) | {
+        "fingerprint": weights_fingerprint(weights.adapter),
+        "base_fingerprint": weights_fingerprint(weights.model),
+    }
+    if not is_made(merged, old):
+        return False
+    since = (merged / "made.json").stat().st_mtime
+    folders = (Path(weights.adapter), Path(weights.model))
+    files = [file for folder in folders for kind in SETTING_FILES for file in folder.glob(kind)]
+    return all(file.stat().st_mtime <= since for file in files)
+
+
 def merge_run(config: RunConfig) -> None:
     """Make the run's merged model, unless it is there and up to date. Raises UserError."""
     check_model_folder(config.base_model)
     weights = weights_of_run(config)
     with locked(config.merged):  # two evaluations of a run may begin together
         settings = weights.settings
+        if is_old_merge(config.merged, weights):
+            mark_made(config.merged, settings)
         if is_made(config.merged, settings):
             return print(f"{config.merged} is up to date")
         partial = config.merged.with_name("merged.partial")

@@ -1,6 +1,7 @@
 """An adapter meets the base that it was trained on, whichever way it is named."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from common.cli import UserError
 from common.files import mark_made
 from eval.load_model import Weights, find_weights, load_model
 from eval.systems import system_of
-from training.run_config import RunConfig, load_run_config
+from training.run_config import RunConfig, load_run_config, weights_fingerprint
 
 pytestmark = pytest.mark.slow
 IDS = torch.arange(3, 40)[None]
@@ -321,3 +322,18 @@ def test_a_student_without_a_pad_token_answers_in_batches_as_alone(tiny_qwen2, t
     prompts = ["Ice", "Lakes freeze from the top and ice floats on them."]
     alone = [generate_batch(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
     assert generate_batch(model, tokenizer, prompts, 12) == alone
+
+
+def test_a_merge_of_0_3_7_is_kept_where_nothing_was_written_since(unmerged, tiny_qwen2):
+    write_config(unmerged, tiny_qwen2)
+    config = unmerged / "config.yaml"
+    run_stage("eval.merge_adapter", config)
+    settings = json.loads((unmerged / "merged/made.json").read_text())
+    old = {"fingerprint": weights_fingerprint(str(unmerged))}
+    old["base_fingerprint"] = weights_fingerprint(str(tiny_qwen2))
+    mark_made(unmerged / "merged", settings | old)
+    assert "is up to date" in run_stage("eval.merge_adapter", config).stdout
+    assert json.loads((unmerged / "merged/made.json").read_text()) == settings
+    mark_made(unmerged / "merged", settings | old)
+    os.utime(unmerged / "adapter_config.json", (2e9, 2e9))
+    assert "merged model in" in run_stage("eval.merge_adapter", config).stdout
