@@ -15,10 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
 
 from common.files import load_records
-from eval.generate_answers import build_prompt, draw_samples, generate_batch, pack_batches
+from eval.generate_answers import (
+    SeededNoise,
+    build_prompt,
+    draw_samples,
+    generate_batch,
+    pack_batches,
+)
 from eval.load_model import load_model
 from eval.measures import PARTS, BertScore, split_sentences
 from eval.systems import load_test_rows
@@ -88,15 +94,17 @@ def bench_sampling(args: argparse.Namespace) -> None:
     model, tokenizer = load_model(STUDENT, "float32")
     texts = [row["text"] for row in load_test_rows(load_run_config(CONFIG), args.n // 4)]
     prompts = [build_prompt(tokenizer, text, None, 8192)[0] for text in texts]
-    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": 16}
     fast, slow, same = np.zeros(2), np.zeros(2), 0
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
         started = now()
-        ours = draw_samples(model, inputs, 16, args.max_new_tokens)
+        ours = draw_samples(model, inputs, 16, args.max_new_tokens, [prompt])
         fast, started = fast + now() - started, now()
-        set_seed(0)
-        theirs = model.generate(**inputs, max_new_tokens=args.max_new_tokens, **how)
+        noise = LogitsProcessorList([SeededNoise([prompt], 16, model.device)])
+        repeated = {k: v.repeat_interleave(16, 0) for k, v in inputs.items()}
+        theirs = model.generate(
+            **repeated, max_new_tokens=args.max_new_tokens, logits_processor=noise
+        )
         slow += now() - started
         same += ours.equal(theirs)
     print(

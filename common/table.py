@@ -31,8 +31,10 @@ def key_of(record: dict, key: Key) -> str:
 def records_by_key(path: Path, keys: set[str], key: Key) -> dict[str, dict]:
     """`key_of` -> the latest record that `path` has of each of `keys`, where it has any."""
     records = {}
+    # A record that tells no prompt is of an earlier version: it stays, and is not found.
+    fields = [field for field in key if field != "prompt"]
     if path.exists():
-        for record in read_records(path, key):
+        for record in read_records(path, fields):
             record_key = key_of(record, key)
             if record_key in keys:
                 records[record_key] = record

@@ -1,8 +1,13 @@
-"""Text from outside is data: decoded as its bytes say, control tokens in it made plain."""
+"""Text from outside is data: decoded as its bytes say, its control tokens plain, its words found.
+
+A control token is what a model's template writes around turns; a text that quotes one is no turn.
+"""
 
 import codecs
 import re
 from collections.abc import Iterable
+
+import regex
 
 # <|im_end|>, <|eot_id|>, DeepSeek's with wide bars (U+FF5C), Gemma's <start_of_turn>, <bos>, ...
 CONTROL_TOKEN = re.compile(
@@ -74,3 +79,19 @@ def utf8(text: str) -> bytes:
 def whole(text: str) -> str:
     """`text` as it is read again once it was written: with no half of a surrogate pair in it."""
     return utf8(text).decode()
+
+
+# Scripts that put no space between words are read letter by letter; a letter keeps its marks.
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+WORD = regex.compile(rf"{UNSPACED}\p{{M}}*|(?:(?!{UNSPACED})[\w\p{{M}}])+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in any script, in lower case; of English those that `\\w+` finds."""
+    return WORD.findall(text.lower())
+
+
+def count_words(text: str) -> int:
+    """How many words a text has: parts between spaces, or letters of a script without spaces."""
+    unspaced = regex.search(UNSPACED, text)
+    return len(words_of(text)) if unspaced else len(text.split())

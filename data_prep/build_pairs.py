@@ -26,7 +26,7 @@ from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
 from data_prep.teacher.parsing import ParseError, parse_answer, parse_reply
 from data_prep.teacher.reply_table import adopt_old, fill_in, find_replies
-from data_prep.teacher.teacher_prompts import TeacherPrompts
+from data_prep.teacher.teacher_prompts import TeacherPrompts, prompt_digest
 from prompts import Task, add_task_options, data_folder, task_of
 
 SPLITS = ["train", "test"]
@@ -34,6 +34,7 @@ REPLY = ("id", "model", "prompt_sha", "text", "finish_reason", "created", "cost_
 DROPPED = ["id", "split", "model", "prompt_sha", "reason", "detail"]
 UNRATED = dict.fromkeys(("chosen_position", "ratings", "criteria"))
 VERDICT = ("id", "model", "settings")
+ANSWER = ("id", "prompt", "settings")  # as eval/generate_answers.py keeps them
 
 
 def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, str]:
@@ -48,17 +49,24 @@ def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, 
     raise UserError(f"no such replies; choose with --model, --prompt-sha; there are {there}")
 
 
-def load_rejected(ids: list[str], args: argparse.Namespace) -> tuple[str | None, dict]:
-    """(RUN:SYSTEM, id -> record) of a model's answers asked for last. Raises UserError."""
+def load_rejected(
+    extracts: dict[str, dict], args: argparse.Namespace, task: Task
+) -> tuple[str | None, dict]:
+    """(RUN:SYSTEM, id -> record) of a model's answers asked for last, to the very texts and in the
+    template of today. Raises UserError."""
     if args.rejected == "none":
-        return None, {one: {"text": ""} for one in ids}
+        return None, {key: {"text": ""} for key in extracts}
     own = args.student if args.task == "summarize" else f"{args.task}-{args.student}"
     name, system = (own, "instructed") if args.rejected == "student" else (args.rejected, "tuned")
     folder = Path("outputs") / name / "eval/answers"
     if not (settings := read_json(folder / "asked.json").get(system)):
         raise UserError(f"no {system} answers in {folder}; make them: `just answers --split train`")
-    wanted = [{"id": one, "settings": settings} for one in ids]
-    return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ("id", "settings"))
+    template = task.student_template(instructed=system == "instructed")
+    wanted = []
+    for key, extract in extracts.items():
+        prompt = prompt_digest(task.student_messages(extract["text"], template))
+        wanted.append({"id": key, "prompt": prompt, "settings": settings})
+    return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ANSWER)
 
 
 def to_pair(extract: dict, reply: dict, rated: bool, task: Task) -> dict:
@@ -99,7 +107,7 @@ def read_split(
     """What became of each reply: its `pair`, or the `reason` for none, with a `detail`."""
     extracts = prompts.extracts
     paired, by_model = set(), split == "train" and args.rejected != "teacher"
-    by, rejected = load_rejected([*extracts], args) if by_model else ("teacher", extracts)
+    by, rejected = load_rejected(extracts, args, task) if by_model else ("teacher", extracts)
     for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
         key, pair, detail = reply["id"], None, ""
         reason = why_not_joined(reply, prompts, args)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.files import read_json, replacing, write_text
+from common.cli import UserError, one_line
+from common.files import locked, read_json, replacing, write_text
 from common.report import drawing, format_interval, markdown
 from eval.score_answers import COMPARED, MORE_TITLES, TITLES
 from prompts import Task
@@ -67,12 +68,31 @@ def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=Fal
         axes.set_xlabel(f"{label}; bars: 95% interval", loc="right")
 
 
+def find_example(values: pd.DataFrame, target: str, task: Task) -> tuple[int, str]:
+    """(place of a text to show, what it is): that of median gain of the target over the instructed
+    base, or the first other system; `values` has a line a text and a column a system."""
+    others = [system for system in values if system != target]
+    if others:
+        other = "instructed" if "instructed" in others else others[0]
+        gains = values[target] - values[other]
+        if gains.any():
+            place = int(gains.argsort().iloc[len(gains) // 2])
+            return place, f"The text of median gain over {task.title(other)}"
+    return 0, "The first text"
+
+
+def is_judged(verdicts: dict, settings: dict) -> bool:
+    """Whether verdicts are of the very answers that were scored."""
+    about = ("generation", "answers")  # 0.3.7 kept the first alone
+    return bool(verdicts) and all(verdicts.get(name) == settings.get(name) for name in about)
+
+
 def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, task: Task) -> None:
     """Write scores.md, scores.png and report.html into `folder`."""
     frames, measured, target = tables(scores, task), scores["per_text"], scores["target"]
     chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
     values = pd.DataFrame({system: found[chief] for system, found in measured.items()})
-    gains = values[target] - values.iloc[:, min(1, len(values.columns) - 1)]
+    example, example_title = find_example(values, target, task)
     intervals = {f"over {task.title(s)}": g[chief] for s, g in scores["differences"].items()}
     label = f"gain of {task.title(target)}, {TITLES[chief]}"
     draw_intervals(intervals, label, folder / "scores.png", zero=True)
@@ -82,12 +102,13 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
         "table": table(scores, task),
         "more": list(map(markdown, frames[2:])),
         "tables": [frame.reset_index().to_html(border=0, index=False) for frame in frames],
-        "row": rows[gains.argsort().iloc[len(gains) // 2]],  # of median gain over the second system
+        "row": rows[example],
+        "example_title": example_title,
         "values": values.to_dict("list"),
         "measure": chief,
         "titles": ALL_TITLES,
         "verdicts": verdicts,
-        "current": verdicts.get("generation") == scores["settings"]["generation"],
+        "current": is_judged(verdicts, scores["settings"]),
     }
     write_text(folder / "scores.md", render("scores.md.jinja", **shown) + "\n")
     write_text(folder / "report.html", render("report.html.jinja", **shown))
@@ -97,9 +118,14 @@ def append_ledger(lines: list[tuple], about: dict, ledger: Path) -> None:
     """Add lines (system, metric, value, low, high); `about`: the columns that they share."""
     frame = pd.DataFrame(lines, columns=["system", "metric", "value", "low", "high"]).round(3)
     frame = frame.assign(**about)[[*about, *frame]]
-    old = [pd.read_csv(ledger, dtype=str)] if ledger.exists() else []
-    with replacing(ledger) as temporary:
-        pd.concat([*old, frame]).to_csv(temporary, index=False)
+    with locked(ledger):  # of all runs, some of which may end at the same time
+        try:
+            old = [pd.read_csv(ledger, dtype=str)] if ledger.exists() else []
+        except ValueError as error:  # no table, or no UTF-8
+            reason = f"{ledger} cannot be read as CSV ({one_line(error, 100)})"
+            raise UserError(f"{reason}; mend it or move it away") from None
+        with replacing(ledger) as temporary:
+            pd.concat([*old, frame]).to_csv(temporary, index=False)
     print(f"recorded in {ledger}")
 
 

@@ -59,7 +59,8 @@ def main() -> None:
             systems[other] = win_rates(whole)
             print(f"{target} against {other}: {systems[other]}")
     verdicts = {"model": args.model, "target": target, "systems": systems}
-    verdicts["generation"] = scores["settings"]["generation"]  # what was judged
+    for name in ("generation", "answers"):  # what was judged
+        verdicts[name] = scores["settings"].get(name)
     write_text(config.eval_dir / "judge.json", json.dumps(verdicts, indent=1))
     write_report(config.eval_dir, scores, rows, answers, config.task)
     if left:

@@ -1,18 +1,29 @@
 """The one way to load a model: a run, a config, a folder or a Hub id, whole or as an adapter.
 
-An adapter meets the base that it learned to correct. Where it was trained on 4 bits, the layers
-that were rounded are rounded alike and then put back into 16 bits (Dettmers et al., 2023,
-arXiv:2305.14314). The YAML beside an adapter tells, or the config.json that axolotl leaves there.
+An adapter meets the base that it learned to correct, and is taken whole or not at all. Where it was
+trained on 4 bits, the layers that were rounded are rounded alike and then put back into 16 bits
+(Dettmers et al., 2023, arXiv:2305.14314). The YAML beside an adapter tells, or the config.json that
+axolotl leaves there. A base that was published in 4 bits is put back into 16 bits, too.
 """
 
-from contextlib import suppress
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.cli import UserError, one_line, warn
 from common.files import read_json
+from training.chat import stop_ids
 from training.resolve_config import cpu_has_bf16
-from training.run_config import OUTPUTS, RunConfig, check_model_folder, fingerprint, load_run_config
+from training.run_config import (
+    OUTPUTS,
+    RunConfig,
+    check_finished,
+    check_model_folder,
+    fingerprint,
+    load_run_config,
+)
 
 # As axolotl loads the base of a QLoRA run.
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -36,6 +47,22 @@ class Weights:
         return asdict(self) | {"fingerprint": own, "base_fingerprint": base}
 
 
+class OutOfMemory(UserError):
+    """The machine's or the GPU's memory does not hold what was to be computed."""
+
+
+@contextmanager
+def memory_told(advice: str) -> Iterator[None]:
+    """Raise OutOfMemory, with what to lower, where torch runs out of memory in the block."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's has no name of its own
+        said = str(error)
+        if "out of memory" not in said and "can't allocate memory" not in said:
+            raise
+        raise OutOfMemory(f"out of memory ({one_line(said, 100)}); {advice}") from None
+
+
 def precision() -> str:
     """The number format of generation: bfloat16 on a GPU or a CPU that has it, else float32."""
     import torch
@@ -51,13 +78,14 @@ def trained_for(folder: str | Path | None) -> str | None:
 
 def weights_in(folder: Path, config: RunConfig | None = None) -> Weights:
     """A model or adapter folder's, by its `config` or the one that lies there. Raises UserError."""
-    if not (adapter := read_json(folder / "adapter_config.json")):
+    check_finished(folder)
+    path = folder / "adapter_config.json"
+    if not path.is_file():
         check_model_folder(str(folder))
         return Weights(str(folder))
+    adapter = read_adapter_config(path)
     base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
-    for path in () if config else sorted(folder.glob("*.yaml")):
-        with suppress(UserError):  # it is another YAML
-            config = config or load_run_config(path)
+    config = config or find_run_config(folder)
     if config:
         if config.settings.get("overrides_of_model_config"):
             raise UserError(f"{config.path}: overrides_of_model_config is not known here")
@@ -67,8 +95,28 @@ def weights_in(folder: Path, config: RunConfig | None = None) -> Weights:
     return Weights(base, revision, str(folder), quantized if trained_on else None)
 
 
+def read_adapter_config(path: Path) -> dict:
+    """What an adapter_config.json says. Raises UserError if it names no base."""
+    try:
+        adapter = json.loads(path.read_bytes())
+        if adapter["base_model_name_or_path"]:
+            return adapter
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} does not say what it is an adapter of: base_model_name_or_path")
+
+
+def find_run_config(folder: Path) -> RunConfig | None:
+    """The first config of a run that lies in a folder, if any."""
+    for path in sorted(folder.glob("*.yaml")):
+        with suppress(UserError, ValueError):  # it is another YAML, or no text
+            return load_run_config(path)
+    return None
+
+
 def weights_of_run(config: RunConfig) -> Weights:
-    """The base of a run and its adapter on it. Raises UserError if it has none of this base."""
+    """The base of a run and its adapter on it. Raises UserError if it has none of this base, or if
+    its training has not ended."""
     folder, base = config.output_dir, config.base_model
     there = (folder / "adapter_model.safetensors").is_file()
     if not there or (weights := weights_in(folder, config)).model != base:
@@ -101,14 +149,122 @@ def weights_on_hub(name: str) -> Weights:
 
 
 def load_base(weights: Weights, dequantize: bool = True):
-    """The whole model, or the base as training rounded it; in the precision it is published in."""
+    """The whole model, or the base as training rounded it; in the precision it is published in.
+
+    A base that is published in 4 bits is put back into 16 bits as well. Raises UserError for one
+    that cannot be: its layers are packed, and an adapter cannot be added to them.
+    """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options = {"revision": weights.revision, "dtype": "auto"}
-    if weights.four_bits:
+    packed = read_json(Path(weights.model) / "config.json").get("quantization_config")
+    if weights.four_bits and not packed:
         options["quantization_config"] = BitsAndBytesConfig(**NF4)
     model = AutoModelForCausalLM.from_pretrained(weights.model, **options)
-    return model.dequantize() if weights.four_bits and dequantize else model
+    if not dequantize or not is_quantized(model):
+        return model
+    method = model.config.quantization_config.quant_method
+    method = getattr(method, "value", method)
+    if method != "bitsandbytes":
+        hint = "name its 16-bit original in adapter_config.json" if weights.adapter else "use that"
+        raise UserError(f"{weights.model} is quantized by {method}; {hint}")
+    model = model.dequantize()
+    if packed:
+        # How its file was unpacked cannot be turned back, so transformers could not save it.
+        model._weight_conversions = None
+    return model
+
+
+def is_quantized(model) -> bool:
+    return bool(getattr(model, "is_quantized", False))
+
+
+def name_some(names: Iterable[str]) -> str:
+    """The number of some names and the first of them."""
+    ordered = sorted(names)
+    return f"{len(ordered)} ({', '.join(ordered[:2])}{', ...' if len(ordered) > 2 else ''})"
+
+
+def add_adapter(model, folder: str, name: str = "default"):
+    """A model, or one with other adapters, with the adapter of a folder on it, all of it.
+
+    Raises UserError if a tensor of the file has no place in the base, or the base has a place that
+    the file does not fill (peft passes over both), if a shape differs, if it changes nothing, or if
+    it is of a type that cannot be merged.
+    """
+    import torch
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    if not list(Path(folder).glob("adapter_model.*")):
+        raise UserError(f"{folder} holds no adapter_model.safetensors")
+    try:
+        if not isinstance(model, PeftModel):
+            model = PeftModel.from_pretrained(model, folder, name)
+        loaded = model.load_adapter(folder, name)  # if it is there, once more for what this says
+    except torch.OutOfMemoryError:
+        raise
+    except KeyError as error:
+        raise UserError(f"the adapter {folder} lacks, or peft does not know, {error}") from None
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, SafetensorError) as error:
+        said = one_line(error) or type(error).__name__
+        raise UserError(f"the adapter {folder} does not fit its base: {said}") from None
+    config = model.peft_config[name]
+    if not hasattr(model, "merge_and_unload") or config.is_prompt_learning:
+        kind = config.peft_type.value
+        raise UserError(f"the adapter {folder} is of type {kind}, which cannot be merged")
+    faults = []
+    if loaded.unexpected_keys:
+        faults.append(f"has no place for {name_some(loaded.unexpected_keys)}")
+    if loaded.missing_keys:
+        faults.append(f"gets nothing for {name_some(loaded.missing_keys)}")
+    if faults:
+        raise UserError(f"the adapter {folder} does not fit its base, which {' and '.join(faults)}")
+    if not changes_base(model, name):
+        raise UserError(f"the adapter {folder} changes nothing in its base; was it trained?")
+    return model
+
+
+def changes_base(adapted, name: str) -> bool:
+    """Whether a weight of the base is another with an adapter; the first such weight tells.
+
+    Adapters that are more than plain LoRA (DoRA, biases, whole layers) are taken to change it.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    config = adapted.peft_config[name]
+    whole = getattr(config, "modules_to_save", None) or getattr(config, "bias", "none") != "none"
+    tokens = getattr(config, "trainable_token_indices", None)
+    if config.peft_type.value != "LORA" or config.use_dora or whole or tokens:
+        return True
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer) and name in {*layer.lora_A, *layer.lora_embedding_A}:
+            change, weight = layer.get_delta_weight(name), layer.get_base_layer().weight
+            packed = not weight.is_floating_point() or weight.shape != change.shape
+            if change.any() if packed else (weight + change.to(weight)).ne(weight).any():
+                return True
+    return False
+
+
+def merge_adapter(adapted, **options):
+    """The whole model of a base with its adapter. Raises ValueError if NaN comes of it.
+
+    An output layer that shares its weight with the input embedding, where either was taught, gets
+    a weight of its own: in training, too, the adapter was on one of the two alone.
+    """
+    import torch
+
+    base = adapted.get_base_model()
+    layers = [base.get_output_embeddings(), base.get_input_embeddings()]
+    output, embedding = (getattr(layer, "base_layer", layer) for layer in layers)
+    taught = any(hasattr(layer, "base_layer") for layer in layers)
+    if taught and output and output.weight is embedding.weight:
+        output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+    model = adapted.merge_and_unload(safe_merge=True, **options)
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if output and output.weight is not embedding.weight:
+        model.config.tie_word_embeddings = False  # or it would be tied again when it is loaded
+    return model
 
 
 def load_tokenizer(weights: Weights):
@@ -123,8 +279,6 @@ def load_tokenizer(weights: Weights):
 def load_model(model: str | Weights, dtype: str | None = None):
     """(model, tokenizer) to generate with, greedily. Raises UserError if it cannot be used."""
     import torch
-    from peft import PeftModel
-    from transformers import GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -132,22 +286,37 @@ def load_model(model: str | Weights, dtype: str | None = None):
     name = weights.adapter or weights.model
     if weights.four_bits is None:
         warn(f"nothing tells whether {name} was trained on 4 bits; its base is not rounded")
-    try:
-        tokenizer, loaded = load_tokenizer(weights), load_base(weights)
-        # The weights alone: the frequencies of rope, which are buffers, stay in 32 bits.
-        for parameter in loaded.parameters():
-            parameter.data = parameter.data.to(getattr(torch, dtype or precision()))
-        if weights.adapter:
-            adapted = PeftModel.from_pretrained(loaded, weights.adapter)
-            loaded = adapted.merge_and_unload(safe_merge=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {name}: {one_line(error, 200)}") from None
+    with memory_told(f"{name} needs a larger GPU, or none: CUDA_VISIBLE_DEVICES="):
+        try:
+            tokenizer, loaded = load_tokenizer(weights), load_base(weights)
+            # The weights alone: the frequencies of rope, which are buffers, stay in 32 bits.
+            for parameter in loaded.parameters():
+                parameter.data = parameter.data.to(getattr(torch, dtype or precision()))
+            if weights.adapter:
+                loaded = merge_adapter(add_adapter(loaded, weights.adapter))
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(f"cannot load {name}: {one_line(error, 200)}") from None
+        prepare_to_answer(loaded, tokenizer, name)
+        if not all(parameter.isfinite().all() for parameter in loaded.parameters()):
+            raise UserError(f"{name} holds weights that are NaN or infinite; its training diverged")
+        return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def prepare_to_answer(model, tokenizer, name: str) -> None:
+    """Set a model to greedy decoding that stops where its turn ends. Raises UserError."""
+    from jinja2 import TemplateError
+    from transformers import GenerationConfig
+
     if not tokenizer.chat_template:
         raise UserError(f"{name} has no chat template, so it is no model that was taught here")
-    if not all(parameter.isfinite().all() for parameter in loaded.parameters()):
-        raise UserError(f"{name} holds weights that are NaN or infinite; its training diverged")
-    ends, pad = loaded.generation_config.eos_token_id or [], tokenizer.pad_token_id
-    ends = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+    try:
+        ends = stop_ids(tokenizer, model.generation_config)
+    except TemplateError as error:
+        raise UserError(f"the chat template of {name} fails: {one_line(error)}") from None
+    if not ends:
+        raise UserError(f"{name} has no token that ends an answer; set eos_token in its tokenizer")
+    if tokenizer.pad_token_id is None:  # what is padded is masked, so any token will do
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
     # Greedy in earnest, whatever the model's own settings.
-    loaded.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    pad = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)

@@ -4,17 +4,21 @@ Each takes answers and their rows {text, reference}, and gives a column of value
 """
 
 import re
+import unicodedata
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from nltk.stem.porter import PorterStemmer
 from pysbd import Segmenter
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 from common.cli import UserError
 from common.files import file_sha
+from common.text import count_words, words_of
 from data_prep.filter_pairs import repetition
 
 WINDOW = 512  # tokens an encoder reads
@@ -38,23 +42,46 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def words_of(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
 def basics(answers: list[str], rows: list[dict]) -> Columns:
     """words; repetition: share of repeated 4-grams."""
-    words = [float(len(answer.split())) for answer in answers]
+    words = [float(count_words(answer)) for answer in answers]
     return {"words": words, "repetition": list(map(repetition, answers))}
 
 
+class AnyScript(Tokenizer):
+    """Words of any script for ROUGE, whose own tokenizer knows a to z and digits alone."""
+
+    def __init__(self):
+        self.stemmer = PorterStemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        words = words_of(unicodedata.normalize("NFC", text))
+        return [
+            self.stemmer.stem(word) if word.isascii() and len(word) > 3 else word for word in words
+        ]
+
+
+def is_ascii_script(text: str) -> bool:
+    """Whether three of four letters are a to z, as in English with any foreign names in it."""
+    letters = [character for character in text if character.isalpha()]
+    return sum(map(str.isascii, letters)) >= 0.75 * len(letters)
+
+
 def rouge(answers: list[str], rows: list[dict]) -> Columns:
-    """ROUGE-1, 2, L and Lsum F1 (Lin 2004), stemmed."""
-    scorer, found = RougeScorer(list(ROUGE.values()), use_stemmer=True), []
+    """ROUGE-1, 2, L and Lsum F1 (Lin 2004), stemmed.
+
+    By the package's own tokenizer, so that English figures are those of others; where the
+    reference is in another script, by words of any script, for its own would find none.
+    """
+    kinds = list(ROUGE.values())
+    english = RougeScorer(kinds, use_stemmer=True)
+    other = RougeScorer(kinds, tokenizer=AnyScript())
+    scores = []
     for answer, row in zip(answers, rows, strict=True):
+        scorer = english if is_ascii_script(row["reference"]) else other
         lines = ["\n".join(split_sentences(text)) for text in (row["reference"], answer)]
-        found.append(scorer.score(*lines))
-    return {ours: [score[theirs].fmeasure for score in found] for ours, theirs in ROUGE.items()}
+        scores.append(scorer.score(*lines))
+    return {ours: [score[theirs].fmeasure for score in scores] for ours, theirs in ROUGE.items()}
 
 
 def fragments(document: list[str], answer: list[str]) -> list[int]:

@@ -19,6 +19,7 @@ from common.cli import UserError, positive
 from common.files import digest, read_json, write_text
 from common.report import RESAMPLES, paired_bootstrap
 from eval.generate_answers import load_answers
+from eval.load_model import memory_told
 from eval.measures import BertScore, Entailment, basics, extractiveness, is_entailment_model, rouge
 from eval.systems import load_test_rows
 from prompts import Task
@@ -35,7 +36,7 @@ TITLES = {
     "words": "mean words",
 }
 MORE = "bertscore_p_rescaled bertscore_r_rescaled rouge_1 rouge_2 rouge_lsum coverage density"
-MORE += " repetition empty stopped_at_limit documents_cut over_512_tokens"
+MORE += " repetition empty no_answer stopped_at_limit documents_cut over_512_tokens"
 MORE_TITLES = {measure: measure.replace("_", " ") for measure in MORE.split()}
 COMPARED = ("bertscore_f1", "rouge_l", "faithfulness")
 
@@ -59,15 +60,19 @@ def load_evaluation(config: RunConfig) -> tuple[dict, list[dict], dict[str, dict
 
 
 def commit() -> str:
-    """The short hash of HEAD, with a + if tracked files differ from it."""
+    """The short hash of HEAD, with a + if tracked files differ from it; "unknown" without git."""
     command = ["git", "describe", "--always", "--dirty=+"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    try:
+        said = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        said = ""
+    return said or "unknown"
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--encoder", default="microsoft/deberta-xlarge-mnli", help="Hub id or folder")
-    option("--encoder-layers", type=int, help="layer to compare, if not a known encoder")
+    option("--encoder-layers", type=positive, help="layer to compare, if not a known encoder")
     option("--encoder-batch", type=positive, default=64, help="texts the encoder reads at once")
     option("--nli", help="model for faithfulness (default: the encoder, if it is one)")
 
@@ -94,12 +99,18 @@ def load_measures(task: Task, args: argparse.Namespace) -> dict[str, Callable]:
 def score_texts(texts: list[str], rows: list[dict], measures: dict[str, Callable]) -> pd.DataFrame:
     """A line a text, a column a figure. Raises UserError for what is not a number."""
     columns = {}
-    for measure in measures.values():
-        columns |= measure(texts, rows)
+    with memory_told("lower --encoder-batch"):
+        for measure in measures.values():
+            columns |= measure(texts, rows)
     values = pd.DataFrame(columns)
     if faulty := values.columns[~np.isfinite(values).all()].tolist():
         raise UserError(f"{', '.join(faulty)}: some are not numbers; is the encoder sound?")
     return values
+
+
+def digest_of(records: dict[str, dict], rows: list[dict]) -> str:
+    """Tells a system's answers to `rows` from others."""
+    return digest(*(records[row["id"]]["text"] for row in rows))
 
 
 def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> tuple[dict, dict]:
@@ -114,6 +125,7 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
         values[system] = score_texts([record["text"] for record in records], rows, measures)
         systems[system] = values[system].mean().to_dict() | {
             "empty": sum(not record["text"].strip() for record in records),
+            "no_answer": sum("unusable" in record for record in records),
             "stopped_at_limit": sum(record["finish_reason"] == "length" for record in records),
             "documents_cut": sum(record.get("n_cut_tokens", 0) > 0 for record in records),
         }
@@ -144,6 +156,7 @@ def score_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> 
         "resamples": RESAMPLES,
         **{package: version(package) for package in ("rouge-score", "torch", "transformers")},
         "generation": {s: records[rows[0]["id"]]["settings"] for s, records in answers.items()},
+        "answers": {s: digest_of(records, rows) for s, records in answers.items()},
     }
     write_text(config.eval_dir / "scores.json", json.dumps(result, indent=1))
     print(f"scores of {len(answers)} systems on {len(rows)} texts in {config.eval_dir}")

@@ -8,7 +8,7 @@ from common.cli import UserError, positive
 from common.files import is_made, load_records
 from data_prep.load_extracts import load_extracts
 from eval.load_model import Weights, weights_in, weights_of_run
-from prompts import add_task_options, task_of
+from prompts import Task, add_task_options, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
 
@@ -48,10 +48,15 @@ def systems_of(config: RunConfig, names: list[str] | None) -> dict[str, System]:
     return {name: system_of(config, name) for name in names or config.task.systems}
 
 
+def template_of(task: Task, name: str) -> str | None:
+    """The template around the text that a system of this name is given."""
+    return task.student_template(instructed=name.partition(":")[0] in ("instructed", "endpoint"))
+
+
 def system_of(config: RunConfig, name: str) -> System:
     """One system. Raises UserError if it is not there, or is an adapter of another base."""
     kind, _, model = name.partition(":")
-    template = config.task.student_template(instructed=kind in ("instructed", "endpoint"))
+    template = template_of(config.task, name)
     if name in ("lead", "second"):
         return System(None)
     if model and kind in ("endpoint", "endpoint-bare"):
@@ -75,17 +80,27 @@ def system_of(config: RunConfig, name: str) -> System:
 
 
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
-    """[{id, source, text, reference, second}] of the first `n` test texts, in their order."""
-    rows = [
-        {
-            "id": r["id"],
-            "source": r.get("source") or "unknown",
-            "text": config.task.text_of(r["prompt"][-1]["content"]),
-            "reference": r["chosen"][-1]["content"],
-            "second": r["rejected"][-1]["content"] if r.get("rejected") else "",
-        }
-        for r in load_rows(config, "test")
-    ][:n]
+    """[{id, source, text, reference, second}] of the first `n` test texts, in their order.
+
+    Raises UserError for rows that are not of the task, or whose text cannot be told.
+    """
+    found = load_rows(config, "test")
+    if lacking := {"id", "prompt", "chosen"} - set(found.column_names):
+        raise UserError(f"the test split of {config.dataset} lacks {', '.join(sorted(lacking))}")
+    try:
+        rows = [
+            {
+                "id": str(r["id"]),
+                "source": r.get("source") or "unknown",
+                "text": r.get("text") or config.task.text_of(r["prompt"][-1]["content"]),
+                "reference": r["chosen"][-1]["content"],
+                "second": r["rejected"][-1]["content"] if r.get("rejected") else "",
+            }
+            for r in found
+        ][:n]
+    except (LookupError, TypeError):
+        form = "prompt and chosen are to be lists of messages {role, content}"
+        raise UserError(f"the test split of {config.dataset} is not ours: {form}") from None
     if bare := [row["id"] for row in rows if not row["reference"].strip()]:
         raise UserError(f"{len(bare)} test texts of {config.dataset} lack a reference: {bare}")
     return rows

@@ -80,6 +80,7 @@ class Stages:
         if not run.exists():
             shutil.copytree(self.adapter, run)
             mark_made(run / "inputs", {"task": value(options, "--task")})
+            mark_made(run, {"task": value(options, "--task")})  # it ended
         settings = resolved(options).settings
         (run / "config.yaml").write_text(yaml.safe_dump(settings))
         (run / "train.log").write_text("{'train_runtime': '7.25', 'epoch': 1}\n")

@@ -1,22 +1,32 @@
 """Systems of every kind, answers that survive a kill, and wrong input in one line."""
 
+import argparse
 import json
 import shutil
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
 import yaml
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, LogitsProcessorList
 
 from common.cli import UserError
 from common.files import mark_made
+from eval.build_report import append_ledger
 from eval.generate_answers import (
+    SeededNoise,
+    answer_all,
+    answer_prompts,
     draw_samples,
     first_sentences,
     generate_batch,
@@ -25,7 +35,9 @@ from eval.generate_answers import (
     pack_batches,
 )
 from eval.load_model import load_model
+from eval.served_model import address_of
 from eval.systems import load_test_rows, system_of, systems_of
+from prompts import load_task
 from training.run_config import load_run_config
 
 pytestmark = pytest.mark.slow
@@ -200,6 +212,7 @@ def test_references_that_are_none(finished_run):
 def test_the_text_most_like_all_of_them():
     assert most_alike(["Salt.", "Ice melts, slowly.", "Ice floats.", "ice melts slowly"]) == 1
     assert most_alike(["", "alone"]) == 0 == most_alike(["alone"])
+    assert most_alike(["鱼在水里游。", "冰浮在水面上。", "冰浮在水上。"]) == 2
 
 
 def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2):
@@ -211,9 +224,10 @@ def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2):
         device, config = "cpu", AutoConfig.from_pretrained(tiny_qwen2)
         generation_config = SimpleNamespace(eos_token_id=[tokenizer.eos_token_id])
 
-        def generate(self, input_ids, do_sample=False, **_):
-            new = input_ids[:, -1:].clone() if do_sample else torch.full_like(input_ids[:, -1:], x)
-            new[2::3] = y if do_sample else x
+        def generate(self, input_ids, logits_processor=None, **_):
+            drawn = logits_processor is not None
+            new = input_ids[:, -1:].clone() if drawn else torch.full_like(input_ids[:, -1:], x)
+            new[2::3] = y if drawn else x
             return torch.cat([input_ids, new.repeat(1, 3)], 1)
 
     prompts = [" Ice", "Lakes freeze from the top and"]
@@ -227,14 +241,38 @@ def test_samples_are_the_same_where_a_prompt_is_read_once_for_all(tiny_qwen2):
     model, tokenizer = load_model(str(tiny_qwen2), "float32")
     prompts, lengths = [" Ice", "Lakes freeze from the top and"], []
     inputs = dict(tokenizer(prompts, return_tensors="pt", padding=True))
-    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": 5}
-    set_seed(0)
-    expected = model.generate(**inputs, max_new_tokens=12, **how)
+    noise = LogitsProcessorList([SeededNoise(prompts, 5, "cpu")])
+    repeated = {name: tensor.repeat_interleave(5, 0) for name, tensor in inputs.items()}
+    expected = model.generate(**repeated, max_new_tokens=12, logits_processor=noise)
     model.register_forward_pre_hook(
         lambda _, args, options: lengths.append(options["input_ids"].shape), with_kwargs=True
     )
-    assert draw_samples(model, inputs, 5, 12).tolist() == expected.tolist()
+    assert draw_samples(model, inputs, 5, 12, prompts).tolist() == expected.tolist()
     assert lengths == [(2, inputs["input_ids"].shape[1] - 1), *[(10, 1)] * 12]
+
+
+def test_samples_follow_the_model_s_probabilities_and_differ():
+    """Of logits of 0.7, 0.2 and 0.1, as often as they say."""
+    logits = torch.tensor([[0.7, 0.2, 0.1]]).log().repeat(20_000, 1)
+    drawn = SeededNoise(["a"], 20_000, "cpu")(None, logits).argmax(1)
+    shares = torch.bincount(drawn, minlength=3) / len(drawn)
+    assert torch.allclose(shares, torch.tensor([0.7, 0.2, 0.1]), atol=0.015)
+    again, other = (SeededNoise([p], 20_000, "cpu")(None, logits).argmax(1) for p in "ab")
+    assert torch.equal(again, drawn) and not torch.equal(other, drawn)
+
+
+def test_a_consensus_after_a_kill_is_that_of_one_run(finished_run, adapter):
+    """Whichever batch a text falls into, its samples are the same."""
+    shutil.copytree(adapter, finished_run.parent / "out", dirs_exist_ok=True)
+    options = ("--systems", "consensus", "--max-new-tokens", 12, "--samples", 3)
+    run_stage(STAGE, finished_run, *options)
+    path = finished_run.parent / "out/eval/answers/consensus.jsonl"
+    whole = {r["id"]: r for r in read_jsonl(path)}
+    first = path.read_bytes().split(b"\n")[1]
+    path.write_bytes(first + b'\n{"id": "t')  # as a kill leaves it
+    run_stage(STAGE, finished_run, *options, "--batch-tokens", 200)
+    assert {r["id"]: r for r in read_jsonl(path)} == whole and len(whole) == 4
+    assert len({r["text"] for r in whole.values()}) > 1
 
 
 def test_the_tuned_model_s_consensus_stands_beside_it(finished_run, adapter):
@@ -246,6 +284,182 @@ def test_the_tuned_model_s_consensus_stands_beside_it(finished_run, adapter):
     assert [record["settings"]["samples"] for record in made] == [2] * 4 + [3] * 4
     assert "samples" not in answers(finished_run, "tuned")[0]["settings"]
     assert len(answers(finished_run, "tuned")) == 4  # made once
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_halved(tiny_qwen2, monkeypatch, capsys):
+    model, tokenizer = load_model(str(tiny_qwen2), "float32")
+    prompts, sizes, generate = ["Ice"] * 5, [], model.generate
+
+    def little_memory(input_ids, **options):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model, "generate", little_memory)
+    found = dict(answer_prompts(model, tokenizer, prompts, 4, 10_000, 0))
+    assert sorted(found) == [0, 1, 2, 3, 4] and sizes == [5, 2, 3, 1, 2]
+    assert "--batch-tokens" in capsys.readouterr().err
+    monkeypatch.setattr("torch.OutOfMemoryError", RuntimeError)
+
+    def no_memory(**_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(model, "generate", no_memory)
+    with pytest.raises(UserError, match=r"out of memory .* lower --max-prompt-tokens"):
+        list(answer_prompts(model, tokenizer, prompts, 4, 10_000, 0))
+
+
+def test_answers_are_to_the_very_text_and_template(finished_run):
+    """A text changed under its id, or a template's criteria, and the answers are made again."""
+    plain_task(finished_run.parent / "prompts", "plain")
+    task = finished_run.parent / "prompts/plain"
+    (task / "instructed.jinja").write_text("{{ task.label }} this: {{ text }}")
+    (task / "student.jinja").unlink()
+    made = {"task": "plain", "prompts_dir": str(finished_run.parent / "prompts")}
+    mark_made(finished_run.parent / "out/inputs", made)
+    systems = ("--systems", "base", "instructed")
+    run_stage(STAGE, finished_run, *systems)
+    rows = read_jsonl(finished_run.parent / "hub/test.jsonl")
+    rows[1]["prompt"][0]["content"] = "Salt water freezes later."
+    write_jsonl(finished_run.parent / "hub/test.jsonl", rows)
+    config = load_run_config(finished_run)
+    with pytest.raises(UserError, match="lacks 1 of 4 texts"):
+        load_answers(config, load_test_rows(config, None), ["base"])
+    run_stage(STAGE, finished_run, *systems)
+    assert [r["id"] for r in answers(finished_run, "base")[4:]] == ["t1"]
+    settings = yaml.safe_load((task / "task.yaml").read_text())
+    (task / "task.yaml").write_text(yaml.safe_dump(settings | {"label": "Shorten"}))
+    load_task.cache_clear()
+    run_stage(STAGE, finished_run, *systems)
+    assert len(answers(finished_run, "instructed")) == 4 + 1 + 4
+    assert len(answers(finished_run, "base")) == 5
+
+
+def test_answers_of_an_earlier_version_stay_and_are_made_again(finished_run):
+    generate(finished_run)
+    path = finished_run.parent / "out/eval/answers/base.jsonl"
+    old = [{k: v for k, v in r.items() if k != "prompt"} for r in read_jsonl(path)]
+    write_jsonl(path, old)
+    result = generate(finished_run)
+    assert "4 answers are of an earlier version" in result.stdout and "lacks" not in result.stderr
+    assert len(read_jsonl(path)) == 8
+
+
+@pytest.mark.parametrize(
+    "template", ["Plainer:\n{{ text }}", "{{ text.split() | length }}: {{ text }}"]
+)
+def test_a_template_edited_after_the_dataset_was_made_is_not_applied_twice(finished_run, template):
+    plain_task(finished_run.parent / "prompts", "plain")
+    made = {"task": "plain", "prompts_dir": str(finished_run.parent / "prompts")}
+    mark_made(finished_run.parent / "out/inputs", made)
+    (finished_run.parent / "prompts/plain/student.jinja").write_text(template)
+    rows = read_jsonl(finished_run.parent / "hub/test.jsonl")
+    for row in rows:
+        row["prompt"][0]["content"] = f"Rewrite plainly:\n{row['prompt'][0]['content']}\nEnd."
+    write_jsonl(finished_run.parent / "hub/test.jsonl", rows)
+    line = one_error_line(run_stage(STAGE, finished_run, "--systems", "base", code=1))
+    assert "are not what" in line and "student.jinja makes" in line and "just stage" in line
+    texts = [{**row, "text": f"Ice floats. {i}"} for i, row in enumerate(rows)]
+    write_jsonl(finished_run.parent / "hub/test.jsonl", texts)
+    run_stage(STAGE, finished_run, "--systems", "base")  # a row that holds its text says it
+
+
+def test_an_endpoint_that_serves_another_model_under_the_name_is_asked_again(
+    finished_run, endpoint
+):
+    server, cards = endpoint(content="A summary."), {"id": "m", "created": 1, "max_model_len": 99}
+    with models_of(server, cards) as url:
+        options = ("--systems", "endpoint:m", "--max-new-tokens", 8)
+        environment = {"TOGETHER_BASE_URL": url, "TOGETHER_API_KEY": "k"}
+        run_stage(STAGE, finished_run, *options, **environment)
+        cards["pricing"] = {"input": 7}
+        assert "0 of 4 to ask" in run_stage(STAGE, finished_run, *options, **environment).stdout
+        cards["created"] = 2
+        assert "4 of 4 to ask" in run_stage(STAGE, finished_run, *options, **environment).stdout
+    found = answers(finished_run, "endpoint_m")
+    assert [r["settings"]["served"]["created"] for r in found] == [1] * 4 + [2] * 4
+    assert found[0]["settings"]["endpoint"] == f"{url.removeprefix('http://')}/v1"
+    gone = run_stage(STAGE, finished_run, *options, **environment)
+    assert "taken to serve what it did before" in gone.stderr and "0 of 4 to ask" in gone.stdout
+    gone = run_stage(STAGE, finished_run, "--systems", "endpoint:other", code=1, **environment)
+    assert "does not answer" in one_error_line(gone)
+
+
+def test_the_address_of_an_endpoint_without_credentials(monkeypatch):
+    monkeypatch.setenv("TOGETHER_BASE_URL", "https://me:secret@models.example:81/team/v1/")
+    assert address_of() == "models.example:81/team/v1"
+    monkeypatch.setenv("TOGETHER_BASE_URL", "models.example")
+    with pytest.raises(UserError, match="no address such as"):
+        address_of()
+    monkeypatch.delenv("TOGETHER_BASE_URL")
+    assert address_of() == "api.together.ai/v1"
+
+
+@contextmanager
+def models_of(server, card):
+    """The address of `server` with a list of the one model `card`, as it is at the moment."""
+
+    class Front(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(json.dumps({"object": "list", "data": [card]}).encode())
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(httpx.post(f"{server.url}{self.path}", content=body).content)
+
+        def answer(self, content):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    threading.Thread(target=front.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{front.server_port}"
+    front.shutdown()
+    front.server_close()
+
+
+def test_a_reply_that_is_no_answer_counts_as_an_empty_one(finished_run, endpoint, capsys):
+    environment = {"TOGETHER_BASE_URL": endpoint(content="A summary.").url, "TOGETHER_API_KEY": "k"}
+    run_stage(STAGE, finished_run, "--systems", "endpoint:m", "--max-new-tokens", 8, **environment)
+    path = finished_run.parent / "out/eval/answers/endpoint_m.jsonl"
+    records = read_jsonl(path)
+    records[1] |= {"finish_reason": "content_filter", "unusable": "filtered", "text": "I can"}
+    records[2] |= {"finish_reason": "length", "unusable": "cut"}
+    write_jsonl(path, records)
+    config = load_run_config(finished_run)
+    found = load_answers(config, load_test_rows(config, None), ["endpoint:m"])["endpoint:m"]
+    assert [r["text"] for r in found.values()] == ["A summary.", "", "A summary.", "A summary."]
+    assert "unusable" in found["t1"] and "unusable" not in found["t2"]
+    said = capsys.readouterr().err
+    assert "endpoint:m: 1 filtered of 4, no answers" in said and "--retry-unusable" in said
+
+
+def test_two_processes_at_once_lose_nothing(finished_run, tmp_path):
+    """Which systems were asked, and the lines of the ledger."""
+    config = load_run_config(finished_run)
+    rows = load_test_rows(config, None)
+
+    def ask(number):
+        args = argparse.Namespace(systems=[f"endpoint:m{number}"], max_new_tokens=8)
+        with suppress(UserError):
+            answer_all(config, rows, args)
+        append_ledger([(f"s{number}", "f1", 0.5, None, None)], {"date": "d"}, tmp_path / "l.csv")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.generate_answers.describe_served", lambda _: None)
+        patch.setattr("eval.generate_answers.ask_endpoint", lambda *_: None)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(24)))
+    asked = json.loads((config.eval_dir / "answers/asked.json").read_text())
+    assert len(asked) == 24
+    assert len((tmp_path / "l.csv").read_text().splitlines()) == 25
 
 
 def test_first_sentences_come_nearest_to_the_length_or_are_cut():

@@ -1,6 +1,7 @@
 """An adapter meets the base that it was trained on, whichever way it is named."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from common.cli import UserError
 from common.files import mark_made
 from eval.load_model import Weights, find_weights, load_model
 from eval.systems import system_of
-from training.run_config import RunConfig, load_run_config
+from training.run_config import RunConfig, load_run_config, weights_fingerprint
 
 pytestmark = pytest.mark.slow
 IDS = torch.arange(3, 40)[None]
@@ -161,3 +162,178 @@ def test_a_model_that_cannot_be_used(tiny_qwen2, tmp_path):
 def test_an_adapter_that_is_not_there(finished_run):
     line = one_error_line(run_stage("eval.merge_adapter", finished_run, code=1))
     assert "no adapter in" in line and "just train" in line
+
+
+def edited(folder, change):
+    """The tensors of an adapter's file replaced by what `change` makes of them."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    return folder
+
+
+FAULTS = {
+    "foreign": (
+        lambda tensors: {k.removeprefix("base_model.model."): v for k, v in tensors.items()},
+        r"its base, which has no place for 28 \(model.layers.0.* and gets nothing for 28",
+    ),
+    "twice named": (
+        lambda tensors: {k.replace(".weight", ".default.weight"): v for k, v in tensors.items()},
+        "has no place for 28 .*default.default",
+    ),
+    "half": (
+        lambda tensors: {k: v for k, v in tensors.items() if "q_proj" not in k},
+        "gets nothing for 4 .*q_proj",
+    ),
+    "one more": (
+        lambda tensors: tensors | {"base_model.model.model.layers.9.x.lora_A.weight": IDS.float()},
+        "has no place for 1 .*layers.9",
+    ),
+    "another shape": (
+        lambda tensors: {k: v[:, :3].contiguous() for k, v in tensors.items()},
+        "size mismatch",
+    ),
+    "zero": (
+        lambda tensors: {k: v * ("lora_A" in k) for k, v in tensors.items()},
+        "changes nothing in its base",
+    ),
+    "too small": (lambda tensors: {k: v * 1e-12 for k, v in tensors.items()}, "changes nothing"),
+    "diverged": (lambda tensors: {k: v * float("nan") for k, v in tensors.items()}, "NaN"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_adapter_is_taken_whole_or_not_at_all(unmerged, tiny_qwen2, fault):
+    change, said = FAULTS[fault]
+    write_config(edited(unmerged, change), tiny_qwen2)
+    with pytest.raises(UserError, match=said):
+        load_model(str(unmerged))
+    line = one_error_line(run_stage("eval.merge_adapter", unmerged / "config.yaml", code=1))
+    assert str(unmerged) in line and not (unmerged / "merged").exists()
+
+
+def test_an_adapter_that_changes_only_what_is_never_reached(unmerged, tiny_qwen2, monkeypatch):
+    """A merge after which the model says what its base says."""
+    monkeypatch.setattr("eval.load_model.changes_base", lambda *_: True)
+    write_config(edited(unmerged, lambda found: {k: v * 0 for k, v in found.items()}), tiny_qwen2)
+    line = one_error_line(run_stage("eval.merge_adapter", unmerged / "config.yaml", code=1))
+    assert "changes nothing in its base" in line
+
+
+def make_adapter(folder, base, **options):
+    """An adapter of another kind on the tiny student, all of its tensors moved."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(1)
+    options = {"r": 4, "target_modules": "all-linear"} | options
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**options))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.1
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    write_config(folder, base)
+    with torch.inference_mode():
+        return model.eval()(IDS.to(model.device)).logits
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},  # which the base shares with its embedding
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=str,
+)
+def test_adapters_of_other_kinds_merge_to_what_they_are(tmp_path, tiny_qwen2, options):
+    expected = make_adapter(tmp_path / "out", tiny_qwen2, **options)
+    torch.testing.assert_close(logits(str(tmp_path / "out")), expected, atol=1e-3, rtol=0)
+    run_stage("eval.merge_adapter", tmp_path / "out/config.yaml")
+    merged = logits(str(tmp_path / "out/merged"))
+    torch.testing.assert_close(merged, expected, atol=1e-3, rtol=0)
+
+
+def test_a_kind_of_adapter_that_cannot_be_merged_is_named(tmp_path, tiny_qwen2):
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(model, prompts).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="of type PROMPT_TUNING, which cannot be merged"):
+        load_model(str(tmp_path))
+
+
+def test_a_base_published_in_4_bits_is_put_back_into_16(tmp_path, tiny_qwen2):
+    """As Unsloth names it in its adapters."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    base = tmp_path / "tiny-bnb-4bit"
+    rounding = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    packed = AutoModelForCausalLM.from_pretrained(tiny_qwen2, quantization_config=rounding)
+    packed.save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(base)
+    expected = make_adapter(tmp_path / "out", base)
+    found = logits(str(tmp_path / "out"))
+    assert (found - expected).abs().mean() < 0.05 * expected.abs().mean()
+    run_stage("eval.merge_adapter", tmp_path / "out/config.yaml")
+    assert torch.equal(logits(str(tmp_path / "out/merged")), found)
+
+
+def test_half_a_training_is_used_by_nobody(unmerged, tiny_qwen2, finished_run, tmp_path):
+    write_config(unmerged, tiny_qwen2)
+    mark_made(unmerged / "inputs", {"task": "summarize"})
+    text = tmp_path / "text.txt"
+    text.write_text("Ice floats.")
+    config = unmerged / "config.yaml"
+    for stage, *options in (
+        ("eval.merge_adapter", config),
+        ("eval.generate_answers", finished_run, "--systems", unmerged),
+        ("eval.run_task", "summarize", text, "--model", unmerged),
+        ("eval.serve", unmerged),
+    ):
+        line = one_error_line(run_stage(stage, *options, code=1))
+        assert "has not ended" in line and "just train" in line
+    mark_made(unmerged, {"task": "summarize"})
+    find_weights(str(unmerged))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_of_nothing(unmerged, text):
+    (unmerged / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"adapter_config.json does not say what it is an adapter"):
+        find_weights(str(unmerged))
+
+
+def test_a_student_without_a_pad_token_answers_in_batches_as_alone(tiny_qwen2, tmp_path):
+    from eval.generate_answers import generate_batch
+
+    folder = shutil.copytree(tiny_qwen2, tmp_path / "padless")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model, tokenizer = load_model(str(folder), "float32")
+    prompts = ["Ice", "Lakes freeze from the top and ice floats on them."]
+    alone = [generate_batch(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
+    assert generate_batch(model, tokenizer, prompts, 12) == alone
+
+
+def test_a_merge_of_0_3_7_is_kept_where_nothing_was_written_since(unmerged, tiny_qwen2):
+    write_config(unmerged, tiny_qwen2)
+    config = unmerged / "config.yaml"
+    run_stage("eval.merge_adapter", config)
+    settings = json.loads((unmerged / "merged/made.json").read_text())
+    old = {"fingerprint": weights_fingerprint(str(unmerged))}
+    old["base_fingerprint"] = weights_fingerprint(str(tiny_qwen2))
+    mark_made(unmerged / "merged", settings | old)
+    assert "is up to date" in run_stage("eval.merge_adapter", config).stdout
+    assert json.loads((unmerged / "merged/made.json").read_text()) == settings
+    mark_made(unmerged / "merged", settings | old)
+    os.utime(unmerged / "adapter_config.json", (2e9, 2e9))
+    assert "merged model in" in run_stage("eval.merge_adapter", config).stdout

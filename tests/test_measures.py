@@ -1,6 +1,8 @@
 """The measures of an answer by their definitions, and faithfulness against human ratings."""
 
+import bz2
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.cli import UserError
+from common.text import words_of
 from demo.prepare_parts import package_folder
 from eval import measures
 from eval.measures import (
@@ -93,6 +96,52 @@ def test_rouge_by_its_definition():
     assert scores["rouge_1"] == pytest.approx([0.6, 0]) and scores["rouge_2"] == [0, 0]
     swapped = rouge(["Ice floats. Fish swim."], rows_of(["Fish swim. Ice floats."]))
     assert swapped["rouge_lsum"] == [1] and swapped["rouge_l"] == [0.5]
+
+
+LANGUAGES = {
+    "Russian": ("Лёд плавает на воде. Озёра замерзают сверху.", "Лёд легче воды."),
+    "Chinese": ("冰浮在水面上。湖水从上面开始结冰。", "冰比水轻。"),
+    "Arabic": ("الجليد يطفو على الماء. تتجمد البحيرات من الأعلى.", "الجليد أخف."),
+    "Hindi": ("बर्फ पानी पर तैरती है।", "बर्फ पानी से हल्की है।"),
+    "Korean": ("얼음은 물 위에 뜬다.", "얼음은 가볍다."),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_text_of_any_script_is_like_itself_and_partly_like_another(language):
+    text, other = LANGUAGES[language]
+    rows = [{"reference": text, "text": text}] * 3
+    scores = rouge([text, other, "Quite other words."], rows)
+    assert scores["rouge_1"][0] == scores["rouge_l"][0] == scores["rouge_lsum"][0] == 1
+    assert 0 < scores["rouge_l"][1] < 1 and scores["rouge_l"][2] == 0
+    assert extractiveness([text, other], rows[:2])["coverage"][0] == 1
+    assert 0 < extractiveness([other], rows[:1])["coverage"][0] < 1
+
+
+def test_letters_of_a_script_without_spaces_are_counted():
+    assert basics(["冰浮在水面上。", "Лёд легче воды."], rows_of([""] * 2))["words"] == [6, 3]
+
+
+def test_english_figures_are_those_of_the_package():
+    """Real sentences, with accents and other scripts in their names."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    path = package_folder("gensim") / "test/test_data"
+    path /= "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    with bz2.open(path, "rt", encoding="utf-8") as file:
+        text = file.read(400_000)
+    lines = [line for line in text.split("\n") if len(line) > 300 and line[0].isalpha()]
+    sentences = [one for line in lines[:150] for one in split_sentences(line)][:400]
+    assert len(sentences) == 400 and not all(map(str.isascii, sentences))
+    pairs = list(zip(sentences[1:], sentences, strict=False))
+    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    expected = [scorer.score(reference, answer) for answer, reference in pairs]
+    scores = rouge([answer for answer, _ in pairs], rows_of([one for _, one in pairs]))
+    assert scores["rouge_1"] == [one["rouge1"].fmeasure for one in expected]
+    assert scores["rouge_l"] == [one["rougeL"].fmeasure for one in expected]
+    assert [words_of(one) for one in sentences] == [
+        re.findall(r"\w+", one.lower()) for one in sentences
+    ]
 
 
 def test_extractiveness_by_its_definition():

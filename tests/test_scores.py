@@ -11,11 +11,14 @@ from conftest import make_run, one_error_line, read_jsonl, run_stage, write_json
 
 from common.cli import UserError
 from common.files import digest, mark_made
+from data_prep.teacher.teacher_prompts import prompt_digest
 from demo.prepare_parts import package_folder
-from eval.build_report import render, table
+from eval.build_report import append_ledger, find_example, render, table
 from eval.judge_answers import win_rates
-from eval.score_answers import TITLES, load_measures, score_texts
+from eval.score_answers import TITLES, commit, load_measures, score_texts
+from eval.systems import load_test_rows
 from prompts import load_task
+from training.run_config import load_run_config
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +75,12 @@ def write_answers(config, system, texts):
         config.parent / "out/eval/answers",
     )
     made = {"finish_reason": "stop", "settings": settings}
-    records = [{"id": f"t{i}", "text": text, **made} for i, text in enumerate(texts)]
+    run = load_run_config(config)
+    messages = [run.task.student_messages(row["text"], None) for row in load_test_rows(run, None)]
+    records = [
+        {"id": f"t{i}", "prompt": prompt_digest(messages[i]), "text": text, **made}
+        for i, text in enumerate(texts)
+    ]
     write_jsonl(folder / f"{system}.jsonl", records)
     asked = folder / "asked.json"
     known = json.loads(asked.read_text()) if asked.exists() else {}
@@ -163,9 +171,9 @@ def test_the_judge_joins_the_report_and_asks_nothing_twice(scored, endpoint):
     score(scored)
     server = endpoint(content="Reason: it stands first.\nSummary 1: 5 5 3 5\nBetter: Summary 1")
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": "k"}
-    first = run_stage("eval.judge_answers", scored, **environment)
+    first = run_stage("eval.judge_answers", scored, "--price", 0, 0, **environment)
     assert "tuned against base: {'n': 4, 'win_rate': (0.5, 0.5, 0.5)" in first.stdout
-    again = run_stage("eval.judge_answers", scored, **environment)
+    again = run_stage("eval.judge_answers", scored, "--price", 0, 0, **environment)
     assert "0 of 2 to ask" in again.stdout
     assert sum(server.ledger.values()) == 2  # one unlike pair in both orders, equal ones unasked
     judge = load(scored, "judge")["systems"]["base"]
@@ -179,14 +187,16 @@ def test_the_judge_joins_the_report_and_asks_nothing_twice(scored, endpoint):
     write_answers(scored, "base", (NASTY, "", "Ice sinks.", "Lakes freeze. Ice floats."))
     score(scored)
     assert "Win rate of tuned" not in page_of(scored).text  # the verdicts are of other answers
-    run_stage("eval.judge_answers", scored, **environment)
+    run_stage("eval.judge_answers", scored, "--price", 0, 0, **environment)
     assert sum(server.ledger.values()) == 4  # changed answers are judged anew
 
 
 def test_verdicts_that_cannot_be_read_are_left_out(scored, endpoint):
     server = endpoint(content="I like them both.")
     environment = {"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": "k"}
-    result = run_stage("eval.judge_answers", scored, "--model", "shy", **environment)
+    result = run_stage(
+        "eval.judge_answers", scored, "--model", "shy", "--price", 0, 0, **environment
+    )
     assert "base: 1 pairs lack a verdict" in result.stderr
     assert load(scored, "judge")["systems"]["base"]["n"] == 3
 
@@ -253,11 +263,34 @@ def test_only_the_measures_that_the_task_names_are_computed(finished_run, tmp_pa
     measured = set(load(finished_run)["systems"]["base"])
     assert measured == {"rouge_1", "rouge_2", "rouge_l", "rouge_lsum", "words", "repetition"} | {
         "empty",
+        "no_answer",
         "stopped_at_limit",
         "documents_cut",
     }
     assert "the plain one" in said and load(finished_run)["target"] == "base"
     assert load(finished_run)["settings"]["hash"] is None
+
+
+def test_the_example_is_of_median_gain_over_another_system_or_the_first_text():
+    task = load_task()
+    values = pd.DataFrame({"instructed": [0.1, 0.2, 0.3], "tuned": [0.9, 0.3, 0.8]})
+    assert find_example(values, "tuned", task) == (
+        2,
+        "The text of median gain over base, instructed to summarize",
+    )
+    assert find_example(values.assign(instructed=values["tuned"]), "tuned", task)[0] == 0
+    assert find_example(values[["tuned"]], "tuned", task) == (0, "The first text")
+
+
+def test_a_ledger_that_is_no_table_is_left_alone(tmp_path):
+    (tmp_path / "ledger.csv").write_text("")
+    with pytest.raises(UserError, match="cannot be read as CSV"):
+        append_ledger([("s", "m", 0.5, None, None)], {"date": "d"}, tmp_path / "ledger.csv")
+
+
+def test_there_may_be_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"
 
 
 def test_a_measure_that_does_not_exist_is_named(tmp_path):

@@ -28,7 +28,7 @@ from huggingface_hub import HfApi
 
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import appending, digest, file_sha, mark_made, read_json, write_text
-from prompts import FOLDER, Task, add_task_options, task_of
+from prompts import FOLDER, add_task_options, task_of
 from training.check_rows import check_rows
 from training.resolve_config import CPU_BF16, LAUNCHES, check_keys, resolve_config
 from training.run_config import (
@@ -82,12 +82,6 @@ def check_machine(config: RunConfig, on_cpu: bool) -> None:
         raise UserError(f"{here} has less than 1 GiB free, which training writes about")
 
 
-def student_sha(task: Task) -> str | None:
-    """What tells two templates around a student's text apart; None for the bare text."""
-    template = task.student_template()
-    return task.sha(template) if template else None
-
-
 def dataset_state(entry: dict) -> list[str]:
     """What tells two states of a dataset apart: its files' digests, or its revision on the Hub."""
     path = entry["path"]
@@ -129,7 +123,7 @@ def inputs_of(config: RunConfig) -> dict:
         "adapter": first_adapter and weights_fingerprint(first_adapter),
         "dataset": of_entries[0],
         # Version 0.3.7 did not record these.
-        "student": student_sha(task),
+        "student": task.student_sha(),
         "base_settings": settings_fingerprint(config.base_model),
         "adapter_settings": first_adapter and settings_fingerprint(first_adapter),
         "datasets": of_entries,
