@@ -1,0 +1,154 @@
+"""The text of a PDF or a web page, in a process of its own that may be stopped.
+
+Parsers of such formats can be made to run without end, or to fill the memory, by a small file. This
+one reads the document from stdin and writes {"text", "notes"} or {"error"} as JSON to stdout; it is
+started by eval/read_document.py, which waits for it no longer than told, and imports little.
+
+    python -m eval.parse_document pdf 20 < paper.pdf
+"""
+
+import json
+import logging
+import re
+import resource
+import signal
+import sys
+from contextlib import suppress
+from io import BytesIO
+from unicodedata import normalize
+
+from common.cli import UserError, one_line
+
+MOST_MEMORY = 2**30  # bytes of address space
+MOST_CHARS = 20_000_000
+FEWEST_CHARS = 60  # of a page; less is a login or an error
+TOO_MUCH_MEMORY = f"reading it took over {MOST_MEMORY >> 30} GiB"
+
+LIGATURES = {code: normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}  # ff to st
+BROKEN_WORD = re.compile("(?<=([^\\W\\d_]))[-\u00ad\u2010]\n(?=([^\\W\\d_]))")  # melt-\ning
+NO_LETTER = re.compile("[\0-\x08\x0e-\x1f\ufffd\ue000-\uf8ff]")
+
+
+class TimeIsUp(BaseException):
+    """Raised by the clock wherever the parser is; no `except Exception` of its own holds it."""
+
+
+def set_limits(seconds: int) -> None:
+    """Bound memory and processor time, as far as the system lets us (macOS bounds no memory)."""
+    limits = {
+        resource.RLIMIT_AS: MOST_MEMORY,
+        resource.RLIMIT_CPU: seconds + 5,
+        resource.RLIMIT_CORE: 0,
+    }
+    for what, most in limits.items():
+        with suppress(ValueError, OSError):
+            _, hard = resource.getrlimit(what)
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(what, (most, hard))
+
+
+def join_words(text: str) -> str:
+    """A PDF's text with its ligatures as letters, and the words that a line's end broke whole."""
+    text = text.translate(LIGATURES)
+    return BROKEN_WORD.sub(lambda m: "" if m[1].islower() and m[2].islower() else m[0], text)
+
+
+def read_pages(reader, seconds: int) -> tuple[list[str], list[str]]:
+    """(texts of the pages that can be read, notes on the others). Raises UserError."""
+    from tqdm import tqdm
+
+    texts: list[str] = []
+    failures: dict[int, str] = {}
+    n_chars, stopped = 0, ""
+    try:
+        n_pages = len(reader.pages)
+        bar = tqdm(reader.pages, "reading", unit="page", delay=2, leave=False)
+        for number, page in enumerate(bar, 1):
+            try:
+                texts.append(page.extract_text())
+            except Exception as error:  # what pypdf raises is of many kinds
+                memory = isinstance(error, MemoryError)
+                failures[number] = TOO_MUCH_MEMORY if memory else one_line(error, 100)
+                continue
+            n_chars += len(texts[-1])
+            if n_chars > MOST_CHARS:
+                stopped = f"its text is over {MOST_CHARS:,} characters"
+                break
+    except TimeIsUp:
+        stopped = f"reading it took over {seconds} s"
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if not "".join(texts).strip() and (stopped or failures):
+        raise UserError(stopped or next(iter(failures.values())) or "its pages cannot be read")
+    notes = []
+    if stopped:
+        done = len(texts) + len(failures)
+        notes.append(f"{stopped}; of its {n_pages:,} pages the first {done:,} are taken")
+    if failures:
+        number, reason = next(iter(failures.items()))
+        which = f"{len(failures)} of {n_pages:,} pages cannot be read and are left out"
+        notes.append(f"{which}, the first is page {number} ({reason})")
+    return texts, notes
+
+
+def parse_pdf(data: bytes, seconds: int) -> dict:
+    from pypdf import PdfReader
+    from pypdf.errors import FileNotDecryptedError
+
+    notes = []
+    if b"%%EOF" not in data.rstrip(b"\0 \r\n")[-2048:]:
+        notes.append("its end is missing, so there may be more of it")
+    try:
+        texts, more = read_pages(PdfReader(BytesIO(data)), seconds)
+    except FileNotDecryptedError:
+        raise UserError("it is locked with a password; save it without one") from None
+    text = join_words("\n".join(texts)).replace("\0", "\ufffd")
+    letters = len(text) - sum(map(text.count, " \n"))
+    if not letters:
+        raise UserError(f"no text in it: {len(texts)} pages of pictures (a scan without OCR?)")
+    if len(NO_LETTER.findall(text)) > 0.3 * letters:
+        raise UserError("its fonts do not tell which letters they draw; it needs OCR")
+    empty = sum(not page.strip() for page in texts)
+    if empty > len(texts) / 2:
+        more.append(f"{empty} of {len(texts):,} pages hold no text (scans without OCR?)")
+    return {"text": text, "notes": notes + more}
+
+
+def parse_html(data: bytes, _: int) -> dict:
+    from trafilatura import extract
+
+    text = extract(data.decode(), include_comments=False, favor_precision=True) or ""
+    if len(text) < FEWEST_CHARS:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if used > MOST_MEMORY / 2:  # trafilatura says nothing when lxml has no memory left
+            raise MemoryError
+        raise UserError("no text in it (a page that wants a login?)")
+    return {"text": text[:MOST_CHARS], "notes": []}
+
+
+def time_is_up(*_: object) -> None:
+    raise TimeIsUp
+
+
+def main() -> None:
+    kind, seconds = sys.argv[1], int(sys.argv[2])
+    sys.excepthook = lambda *_: None  # the parent tells it in a line
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    logging.disable()
+    set_limits(seconds)
+    try:
+        data = sys.stdin.buffer.read()
+        if kind == "pdf":
+            signal.signal(signal.SIGALRM, time_is_up)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        result = {"pdf": parse_pdf, "html": parse_html}[kind](data, seconds)
+    except TimeIsUp:
+        result = {"error": f"reading it took over {seconds} s"}
+    except MemoryError:
+        result = {"error": TOO_MUCH_MEMORY}
+    except Exception as error:  # what parsers raise is of many kinds
+        result = {"error": one_line(error) or type(error).__name__}
+    sys.stdout.buffer.write(json.dumps(result).encode())
+
+
+if __name__ == "__main__":
+    main()
