@@ -65,7 +65,7 @@ async def check_host(request: httpx.Request) -> None:
     async def check_peer(event: str, info: dict) -> None:
         nonlocal connects_to
         if event.endswith("connect_tcp.started"):
-            connects_to = info["kwargs"]["host"]
+            connects_to = info["host"]
         if event.endswith("connect_tcp.complete") and connects_to == host:
             check_address(info["return_value"].get_extra_info("server_addr")[0])
 

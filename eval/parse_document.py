@@ -26,6 +26,7 @@ TOO_MUCH_MEMORY = f"reading it took over {MOST_MEMORY >> 30} GiB"
 
 LIGATURES = {code: normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}  # ff to st
 BROKEN_WORD = re.compile("(?<=([^\\W\\d_]))[-\u00ad\u2010]\n(?=([^\\W\\d_]))")  # melt-\ning
+CATALOG = re.compile(rb"(\d{1,9}) 0 obj\s*<<[^>]{0,300}?/Type\s*/Catalog\b")
 NO_LETTER = re.compile("[\0-\x08\x0e-\x1f\ufffd\ue000-\uf8ff]")
 
 
@@ -53,6 +54,14 @@ def join_words(text: str) -> str:
     return BROKEN_WORD.sub(lambda m: "" if m[1].islower() and m[2].islower() else m[0], text)
 
 
+def reason_of(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return TOO_MUCH_MEMORY
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return one_line(error, 100) or type(error).__name__
+
+
 def read_pages(reader, seconds: int) -> tuple[list[str], list[str]]:
     """(texts of the pages that can be read, notes on the others). Raises UserError."""
     from tqdm import tqdm
@@ -67,8 +76,7 @@ def read_pages(reader, seconds: int) -> tuple[list[str], list[str]]:
             try:
                 texts.append(page.extract_text())
             except Exception as error:  # what pypdf raises is of many kinds
-                memory = isinstance(error, MemoryError)
-                failures[number] = TOO_MUCH_MEMORY if memory else one_line(error, 100)
+                failures[number] = reason_of(error)
                 continue
             n_chars += len(texts[-1])
             if n_chars > MOST_CHARS:
@@ -78,11 +86,11 @@ def read_pages(reader, seconds: int) -> tuple[list[str], list[str]]:
         stopped = f"reading it took over {seconds} s"
     signal.setitimer(signal.ITIMER_REAL, 0)
     if not "".join(texts).strip() and (stopped or failures):
-        raise UserError(stopped or next(iter(failures.values())) or "its pages cannot be read")
+        raise UserError(stopped or f"its pages cannot be read ({next(iter(failures.values()))})")
     notes = []
     if stopped:
         done = len(texts) + len(failures)
-        notes.append(f"{stopped}; of its {n_pages:,} pages the first {done:,} are taken")
+        notes.append(f"{stopped}; pages 1 to {done:,} of {n_pages:,} are taken")
     if failures:
         number, reason = next(iter(failures.items()))
         which = f"{len(failures)} of {n_pages:,} pages cannot be read and are left out"
@@ -90,21 +98,41 @@ def read_pages(reader, seconds: int) -> tuple[list[str], list[str]]:
     return texts, notes
 
 
-def parse_pdf(data: bytes, seconds: int) -> dict:
+def open_pdf(data: bytes):
+    """A reader, also of a file whose end is missing. Raises UserError, and what pypdf raises."""
     from pypdf import PdfReader
-    from pypdf.errors import FileNotDecryptedError
+    from pypdf.errors import PdfReadError
 
-    notes = []
-    if b"%%EOF" not in data.rstrip(b"\0 \r\n")[-2048:]:
-        notes.append("its end is missing, so there may be more of it")
     try:
-        texts, more = read_pages(PdfReader(BytesIO(data)), seconds)
+        return PdfReader(BytesIO(data))
+    except PdfReadError:
+        catalog = CATALOG.search(data)
+        if not catalog:
+            raise
+    # With a trailer, and a table that is not where it says, pypdf looks for the objects itself.
+    trailer = b"\ntrailer\n<< /Root %b 0 R /Size 1 >>\nstartxref\n0\n%%%%EOF\n" % catalog[1]
+    return PdfReader(BytesIO(data + trailer))
+
+
+def parse_pdf(data: bytes, seconds: int) -> dict:
+    from pypdf.errors import FileNotDecryptedError, PyPdfError
+
+    is_cut = b"%%EOF" not in data.rstrip(b"\0 \r\n")[-2048:]
+    notes = ["its end is missing, so there may be more of it"] if is_cut else []
+    try:
+        texts, more = read_pages(open_pdf(data), seconds)
     except FileNotDecryptedError:
         raise UserError("it is locked with a password; save it without one") from None
+    except PyPdfError as error:
+        if is_cut:
+            raise UserError("it is cut: the end of the PDF is missing") from None
+        raise UserError(f"it is a faulty PDF ({one_line(error, 100)})") from None
     text = join_words("\n".join(texts)).replace("\0", "\ufffd")
     letters = len(text) - sum(map(text.count, " \n"))
     if not letters:
-        raise UserError(f"no text in it: {len(texts)} pages of pictures (a scan without OCR?)")
+        raise UserError(
+            f"no text in it; its pages, {len(texts)}, are pictures (a scan without OCR?)"
+        )
     if len(NO_LETTER.findall(text)) > 0.3 * letters:
         raise UserError("its fonts do not tell which letters they draw; it needs OCR")
     empty = sum(not page.strip() for page in texts)
@@ -143,10 +171,8 @@ def main() -> None:
         result = {"pdf": parse_pdf, "html": parse_html}[kind](data, seconds)
     except TimeIsUp:
         result = {"error": f"reading it took over {seconds} s"}
-    except MemoryError:
-        result = {"error": TOO_MUCH_MEMORY}
     except Exception as error:  # what parsers raise is of many kinds
-        result = {"error": one_line(error) or type(error).__name__}
+        result = {"error": reason_of(error)}
     sys.stdout.buffer.write(json.dumps(result).encode())
 
 

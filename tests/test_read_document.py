@@ -10,7 +10,9 @@ from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from common.cli import UserError
+from eval import fetch_page
 from eval import read_document as module
+from eval.fetch_page import Page
 from eval.read_document import read_document
 
 PROSE = (
@@ -115,20 +117,20 @@ def test_two_hundred_pages_and_an_empty_password_are_no_trouble(tmp_path):
     [
         (b"", "no text in it"),
         (b" \n", "no text in it"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "neither text in UTF-8 nor HTML nor PDF"),
-        (b"all\0but text", "neither text in UTF-8 nor HTML nor PDF"),
-        ("Zürich".encode("utf-16"), "neither text in UTF-8 nor HTML nor PDF"),
-        (make_pdf("", ""), "no text in it (a scan without OCR?"),
-        (make_pdf("secret", password="x"), "File has not been decrypted"),
-        (make_pdf("whole")[:300], ""),
-        (b"%PDF-1.7 and then nothing", ""),
+        (b"\x93PNG\r\n\x1a\n\0\0", "neither text nor HTML nor PDF"),
+        (b"all\0but text", "neither text nor HTML nor PDF"),
+        (bytes(range(256)) * 9, "neither text nor HTML nor PDF"),
+        (make_pdf("", ""), "no text in it; its pages, 2, are pictures (a scan without OCR?)"),
+        (make_pdf("secret", password="x"), "it is locked with a password; save it without one"),
+        (make_pdf("whole")[:100], "it is cut: the end of the PDF is missing"),
+        (b"%PDF-1.7 and then nothing", "it is cut: the end of the PDF is missing"),
         (MENU.encode(), "a page that wants a login?"),
         (b"<html><body><p>Please log in to go on.</p></body></html>", "that wants a login?"),
         (b"a" * 2001, "it is over 0 MB"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told_in_a_line(tmp_path, monkeypatch, content, why):
-    monkeypatch.setattr(module, "MOST_BYTES", 2000 if content[:2] == b"aa" else 20_000_000)
+    monkeypatch.setattr(fetch_page, "MOST_BYTES", 2000 if content[:2] == b"aa" else 20_000_000)
     (tmp_path / "a.txt").write_bytes(content)
     assert why in refusal(tmp_path / "a.txt")
 
@@ -151,11 +153,11 @@ def test_a_missing_file_and_a_folder_are_told(tmp_path):
     ],
 )
 def test_of_a_paper_on_arxiv_the_pdf_is_read(monkeypatch, source, paper):
-    async def fetch(url: str, private: bool) -> bytes:
+    async def fetch(url: str, private: bool) -> Page:
         assert (url, private) == (f"https://arxiv.org/pdf/{paper}", False)
-        return make_pdf("Attention")
+        return Page(b"Attention")
 
-    monkeypatch.setattr(module, "fetch", fetch)
+    monkeypatch.setattr(fetch_page, "fetch", fetch)
     assert read_document(source).strip() == "Attention"
 
 
@@ -202,9 +204,9 @@ def test_what_a_server_answers_is_told_in_a_line(serve, monkeypatch):
         "s503": "the server answers 503 (Service Unavailable)",
     }
     assert "closed connection" in refusal(f"{server.url}/cut", private=True)
-    monkeypatch.setattr(module, "MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(fetch_page, "MOST_BYTES", 1_000_000)
     assert refusal(f"{server.url}/big", private=True) == "it is over 1 MB"
-    monkeypatch.setattr(module, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(fetch_page, "MOST_SECONDS", 0.2)
     assert refusal(f"{server.url}/drip", private=True) == "no end in 0.2 s"
     server.close()
     assert refusal(f"{server.url}/s404", private=True) == "All connection attempts failed"
@@ -228,7 +230,7 @@ def test_the_own_network_is_left_alone(serve, host):
 
 def test_a_redirect_into_the_own_network_is_not_followed(serve, monkeypatch):
     as_public = {"127.0.0.1": "8.8.8.8"}
-    monkeypatch.setattr(module, "ip_address", lambda ip: ip_address(as_public.get(ip, ip)))
+    monkeypatch.setattr(fetch_page, "ip_address", lambda ip: ip_address(as_public.get(ip, ip)))
     server = serve(page=(200, {}, b"outside"))
     server.pages["/in"] = (302, {"Location": f"http://127.0.0.2:{server.port}/page"}, b"")
     assert read_document(f"{server.url}/page") == "outside"
