@@ -71,7 +71,9 @@ def read_pages(reader, seconds: int) -> tuple[list[str], list[str]]:
     n_chars, stopped = 0, ""
     try:
         n_pages = len(reader.pages)
-        bar = tqdm(reader.pages, "reading", unit="page", delay=2, leave=False)
+        often = 0.1 if sys.stderr.isatty() else 10  # seconds between two lines
+        how = {"unit": "page", "delay": 2, "mininterval": often, "leave": False}
+        bar = tqdm(reader.pages, "reading", **how)
         for number, page in enumerate(bar, 1):
             try:
                 texts.append(page.extract_text())

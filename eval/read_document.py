@@ -18,6 +18,7 @@ from eval.decode_text import clean, decode, unread_format
 from eval.fetch_page import Page
 
 MOST_SECONDS = 20  # to parse a document; its process is ended a little later
+PARSER = (sys.executable, "-m", "eval.parse_document")
 ROOT = Path(__file__).parents[1]
 ARXIV = r"(?i)^(?:arxiv:|(?:https?://)?(?:\w+\.)?arxiv\.org/(?:abs|pdf)/)([\w./-]+?)(?:\.pdf)?$"
 ADVICE = "save it as PDF or text"
@@ -82,7 +83,7 @@ def find_page(text: str, media_type: str) -> str | None:
 
 def parse_apart(kind: str, data: bytes) -> Document:
     """What eval/parse_document.py makes of it. Raises UserError."""
-    command = [sys.executable, "-m", "eval.parse_document", kind, str(MOST_SECONDS)]
+    command = [*PARSER, kind, str(MOST_SECONDS)]
     too_long = f"reading it took over {MOST_SECONDS} s"
     try:
         ended = subprocess.run(
