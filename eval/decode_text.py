@@ -141,14 +141,15 @@ def guess(data: bytes) -> str | None:
     """The likeliest encoding of text in one byte a letter, or in an Asian one; None if of none."""
     sample = data[:SAMPLE]
     matches = from_bytes(sample)
+    best = matches.best()
     likely = {name for match in matches for name in match.could_be_from_charset}
-    # In short text the package sees any encoding; letters that are few are Western Europe's.
+    # Where few letters are beyond ASCII, many encodings fit: Western Europe's comes first, unless
+    # the package knows the language (coherence) and it is written in another.
     few = sum(byte > 127 for byte in sample) < 0.2 * len(sample)
-    if few and (not likely or "cp1252" in likely):
+    if few and (not best or best.coherence < 0.3 or "cp1252" in likely):
         with suppress(UnicodeDecodeError):
             data.decode("cp1252")
             return "cp1252"
-    best = matches.best()
     return best.encoding if best else None
 
 
