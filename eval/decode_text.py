@@ -145,7 +145,7 @@ def guess(data: bytes) -> str | None:
     likely = {name for match in matches for name in match.could_be_from_charset}
     # Where few letters are beyond ASCII, many encodings fit: Western Europe's comes first, unless
     # the package knows the language (coherence) and it is written in another.
-    few = sum(byte > 127 for byte in sample) < 0.2 * len(sample)
+    few = sum(byte > 127 for byte in sample) < 0.3 * len(sample)
     if few and (not best or best.coherence < 0.3 or "cp1252" in likely):
         with suppress(UnicodeDecodeError):
             data.decode("cp1252")
@@ -184,7 +184,7 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str | None]:
         text = data.decode("cp1252", "replace")
     if text is None or not is_plausible(text):
         raise UserError(NOT_TEXT)
-    return clean(text), None if guessed == "cp1252" else guessed
+    return clean(text), guessed
 
 
 def is_plausible(text: str) -> bool:

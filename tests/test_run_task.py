@@ -262,6 +262,7 @@ def test_one_bad_file_is_told_at_the_end_and_the_others_are_answered(adapter, tm
         assert "2 other files, such as c.docx, pipe.txt, are passed over" in result.stderr
         answers = sorted(path.name for path in out.iterdir())
         assert answers == ["A.TXT", "answers.jsonl", "b.htm.txt", "d.markdown"]
+    shutil.rmtree(out)
     shown = run_stage(STAGE, "summarize", "--show-text", folder, code=1)
     assert shown.stdout.split("\n\n") == ["Ice floats on water.", "Lakes freeze.", "Salt melts.\n"]
     nothing = make_files(tmp_path / "other", **{"c.docx": b"PK\3\4"})
