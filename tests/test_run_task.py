@@ -285,16 +285,14 @@ def test_no_answer_takes_the_name_of_another_or_of_the_table(tmp_path):
         "answers.jsonl.txt",
         "answers.JSONL",
         "b/a.txt",
-        "b/c",
     )
-    folder = make_files(tmp_path / "x", **dict.fromkeys(files, "text"))
-    names = names_of(folder, folder / "answers.JSONL", folder / "b/a.txt", folder / "b/c", "-", "-")
-    assert len(names) == 10 and len({name.casefold() for name in names}) == 10
+    folder = make_files(tmp_path / "x", **dict.fromkeys((*files, "b/a.txt", "b/c"), "text"))
+    given = (folder, folder / "answers.JSONL", folder / "b/a.txt", folder / "b/c", "-", "-")
+    names = names_of(*given)  # a document that is given twice is answered once
+    assert len(names) == 9 and len({name.casefold() for name in names}) == 9
     assert {"A.txt", "a.pdf.txt", "b/a.txt", "stdin"} <= set(names)
     assert "answers.jsonl" not in [name.lower() for name in names]
-    assert names == names_of(
-        folder, folder / "answers.JSONL", folder / "b/a.txt", folder / "b/c", "-"
-    )
+    assert names == names_of(*given)
     under = make_unique([Source("1", "b"), Source("2", "b/a.txt")])
     assert under[1].name.startswith("a-") and "/" not in under[1].name
 
