@@ -72,6 +72,15 @@ async def check_host(request: httpx.Request) -> None:
     request.extensions["trace"] = check_peer
 
 
+def inflate(body: bytes, window: int) -> bytes:
+    """At most a byte over MOST_BYTES of what zlib packed. Raises zlib.error, also for a part."""
+    packed = zlib.decompressobj(window)
+    data = packed.decompress(body, MOST_BYTES + 1)
+    if not packed.eof and len(data) <= MOST_BYTES:
+        raise zlib.error("its end is missing")
+    return data
+
+
 def unpack(body: bytes, coding: str) -> bytes:
     """A body as it was before its Content-Encoding, at most a byte over MOST_BYTES of it.
 
@@ -82,18 +91,26 @@ def unpack(body: bytes, coding: str) -> bytes:
         if coding == "br":
             import brotli
 
-            return brotli.Decompressor().process(body, output_buffer_limit=most)[:most]
+            packed = brotli.Decompressor()
+            data = packed.process(body, output_buffer_limit=most)
+            if packed.is_finished() or len(data) >= most:
+                return data[:most]
+            raise ValueError
         if coding == "zstd":
             import zstandard
 
             with zstandard.ZstdDecompressor().stream_reader(body) as reader:
                 return reader.read(most)
-        if coding in ("gzip", "x-gzip", "deflate"):
+        if coding in ("gzip", "x-gzip"):
+            return inflate(body, zlib.MAX_WBITS | 16)
+        if coding == "deflate":  # with zlib's header, or as some servers have it without
             with suppress(zlib.error):
-                return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, most)
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, most)
+                return inflate(body, zlib.MAX_WBITS)
+            return inflate(body, -zlib.MAX_WBITS)
+    except ImportError:
+        raise UserError(f"the server packs its answer as {coding}; save it as text") from None
     except Exception:  # the error of each package
-        raise UserError(f"the server says that its answer is {coding}, and it is not") from None
+        raise UserError(f"the server's answer is cut, or is not the {coding} it says") from None
     raise UserError(f"the server packs its answer as {coding[:20]}, though none was asked for")
 
 

@@ -7,6 +7,7 @@ import zlib
 from io import BytesIO
 from ipaddress import ip_address
 
+import brotli
 import pytest
 from page_server import PageServer
 from pypdf import PdfWriter
@@ -396,6 +397,8 @@ def test_the_headers_of_a_server_are_heeded(serve, monkeypatch):
         bare=page(bare.compress(body) + bare.flush(), Content_Encoding="deflate"),
         twice=page(gzip.compress(gzip.compress(body)), Content_Encoding="gzip, gzip"),
         bomb=page(gzip.compress(b"a" * 2_000_000), Content_Encoding="gzip"),
+        part=page(gzip.compress(body)[:60], Content_Encoding="gzip"),
+        br=page(brotli.compress(body), Content_Encoding="br"),
         other=page(body, Content_Encoding="aes128gcm"),
         wrong=page(b"\xff\xff" + body, Content_Encoding="gzip"),
     )
@@ -405,12 +408,13 @@ def test_the_headers_of_a_server_are_heeded(serve, monkeypatch):
 
     assert (read("koi"), read("latin")) == (RUSSIAN[:9], "Café “à”")
     assert read("markdown") == "<p>A</p>" and "<p>" not in read("fragment")
-    for path in ("lies", "unknown", "gzip", "deflate", "bare", "twice"):
+    for path in ("lies", "unknown", "gzip", "deflate", "bare", "twice", "br"):
         assert read(path) == GERMAN, path
     monkeypatch.setattr(fetch_page, "MOST_BYTES", 1_000_000)
     assert refusal(f"{server.url}/bomb", private=True) == "it is over 1 MB"
     assert "packs its answer as aes128gcm" in refusal(f"{server.url}/other", private=True)
-    assert "says that its answer is gzip" in refusal(f"{server.url}/wrong", private=True)
+    for path in ("wrong", "part"):
+        assert "is cut, or is not the gzip it says" in refusal(f"{server.url}/{path}", private=True)
 
 
 def test_of_a_pdf_the_letters_are_those_one_reads():
