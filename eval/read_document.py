@@ -1,84 +1,147 @@
-"""The text of a file, a web page or a paper on arXiv; nothing in it is executed or fetched."""
+"""The text of a file, a web page or a paper on arXiv; nothing in it is executed or fetched.
+
+PDF and HTML are parsed in a process of their own (eval/parse_document.py), which is ended where it
+takes too long or too much memory.
+"""
 
 import asyncio
+import json
 import re
-from io import BytesIO
-from ipaddress import ip_address
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import getproxies
 
-import httpx
-from pypdf import PdfReader
-from tqdm import tqdm
-from trafilatura import extract
+from common.cli import UserError, one_line, warn
+from eval import fetch_page
+from eval.decode_text import clean, decode, unread_format
+from eval.fetch_page import Page
 
-from common.cli import UserError, one_line
-
-MOST_BYTES, MOST_SECONDS, MOST_REDIRECTS, FEWEST_CHARS = 20_000_000, 30, 5, 60
+MOST_SECONDS = 20  # to parse a document; its process is ended a little later
+PARSER = (sys.executable, "-m", "eval.parse_document")
+ROOT = Path(__file__).parents[1]
 ARXIV = r"(?i)^(?:arxiv:|(?:https?://)?(?:\w+\.)?arxiv\.org/(?:abs|pdf)/)([\w./-]+?)(?:\.pdf)?$"
-HTML = rb"(?i)[^a-z]*(<\?xml[^>]*>\s*)?<(!doctype html|html)\b"
+ADVICE = "save it as PDF or text"
+
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+TEXT_TYPES = ("text/plain", "text/markdown", "text/x-markdown")
+# What the suffix of a file says, as a server's header would.
+SUFFIXES = dict.fromkeys((".html", ".htm", ".xhtml"), "text/html")
+SUFFIXES |= dict.fromkeys((".md", ".markdown"), "text/markdown")
+
+SPACE = re.compile(r"\s*")
+PAGE = re.compile(r"(?i)[^a-z]{0,1000}<(!doctype html|html)\b")
+TAG = re.compile(r"(?i)<(!doctype|/?[a-z][a-z0-9]*)[\s>/]")
+# Of what a part of a page may begin with, as editors and mail programs write it.
+FRAGMENT = re.compile(
+    r"(?i)<(head|body|title|meta|link|style|script|main|article|section|header|nav|div|p|table"
+    r"|h[1-6]|ul|ol|dl|blockquote|pre|span|font|center)(\s[^<>]*)?>"
+)
 
 
-async def check_host(request: httpx.Request, host: str = "") -> None:
-    """Raise UserError, before anything is sent, for a host in the machine's own network."""
-    for *_, address in await asyncio.get_running_loop().getaddrinfo(host or request.url.host, None):
-        ip = ip_address(address[0].removeprefix("::ffff:"))
-        if ip.is_multicast or not ip.is_global:
-            raise UserError(f"it leads to {ip}, in your own network; --private allows that")
+@dataclass(frozen=True)
+class Document:
+    """A text, and what the reader of it should know, each in a line."""
 
-    async def check_peer(event: str, info: dict) -> None:  # the name may mean another by now
-        if event.endswith("connect_tcp.complete") and getproxies().keys() <= {"no"}:
-            await check_host(request, info["return_value"].get_extra_info("server_addr")[0])
-
-    request.extensions["trace"] = check_peer
+    text: str
+    notes: tuple[str, ...] = ()
 
 
-async def fetch(url: str, private: bool) -> bytes:
-    body, hooks = bytearray(), {"request": [] if private else [check_host]}
-    client = httpx.AsyncClient(event_hooks=hooks, max_redirects=MOST_REDIRECTS, timeout=None)
-    headers = {"User-Agent": "task-lora", "Accept-Encoding": "identity"}
-    get = client.stream("GET", url, headers=headers, follow_redirects=True)
-    async with asyncio.timeout(MOST_SECONDS), client, get as response:
-        if (status := response.status_code) != 200:
-            why = "it wants a login" if status in (401, 403) else response.reason_phrase
-            raise UserError(f"the server answers {status} ({why})")
-        async for part in response.aiter_raw():
-            body += part
-            if len(body) > MOST_BYTES:  # to_text refuses it
-                break
-    return bytes(body)
+def pdf_start(data: bytes) -> int:
+    """Where a PDF begins, within the first 1,024 bytes as Acrobat takes it; -1 if it is none."""
+    start = data[:1032].find(b"%PDF-")
+    # A text about PDF names the mark too, but holds no objects.
+    return start if start <= 0 or b"endobj" in data else -1
 
 
-def to_text(data: bytes) -> str:
-    if len(data) > MOST_BYTES:
-        raise UserError(f"it is over {MOST_BYTES // 10**6} MB")
-    if data.startswith(b"%PDF-"):
-        pages = tqdm(PdfReader(BytesIO(data)).pages, "reading", unit="page", delay=2, leave=False)
-        text = re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", "\n".join(p.extract_text() for p in pages))
-    elif re.match(HTML, data):
-        text = extract(data, include_comments=False, favor_precision=True) or ""
-        text = text if len(text) >= FEWEST_CHARS else ""
-    else:
-        text = data.decode("utf-8-sig", "surrogateescape")
-        if re.search("[\0\udc80-\udcff]", text):
-            raise UserError("it is neither text in UTF-8 nor HTML nor PDF")
-    if not text.strip():
-        raise UserError("no text in it (a scan without OCR? a page that wants a login?)")
-    return text.replace("\0", "").encode(errors="ignore").decode()
+def page_start(text: str) -> int:
+    """Where a page begins behind XML declarations, comments and white space."""
+    start = SPACE.match(text).end()
+    while text.startswith(("<?", "<!--"), start):
+        closing = "?>" if text.startswith("<?", start) else "-->"
+        end = text.find(closing, start)
+        if end < 0:
+            break
+        start = SPACE.match(text, end + len(closing)).end()
+    return start
+
+
+def find_page(text: str, media_type: str) -> str | None:
+    """The HTML in `text`, made a whole page of; None if it is no HTML."""
+    start = page_start(text)
+    beginning = text[start : start + 2000]
+    if PAGE.match(beginning):
+        return text[start:]
+    if media_type in TEXT_TYPES:
+        return None
+    # A readme in Markdown may begin with a tag, but does not end with one too.
+    fragment = FRAGMENT.match(beginning) and text[-200:].rstrip().endswith(">")
+    if fragment or (media_type in HTML_TYPES and TAG.search(text)):
+        return f"<html>\n{text[start:]}\n</html>"
+    return None
+
+
+def parse_apart(kind: str, data: bytes) -> Document:
+    """What eval/parse_document.py makes of it. Raises UserError."""
+    command = [*PARSER, kind, str(MOST_SECONDS)]
+    too_long = f"reading it took over {MOST_SECONDS} s"
+    try:
+        ended = subprocess.run(
+            command, input=data, stdout=subprocess.PIPE, cwd=ROOT, timeout=MOST_SECONDS + 3
+        )
+        result = json.loads(ended.stdout)
+    except subprocess.TimeoutExpired:
+        raise UserError(too_long) from None
+    except ValueError:  # the system ended it, or the parser's own code failed
+        raise UserError("its parser broke down on it, maybe for want of memory") from None
+    if "error" in result:
+        raise UserError(clean(result["error"]))
+    return Document(clean(result["text"]), tuple(map(clean, result["notes"])))
+
+
+def parse(page: Page) -> Document:
+    """The text of a document by its bytes and what is said of them. Raises UserError."""
+    data = page.body
+    if len(data) > fetch_page.MOST_BYTES:
+        raise UserError(f"it is over {fetch_page.MOST_BYTES // 10**6} MB")
+    start = pdf_start(data)
+    if start >= 0:
+        return parse_apart("pdf", data[start:])
+    if kind := unread_format(data):
+        raise UserError(f"it is {kind}, which is not read; {ADVICE}")
+    text, guessed = decode(data, page.charset)
+    html = find_page(text, page.media_type)
+    document = parse_apart("html", html.encode()) if html else Document(text)
+    if not document.text.strip():
+        raise UserError("no text in it")
+    note = f"nothing says its encoding; it is read as {guessed}"
+    return Document(document.text, document.notes + ((note,) if guessed else ()))
 
 
 def is_address(source: str) -> bool:
     return "://" in source or bool(re.match(ARXIV, source))
 
 
-def read_document(source: str, private: bool = False) -> str:
-    """Raises UserError; `private` allows addresses of the machine's own network."""
+def load(source: str, private: bool = False) -> Document:
+    """The document at a path or an address. Raises UserError, in one line that names it."""
     url = re.sub(ARXIV, r"https://arxiv.org/pdf/\1", source)
     try:
         if "://" in url:
-            return to_text(asyncio.run(fetch(url, private)))
+            return parse(asyncio.run(fetch_page.fetch(url, private)))
         with Path(url).open("rb") as file:
-            return to_text(file.read(MOST_BYTES + 1))
+            data = file.read(fetch_page.MOST_BYTES + 1)
+        return parse(Page(data, SUFFIXES.get(Path(url).suffix.lower(), "")))
     except Exception as error:  # what network, disk and parsers raise is of many kinds
-        reason = getattr(error, "strerror", "") or one_line(error) or f"no end in {MOST_SECONDS} s"
-        raise UserError(f"cannot read {source}: {reason}; check it, or save it as text") from None
+        no_end = f"no end in {fetch_page.MOST_SECONDS} s"
+        reason = getattr(error, "strerror", "") or one_line(error) or no_end
+        advice = "" if ADVICE in reason else "; check it, or save it as text"
+        name = "stdin" if source == "/dev/stdin" else one_line(clean(source), 1000)
+        raise UserError(f"cannot read {name}: {reason}{advice}") from None
+
+
+def read_document(source: str, private: bool = False) -> str:
+    """Raises UserError; `private` allows addresses of the machine's own network."""
+    document = load(source, private)
+    for note in document.notes:
+        warn(f"{source}: {note}")
+    return document.text

@@ -222,7 +222,7 @@ def test_files_are_read_and_their_errors_told(visit, play_url):
     expect(page.locator("#text")).to_have_value(re.compile("On ice\\s+and sea"))
     expect(page.locator("#size")).to_have_text("4 words read from a.pdf")
     page.set_input_files("#file", pdf | {"name": "b.pdf", "buffer": b"\x89PNG\r\n\0"})
-    assert alert(page) == "b.pdf: it is neither text in UTF-8 nor HTML nor PDF"
+    assert alert(page) == "b.pdf: it is an image, which is not read; save it as PDF or text"
     page.set_input_files("#file", pdf | {"name": "c.pdf", "buffer": b"%PDF-1.7 and then nothing"})
     expect(page.locator("#problem")).to_have_text(re.compile(r"c\.pdf: \w+"))
     assert "On ice" in page.input_value("#text")
@@ -256,7 +256,7 @@ def test_strangers_are_refused(play_url):
         assert httpx.get(play_url, headers={"Host": host}).status_code == status
     plain = {"Content-Type": "text/plain"}  # which another site may send
     chat = httpx.post(f"{play_url}/v1/chat/completions", content=b"{}", headers=plain)
-    assert chat.status_code == 422
+    assert chat.status_code == 403
     assert "default-src 'none'; connect-src 'self'" in httpx.get(play_url).text
 
 

@@ -2,21 +2,24 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import chdir
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, clean_environment, one_error_line, read_jsonl, run_stage, start_stage
 
+from common.cli import UserError
 from common.files import mark_made
 from eval.generate_answers import build_prompt, generate_batch
 from eval.load_model import find_weights, load_model
-from eval.run_task import newest_adapter
+from eval.run_task import Source, answer_name, find_sources, make_unique, newest_adapter, page_name
 from prompts import load_task
 
 pytestmark = pytest.mark.slow
@@ -168,7 +171,7 @@ def test_what_a_kill_leaves_of_a_folder_is_not_made_again(adapter, texts, tmp_pa
     ("content", "said"),
     [
         (b" \n", "no text in it"),
-        (b"\xff\xfe\x00", "neither text in UTF-8 nor HTML nor PDF"),
+        (b"\xff\xfe\x00", "neither text nor HTML nor PDF"),
         (b"%PDF-1.7\0", "cannot read"),
         (None, "cannot read"),
     ],
@@ -191,13 +194,18 @@ def test_a_model_that_is_not_there(texts, tmp_path, tiny_qwen2):
     assert "cannot load nobody/nothing" in refused("--model", "nobody/nothing")
     assert "names no base" in refused("--base", "--model", tiny_qwen2)
     assert "would be overwritten" in refused("--model", tiny_qwen2, "--output-dir", texts)
+    room = refused("--model", tiny_qwen2, "--max-new-tokens", 10**6)
+    assert "--max-new-tokens 1000000 leaves no room for a text" in room
 
 
-def test_the_adapter_is_the_task_s_newest_and_the_template_the_task_s(adapter, texts, tmp_path):
+def test_the_adapter_is_the_task_s_newest_and_the_template_the_task_s(
+    adapter, texts, tmp_path, capsys
+):
     for i, task in enumerate(("title", "summarize", "title", "title")):
         run = shutil.copytree(adapter, tmp_path / f"outputs/run{i}")
         os.utime(run / "adapter_model.safetensors", (i, i))
         mark_made(run / "inputs", {"task": task})
+        mark_made(run, {})
     (tmp_path / "outputs/run3/adapter_model.safetensors").unlink()
 
     def answer(task, *options) -> list[str]:
@@ -208,6 +216,12 @@ def test_the_adapter_is_the_task_s_newest_and_the_template_the_task_s(adapter, t
     assert answer("title") == answer("summarize") == expected
     with chdir(tmp_path):
         assert newest_adapter(load_task("title")) == "outputs/run2"
+        (Path("outputs/run2/made.json")).unlink()
+        assert newest_adapter(load_task("title")) == "outputs/run0"
+        assert "run2 is passed over, for its training has not" in capsys.readouterr().err
+        (Path("outputs/run0/made.json")).unlink()
+        with pytest.raises(UserError, match="run2 has not ended"):
+            newest_adapter(load_task("title"))
     base = find_weights(str(adapter), base=True).model
     told = evaluated(base, TEXTS["a.txt"], "instructed", load_task("title"))
     assert answer("title", "--instructed") == told
@@ -224,3 +238,86 @@ def test_an_adapter_from_the_hub(hub, adapter, texts, tiny_qwen2, tmp_path):
     environment = hub.environment(tmp_path)
     result = summarize(texts / "a.txt", "--model", "other/adapter", **environment)
     assert result.stdout.split() == evaluated(adapter, TEXTS["a.txt"])
+
+
+def make_files(folder: Path, **files: str | bytes) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def test_one_bad_file_is_told_at_the_end_and_the_others_are_answered(adapter, tmp_path):
+    bad = {"bad.pdf": "%PDF-1.7\n", "c.docx": b"PK\3\4", ".DS_Store": b"\0", "._a.txt": b"\0\5"}
+    good = {"A.TXT": "Ice floats on water.", "b.htm": "Lakes freeze.", "d.markdown": "Salt melts."}
+    folder = make_files(tmp_path / "texts", **bad, **good)
+    (folder / "gone.txt").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.txt")
+    out = tmp_path / "texts/out"
+    for _ in range(2):  # the second reads none of the answers of the first
+        result = summarize(folder, "--model", adapter, "--output-dir", out, code=1)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 2 and "bad.pdf: it is cut" in errors[0]
+        assert "gone.txt: No such file or directory" in errors[1]
+        assert "2 other files, such as c.docx, pipe.txt, are passed over" in result.stderr
+        answers = sorted(path.name for path in out.iterdir())
+        assert answers == ["A.TXT", "answers.jsonl", "b.htm.txt", "d.markdown"]
+    shutil.rmtree(out)
+    shown = run_stage(STAGE, "summarize", "--show-text", folder, code=1)
+    assert shown.stdout.split("\n\n") == ["Ice floats on water.", "Lakes freeze.", "Salt melts.\n"]
+    nothing = make_files(tmp_path / "other", **{"c.docx": b"PK\3\4"})
+    line = one_error_line(summarize(nothing, "--model", adapter, code=1))
+    assert "there is no .txt, " in line and "but 1 other files, such as c.docx" in line
+
+
+def names_of(*inputs: object, output_dir: Path | None = None) -> list[str]:
+    sources, failures = find_sources([str(one) for one in inputs], output_dir)
+    assert not failures
+    return [source.name for source in sources]
+
+
+def test_no_answer_takes_the_name_of_another_or_of_the_table(tmp_path):
+    files = (
+        "a.txt",
+        "A.txt",
+        "a.pdf",
+        "a.pdf.txt",
+        "answers.jsonl.txt",
+        "answers.JSONL",
+        "b/a.txt",
+    )
+    folder = make_files(tmp_path / "x", **dict.fromkeys((*files, "b/a.txt", "b/c"), "text"))
+    given = (folder, folder / "answers.JSONL", folder / "b/a.txt", folder / "b/c", "-", "-")
+    names = names_of(*given)  # a document that is given twice is answered once
+    assert len(names) == 9 and len({name.casefold() for name in names}) == 9
+    assert {"A.txt", "a.pdf.txt", "b/a.txt", "stdin"} <= set(names)
+    assert "answers.jsonl" not in [name.lower() for name in names]
+    assert names == names_of(*given)
+    under = make_unique([Source("1", "b"), Source("2", "b/a.txt")])
+    assert under[1].name.startswith("a-") and "/" not in under[1].name
+
+
+def test_names_can_be_written_anywhere():
+    long = "https://example.com/" + "a/" * 300 + "?q=../../etc"
+    names = [page_name(long), page_name(long + "2"), answer_name("ü" * 120 + ".pdf")]
+    assert len(set(names)) == 3
+    for name in names:
+        assert len(name.encode()) <= 200 and name.endswith(".txt")
+        assert not re.search(r"[/\0]|\.\.", name)
+    assert page_name("https://example.com/../..") == "https-example-com.txt"
+    assert page_name("://") == "page.txt" and answer_name("a\nb.txt") == "a-b.txt"
+
+
+@pytest.mark.parametrize("link", ["none", "symbolic", "folder"])
+def test_no_document_is_overwritten(adapter, tmp_path, link):
+    texts, out = make_files(tmp_path / "x", **{"answers.jsonl": "Ice floats."}), tmp_path / "out"
+    if link == "none":
+        out = texts
+    elif link == "symbolic":
+        out.mkdir()
+        (out / "answers.jsonl").symlink_to(texts / "answers.jsonl")
+    else:
+        out.symlink_to(texts)
+    options = (texts / "answers.jsonl", "--model", adapter, "--output-dir", out)
+    assert "would be overwritten, and is read" in one_error_line(summarize(*options, code=1))
+    assert (texts / "answers.jsonl").read_text() == "Ice floats."
