@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 
 from common.cli import one_line, warn
 from eval.load_model import Weights
-from eval.serving_engine import Engine, Job
+from eval.serving_engine import FAILED, Engine, Job
 from training.run_config import fingerprint
 
 LARGEST_BODY = 10 * 2**20  # bytes
@@ -269,7 +269,7 @@ class Conversation:
         while (piece := await self.pieces.get()) is not None:
             yield piece
         if self.job.finish == "error":
-            raise Refusal(503 if "memory" in self.job.error else 500, self.job.error)
+            raise Refusal(500 if self.job.error == FAILED else 503, self.job.error)
 
     async def whole(self) -> dict:
         text = "".join([part async for part in self.parts()])

@@ -11,6 +11,8 @@ answers; eval/chat_api.py says what the endpoint understands.
 import os
 import shlex
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -64,6 +66,18 @@ def find_served(models: list[str], names: list[str]) -> dict[str, Weights]:
     return dict(sorted(served.items(), key=lambda item: not item[1].adapter))
 
 
+class Server(uvicorn.Server):
+    """Told to end, it first lets the engine tell those who wait, so that none holds it up."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine):
+        super().__init__(config)
+        self.engine = engine
+
+    def handle_exit(self, sig, frame) -> None:
+        self.engine.stop()
+        super().handle_exit(sig, frame)
+
+
 def serve_here(engine: Engine, host: str, port: int) -> None:
     """Answer requests in this process until it is told to end."""
     hosts = LOCAL if host in LOCAL else None
@@ -72,12 +86,13 @@ def serve_here(engine: Engine, host: str, port: int) -> None:
         warn(f"there is no key: whoever reaches {host}:{port} can ask")
     address = f"[{host}]" if ":" in host else host
     print(f"{', '.join(engine.served)} on http://{address}:{port}/v1", flush=True)
-    try:
-        # Who still waits for an answer when it is to end has a second.
-        ending = {"timeout_graceful_shutdown": 1}
-        uvicorn.run(app, host=host, port=port, log_level="warning", **ending)
-    finally:
-        engine.close()
+    ending = {"timeout_graceful_shutdown": 1}  # seconds for what is still on its way
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", **ending)
+    with suppress(KeyboardInterrupt):  # which uvicorn raises anew when it has ended well
+        Server(config, engine).run()
+    # The engine's thread may be deep in a forward pass, over which Python's own end would crash.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def main() -> None:

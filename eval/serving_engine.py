@@ -25,6 +25,9 @@ from training.run_config import check_finished
 
 GATHER = 0.02  # seconds; requests that come within them are answered together
 MOST_WAITING = 1000  # requests; more are told to come again
+FAILED = "it could not be answered; the server says why"
+TOO_LITTLE_MEMORY = "the server has too little memory for it"
+STOPPING = "the server is stopping"
 BASE = "__base__"  # as peft calls the rows of a batch that no adapter answers
 
 
@@ -77,8 +80,9 @@ class Job:
             self._send_text()
 
     def fail(self, error: str) -> None:
-        self.finish, self.error = "error", error
-        self.send(None)
+        if not self.done:
+            self.finish, self.error = "error", error
+            self.send(None)
 
     def _send_text(self) -> None:
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
@@ -181,9 +185,9 @@ class Engine:
         self._try_all()
         self.batch, self.closing = batch, False
         self.waiting: deque[Job] = deque()
-        self.changed = threading.Condition()  # guards `waiting` and `closing`
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
+        self.running: list[Job] = []
+        self.changed = threading.Condition()  # guards what waits and what runs
+        threading.Thread(target=self._work, daemon=True).start()
 
     def _check_vocabulary(self) -> None:
         rows = self.model.get_input_embeddings().num_embeddings
@@ -204,7 +208,8 @@ class Engine:
     def prompt_ids(self, name: str, messages: list[dict[str, str]]) -> list[int]:
         """A conversation as tokens. Raises jinja's TemplateError as the chat template does."""
         tokenizer = self.tokenizers[name]
-        return tokenizer(build_chat(tokenizer, messages), add_special_tokens=False).input_ids
+        prompt = build_chat(tokenizer, messages)
+        return tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
 
     def submit(self, job: Job) -> None:
         """Queue a request. Raises queue.Full where too many wait, or the server ends."""
@@ -222,19 +227,23 @@ class Engine:
             if job in self.waiting:
                 self.waiting.remove(job)
 
-    def close(self, timeout: float = 2.0) -> None:
-        """End the batch at its next token, and the thread."""
+    def stop(self) -> None:
+        """Tell all whom it has not answered that it ends; the batch ends at its next token."""
         with self.changed:
             self.closing = True
+            for job in [*self.waiting, *self.running]:
+                job.fail(STOPPING)
+            self.waiting.clear()
             self.changed.notify()
-        self.thread.join(timeout)
 
     def _next_batch(self) -> list[Job]:
         with self.changed:
             self.changed.wait_for(lambda: self.waiting or self.closing)
         time.sleep(GATHER)
         with self.changed:
-            return [self.waiting.popleft() for _ in range(min(self.batch, len(self.waiting)))]
+            n = min(self.batch, len(self.waiting))
+            self.running = [self.waiting.popleft() for _ in range(n)]
+            return self.running
 
     def _work(self) -> None:
         """Answer batch after batch; what fails in one does not stop the next."""
@@ -258,8 +267,8 @@ class Engine:
         # In halves, from their beginning; but not what was read in part, or has nothing to halve.
         again = [job for job in jobs if short and len(jobs) > 1 and not job.sent]
         for job in jobs:
-            if job not in again and not job.done:
-                job.fail("too little memory for it" if short else "it could not be answered")
+            if job not in again:
+                job.fail(TOO_LITTLE_MEMORY if short else FAILED)
         for job in again:
             job.ids.clear()
         half = (len(again) + 1) // 2
