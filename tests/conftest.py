@@ -260,7 +260,7 @@ def adapters(tmp_path_factory, tiny_qwen2) -> dict:
         model.config.save_pretrained(folder)  # axolotl leaves its base's
         AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
         mark_made(folder / "inputs", {"task": task})
-        mark_made(folder, {"task": task})  # the training ended
+        mark_made(folder, {"task": task})  # its training ended
     return found | {"tiny-qwen2": tiny_qwen2}
 
 
