@@ -143,7 +143,9 @@ def add_adapter(model, folder: str, name: str):
             keys = model.load_adapter(folder, name)  # says what of it had no place
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is no adapter of this base: {one_line(error, 200)}") from None
-    foreign = [*keys.unexpected_keys, *keys.missing_keys]
+    # peft looks for the name anywhere in a key, so that those of other adapters are among them.
+    missing = [key for key in keys.missing_keys if f".{name}." in f"{key}."]
+    foreign = [*keys.unexpected_keys, *missing]
     if foreign:
         some = ", ".join(foreign[:2])
         said = f"{len(foreign)} of its weights have no place in this base, or lack, such as {some}"
@@ -179,9 +181,9 @@ class Engine:
         self._check_vocabulary()
         self.adapters = {}  # name -> what peft calls it
         for number, (name, weights) in enumerate(served.items()):
-            self.adapters[name] = str(number) if weights.adapter else BASE
+            self.adapters[name] = f"adapter{number}" if weights.adapter else BASE
             if weights.adapter:
-                self.model = add_adapter(self.model, weights.adapter, str(number))
+                self.model = add_adapter(self.model, weights.adapter, self.adapters[name])
         self._try_all()
         self.batch, self.closing = batch, False
         self.waiting: deque[Job] = deque()

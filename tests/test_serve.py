@@ -208,7 +208,7 @@ def test_two_tasks_of_41_requests_waiting_and_the_list_of_models_answers(
         answers = pool.map(ask, wanted)
         wait_for(lambda: len(engine.waiting) >= 78)
         for path in ("/v1/models", "/v1/models/title", "/health"):
-            assert httpx.get(url + path, timeout=1).status_code == 200
+            assert connections.get(path, timeout=1).status_code == 200
         gate.set()
         texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
     assert texts == [expected[one]["text"] for one in wanted]
@@ -521,7 +521,7 @@ def test_each_request_ends_with_its_own_adapters_turn(adapters, tmp_path):
     engine, got = Engine(served, 4, None), queue.SimpleQueue()
     ids = dict(zip(("<|endoftext|>", "<|im_end|>"), (0, 2), strict=True))
     assert ids["<|endoftext|>"] in engine.ends["own"] - engine.ends["one"]
-    job = Job("1", engine.tokenizers["own"], [5], 9, engine.ends["own"], got.put, ids=[40])
+    job = Job("adapter1", engine.tokenizers["own"], [5], 9, engine.ends["own"], got.put, ids=[40])
     job.take(ids["<|endoftext|>"])
     assert job.finish == "stop" and job.ids == [40]
     engine.stop()
