@@ -119,12 +119,14 @@ def test_a_key_that_is_refused_or_broken_is_told_and_never_shown(machine, server
         ("/gateway", "/gateway/v1/models"),
     ],
 )
-def test_the_models_are_looked_for_below_the_version_that_the_address_names(
-    machine, server, base, path
-):
-    server.pages |= {path: (200, {}, b"[]")}
-    told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=server.url + base)
-    assert told["teacher"] == "answers" and server.seen.count(path) == 1
+def test_the_models_are_looked_for_below_the_version_that_an_address_names(machine, base, path):
+    doctor = importlib.import_module("training.doctor")
+    assert doctor.models_url(f"http://host:8{base}") == f"http://host:8{path}"
+
+
+def test_an_address_with_a_version_is_asked_as_it_is(machine, server):
+    told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=f"{server.url}/v1/")
+    assert told["teacher"] == "answers" and server.seen.count("/v1/models") == 1
     told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=f"{server.url}/other/v9")
     assert told["teacher"] == "no: 404; check the address"
 

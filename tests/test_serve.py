@@ -198,13 +198,14 @@ def test_two_tasks_of_41_requests_waiting_and_the_list_of_models_answers(
 ):
     wanted = [(name, TEXTS[i % 8]) for name in ("title", "summarize") for i in range(41)]
 
-    def ask(one: tuple) -> httpx.Response:
-        message = {"role": "user", "content": one[1]}
-        return httpx.post(
-            f"{url}/v1/chat/completions", json=body(one[0], messages=[message]), timeout=60
-        )
+    limits = httpx.Limits(max_connections=100)
+    connections = httpx.Client(base_url=url, timeout=60, limits=limits)  # one, for each is dear
 
-    with ThreadPoolExecutor(82) as pool, held_up(engine, monkeypatch) as gate:
+    def ask(one: tuple) -> httpx.Response:
+        sent = body(one[0], messages=[{"role": "user", "content": one[1]}])
+        return connections.post("/v1/chat/completions", json=sent)
+
+    with connections, ThreadPoolExecutor(82) as pool, held_up(engine, monkeypatch) as gate:
         answers = pool.map(ask, wanted)
         wait_for(lambda: len(engine.waiting) >= 78)
         for path in ("/v1/models", "/v1/models/title", "/health"):
