@@ -10,6 +10,7 @@ other they are two. Prints the ratios, and how many answers are the same.
 
 import argparse
 import multiprocessing
+import queue
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -39,28 +40,31 @@ def make_adapters(folder: Path) -> list[str]:
 def measure_memory(together: bool, adapters: list[str]) -> float:
     """GiB that the models take, in a process of its own."""
     from eval.load_model import load_model
-    from eval.serve import Server, find_served
+    from eval.serve import Engine, find_served
 
     before = psutil.Process().memory_info().rss
-    kept = [Server(find_served(adapters, []), 16, None)] if together else []
+    kept = [Engine(find_served(adapters, []), 16, None)] if together else []
     kept += [] if together else [load_model(adapter) for adapter in adapters]
     return (psutil.Process().memory_info().rss - before) / 2**30
 
 
 def measure_speed(adapters: list[str], args: argparse.Namespace) -> None:
-    from eval.serve import Chat, Server, find_served
+    from eval.serve import Engine, find_served
+    from eval.serving_engine import Job
 
     prose = "\n\n".join(path.read_text() for path in sorted(Path("docs").glob("*.md")))
     texts = [part for part in prose.split("\n\n") if 200 < len(part) < 900]
     names = [Path(adapter).name for adapter in adapters]
-    server = Server(find_served(adapters, []), args.wave, None)
+    engine = Engine(find_served(adapters, []), args.wave, None)
 
     def ask(model: str, i: int) -> tuple[str, int]:
         content = texts[i % len(texts)]
-        message = {"role": "user", "content": content}
-        asked = Chat(model=model, messages=[message], max_tokens=args.max_new_tokens)
-        job = server.accept(asked)
-        return "".join(server.parts(job)), len(job.ids)
+        ids = engine.prompt_ids(model, [{"role": "user", "content": content}])
+        pieces = queue.SimpleQueue()
+        parts = (engine.adapters[model], engine.tokenizers[model], ids, args.max_new_tokens)
+        job = Job(*parts, engine.ends[model], pieces.put)
+        engine.submit(job)
+        return "".join(iter(pieces.get, None)), len(job.ids)
 
     def run(groups: list[list[tuple]]) -> tuple[dict, float]:
         """The answers to groups of requests, one group after the other, and the seconds."""

@@ -1,3 +1,5 @@
+import importlib
+import socket
 import sys
 from types import SimpleNamespace
 
@@ -94,10 +96,53 @@ def test_a_key_that_is_refused_or_broken_is_told_and_never_shown(machine, server
     server.pages["/v1/models"] = (503, {}, b"tg_secret")
     keys = {"HF_TOKEN": "hf_secret", "TOGETHER_API_KEY": "tg_secret"}
     told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=server.url, **keys)
-    assert (told["Hub"], told["teacher"]) == ("no: 401; check the key", "no: 503; check the key")
+    assert told["Hub"] == "no: 401; check the key"
+    assert told["teacher"] == "no: 503; it is out of order, try later"
     for key in ("tg_secret\nX: y", "tg_secret-é"):
         told = diagnose(TOGETHER_API_KEY=key, TOGETHER_BASE_URL=server.url)
         assert told["teacher"].startswith("no answer (")
     for address in ("http://user:tg_secret@secret.example", "tg_secret", "http://[tg_secret"):
         told = diagnose(TOGETHER_BASE_URL=address, http_proxy=NOWHERE)
         assert told["teacher"].startswith("no answer (")
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [
+        ("", "/v1/models"),
+        ("/", "/v1/models"),
+        ("/v1", "/v1/models"),
+        ("/v1/", "/v1/models"),
+        ("/v1/chat/completions", "/v1/models"),
+        ("/v1beta/openai", "/v1beta/openai/models"),
+        ("/api/paas/v4", "/api/paas/v4/models"),
+        ("/gateway", "/gateway/v1/models"),
+    ],
+)
+def test_the_models_are_looked_for_below_the_version_that_an_address_names(machine, base, path):
+    doctor = importlib.import_module("training.doctor")
+    assert doctor.models_url(f"http://host:8{base}") == f"http://host:8{path}"
+
+
+def test_an_address_with_a_version_is_asked_as_it_is(machine, server):
+    told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=f"{server.url}/v1/")
+    assert told["teacher"] == "answers" and server.seen.count("/v1/models") == 1
+    told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=f"{server.url}/other/v9")
+    assert told["teacher"] == "no: 404; check the address"
+
+
+def test_what_cannot_be_a_key_or_an_address_is_told(machine):
+    odd = {"TOGETHER_API_KEY": "tg_secret\nX: y", "TOGETHER_BASE_URL": "api.secret.example/v1"}
+    told = diagnose(**odd, SSL_CERT_FILE="/nowhere", HF_TOKEN="hf_secret\x07")
+    assert told["TOGETHER_API_KEY"].startswith("not usable")
+    assert told["TOGETHER_BASE_URL"].startswith("not usable")
+    assert told["just dataset"] == "lacks Hub, lacks teacher, lacks TOGETHER_API_KEY"
+
+
+def test_an_address_that_never_ends_its_answer_is_given_up(machine, monkeypatch):
+    doctor = importlib.import_module("training.doctor")
+    monkeypatch.setattr(doctor, "PATIENCE", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        told = diagnose(HF_ENDPOINT=url, TOGETHER_BASE_URL=url)
+    assert told["Hub"].startswith("no answer within") and told["teacher"] == told["Hub"]

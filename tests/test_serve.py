@@ -1,20 +1,32 @@
 """`just serve`: two adapters over the tiny student, asked with OpenAI's own client."""
 
 import json
+import queue
 import shlex
 import shutil
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from conftest import make_run, one_error_line, read_jsonl, run_stage
+import torch
+import uvicorn
+from conftest import QWEN2_TEMPLATE, make_run, one_error_line, read_jsonl, run_stage, start_stage
 from fastapi.testclient import TestClient
+from safetensors.torch import load_file, save_file
 
+from eval import serving_engine
+from eval.chat_api import LARGEST_BODY, make_app
 from eval.generate_answers import build_prompt, generate_batch
-from eval.load_model import load_model
-from eval.serve import Server, find_served, make_app
+from eval.load_model import Weights, load_model
+from eval.serve import find_served
+from eval.serving_engine import Engine, Job, settled_part
 
 pytestmark = pytest.mark.slow
 STAGE, LONGEST = "eval.serve", 24
@@ -81,8 +93,9 @@ def test_streams_at_the_same_time_each_as_long_as_it_asked_for(expected, ask):
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         whole = expected["title", TEXTS[length % 8]]["text"]
         assert text and whole.startswith(text.rstrip("\ufffd")) and len(chunks) > 2
-        assert chunks[-1].usage.completion_tokens <= length
-    assert "".join(c.choices[0].delta.content or "" for c in streams[24]) == whole_of(expected, 24)
+        assert "".join(c.choices[0].delta.content or "" for c in streams[24]) == whole_of(
+            expected, 24
+        )
     assert {chunks[-1].choices[0].finish_reason for chunks in streams.values()} <= {
         "stop",
         "length",
@@ -101,8 +114,8 @@ def test_what_cannot_be_answered_is_refused_and_the_others_go_on(served_url, exp
     with pytest.raises(openai.BadRequestError, match="beyond the context"):
         ask("title", TEXTS[0], max_tokens=4096)
     endpoint = f"{served_url}/v1/chat/completions"
-    assert httpx.post(endpoint, content=b"{").status_code == 422
-    assert httpx.post(endpoint, json={"model": "title", "messages": []}).status_code == 422
+    assert httpx.post(endpoint, content=b"{").status_code == 400
+    assert httpx.post(endpoint, json={"model": "title", "messages": []}).status_code == 400
     body = {"model": "title", "messages": [{"role": "user", "content": "x"}], "stream": True}
     with httpx.stream("POST", endpoint, json=body | {"max_tokens": 3000}) as left:
         next(left.iter_lines())
@@ -122,33 +135,397 @@ def test_an_evaluation_of_what_is_served_equals_that_of_the_adapter(adapters, se
     assert served == adapted and len(served) == 4
 
 
+@pytest.fixture(scope="module")
+def engine(adapters):
+    engine = Engine(find_served([str(adapters["summarize"]), str(adapters["title"])], []), 4, None)
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def client(engine):
+    """The endpoint inside this process, as it is reached on this machine."""
+    return TestClient(make_app(engine), base_url="http://127.0.0.1", raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def url(engine):
+    """The endpoint inside this process, on a port of its own."""
+    config = uvicorn.Config(make_app(engine), port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@contextmanager
+def held_up(engine, monkeypatch):
+    """The engine takes a batch and does not begin it before the gate is open."""
+    gate, original = threading.Event(), engine.model.generate
+
+    def generate(**options):
+        assert gate.wait(60)
+        return original(**options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.model, "generate", generate)
+        try:
+            yield gate
+        finally:
+            gate.set()
+            wait_for(lambda: all(job.done for job in engine.running))
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def body(model: str = "title", **fields) -> dict:
+    messages = [{"role": "user", "content": TEXTS[0]}]
+    return {"model": model, "messages": messages, "max_tokens": LONGEST} | fields
+
+
+def test_two_tasks_of_41_requests_waiting_and_the_list_of_models_answers(
+    engine, url, expected, monkeypatch
+):
+    wanted = [(name, TEXTS[i % 8]) for name in ("title", "summarize") for i in range(41)]
+
+    limits = httpx.Limits(max_connections=100)
+    connections = httpx.Client(base_url=url, timeout=60, limits=limits)  # one, for each is dear
+
+    def ask(one: tuple) -> httpx.Response:
+        sent = body(one[0], messages=[{"role": "user", "content": one[1]}])
+        return connections.post("/v1/chat/completions", json=sent)
+
+    with connections, ThreadPoolExecutor(82) as pool, held_up(engine, monkeypatch) as gate:
+        answers = pool.map(ask, wanted)
+        wait_for(lambda: len(engine.waiting) >= 78)
+        for path in ("/v1/models", "/v1/models/title", "/health"):
+            assert connections.get(path, timeout=1).status_code == 200
+        gate.set()
+        texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+    assert texts == [expected[one]["text"] for one in wanted]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_gives_up_frees_its_place_at_once(engine, url, monkeypatch, stream):
+    def give_up() -> None:
+        with pytest.raises(httpx.TimeoutException):
+            long = body(max_tokens=3000, stream=stream)
+            httpx.post(f"{url}/v1/chat/completions", json=long, timeout=1)
+
+    with ThreadPoolExecutor(8) as pool, held_up(engine, monkeypatch) as gate:
+        pool.submit(give_up)
+        wait_for(lambda: engine.running and not engine.running[0].done)
+        list(pool.map(lambda _: give_up(), range(6)))  # behind the one that is being answered
+        wait_for(lambda: not engine.waiting)
+        wait_for(lambda: engine.running[0].gone)
+        gate.set()
+        started = time.monotonic()
+        assert httpx.post(f"{url}/v1/chat/completions", json=body(max_tokens=2), timeout=30)
+        assert time.monotonic() - started < 5 and len(engine.running[0].ids) <= 2
+
+
+def test_more_requests_than_can_wait_are_told_to_come_again(engine, client, monkeypatch):
+    monkeypatch.setattr(serving_engine, "MOST_WAITING", 0)
+    answer = client.post("/v1/chat/completions", json=body())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def streamed(answer: httpx.Response) -> list[dict]:
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_a_stream_names_the_role_once_and_the_usage_where_asked(client, expected):
+    record = expected["title", TEXTS[0]]
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        answer = client.post("/v1/chat/completions", json=body(stream=True, **options))
+        chunks = streamed(answer)
+        assert sum("usage" in chunk and chunk["usage"] is not None for chunk in chunks) == len(
+            options
+        )
+        assert len({chunk["id"] for chunk in chunks}) == 1
+        choices = [chunk["choices"][0] for chunk in chunks if chunk["choices"]]
+        assert [i for i, one in enumerate(choices) if "role" in one["delta"]] == [0]
+        assert "".join(one["delta"].get("content", "") for one in choices) == record["text"]
+        reasons = [one["finish_reason"] for one in choices if one["finish_reason"]]
+        assert reasons == [record["finish_reason"]]
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == record["n_new_tokens"]
+
+
+def test_stop_ends_an_answer_before_it_also_across_tokens_and_in_a_stream(client, expected):
+    text = expected["title", TEXTS[0]]["text"]
+    middle = len(text) // 2
+    for stop in (text[middle : middle + 7], ["never said, this", text[3:9]]):
+        first = stop if isinstance(stop, str) else stop[1]
+        before = text[: text.find(first)].strip()
+        whole = client.post("/v1/chat/completions", json=body(stop=stop)).json()
+        assert whole["choices"][0]["message"]["content"] == before
+        assert whole["choices"][0]["finish_reason"] == "stop"
+        assert whole["usage"]["completion_tokens"] < LONGEST
+        chunks = streamed(client.post("/v1/chat/completions", json=body(stop=stop, stream=True)))
+        pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+        assert "".join(pieces) == before
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_what_may_yet_be_a_stop_or_a_character_is_held_back():
+    assert settled_part("A lake\n", ["\n\nQ:"]) == "A lake"
+    assert settled_part("A lake. ST", ["STOP", "TO"]) == "A lake. "
+    assert settled_part("caf\ufffd", []) == "caf"
+    assert settled_part("A lake", ["x" * 10**6]) == "A lake"
+
+
+def test_fields_as_clients_send_them(client, expected):
+    text = TEXTS[0]
+    plain = expected["title", text]["text"]
+
+    def answer(**fields) -> dict:
+        got = client.post("/v1/chat/completions", json=body(**fields))
+        assert got.status_code == 200, got.text
+        return got.json()
+
+    def said(**fields) -> str:
+        return answer(**fields)["choices"][0]["message"]["content"]
+
+    parts = [{"type": "text", "text": text}]
+    assert said(messages=[{"role": "user", "content": parts, "name": "ann"}]) == plain
+    few = answer(max_tokens=None, max_completion_tokens=3)
+    assert few["usage"]["completion_tokens"] <= 3
+    neutral = {
+        "n": 1,
+        "logprobs": False,
+        "tools": [],
+        "tool_choice": "none",
+        "seed": 1,
+        "user": "u",
+    }
+    neutral |= {"response_format": {"type": "text"}, "temperature": 1.5, "top_p": 0.1, "stop": None}
+    assert said(**neutral, presence_penalty=0, unheard_of=[1], stream=None) == plain
+    system, developer = (
+        said(messages=[{"role": role, "content": "Be brief."}, *body()["messages"]])
+        for role in ("system", "developer")
+    )
+    assert system == developer
+    ids = {answer(max_tokens=1)["id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def one_error(answer: httpx.Response, status: int) -> dict:
+    """The error of an answer in OpenAI's shape."""
+    assert answer.status_code == status, answer.text
+    (error,) = answer.json().values()
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    return error
+
+
+REFUSED = {
+    "n": 2,
+    "best_of": 3,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "required",
+    "response_format": {"type": "json_object"},
+    "logit_bias": {"5": 1},
+    "frequency_penalty": 0.5,
+    "max_tokens": 0,
+    "max_completion_tokens": 5.5,
+    "stop": ["a"] * 5,
+    "model": ["a"],
+    "messages": [],
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_a_field_that_cannot_be_done_is_refused_by_its_name(client, field):
+    answer = client.post("/v1/chat/completions", json=body(**{field: REFUSED[field]}))
+    error = one_error(answer, 400)
+    assert field in error["message"] and error["param"] == field
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"content": "x"},
+        {"role": "user"},
+        {"role": "user", "content": None},
+        {"role": "user", "content": []},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {"role": "user", "content": [["text", "x"]]},
+        {"role": "tool", "content": "x"},
+        {"role": "\ud83d", "content": "x"},
+        {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
+        "x",
+    ],
+)
+def test_odd_messages_are_refused_and_where_is_said(client, message):
+    sent = json.dumps(body(messages=[message])).encode()
+    error = one_error(client.post("/v1/chat/completions", content=sent), 400)
+    assert error["param"].startswith("messages[0]")
+
+
+WHOLE = json.dumps(body()).encode()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'{"model": "\xff"}',
+        b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        WHOLE.replace(str(LONGEST).encode() + b"}", b"9" * 5000 + b"}"),
+        WHOLE.replace(str(LONGEST).encode() + b"}", b"9" * 4000 + b"}"),
+        WHOLE.replace(str(LONGEST).encode() + b"}", b"NaN}"),
+        WHOLE.replace(str(LONGEST).encode() + b"}", b"1e999}"),
+    ],
+    ids=range(10),
+)
+def test_no_body_is_an_error_of_the_server(client, sent):
+    one_error(client.post("/v1/chat/completions", content=sent), 400)
+
+
+def test_half_a_character_and_a_zero_are_text(client):
+    sent = json.dumps(body(messages=[{"role": "user", "content": "\ud83d \0 ice"}])).encode()
+    assert client.post("/v1/chat/completions", content=sent).status_code == 200
+    sent = json.dumps(body("\ud83d")).encode()
+    assert one_error(client.post("/v1/chat/completions", content=sent), 404)["code"]
+
+
+def test_routes_that_are_not_there_and_a_body_that_is_too_large(client):
+    for path in ("/v1/completions", "/docs", "/openapi.json", "/v1/models/none"):
+        one_error(client.get(path), 404)
+    one_error(client.get("/v1/chat/completions"), 405)
+    one_error(client.options("/v1/chat/completions"), 405)
+    one_error(client.post("/v1/chat/completions", content=b" " * (LARGEST_BODY + 1)), 413)
+    assert client.get("/v1/models/title").json()["parent"] == "tiny-qwen2"
+
+
+def test_web_pages_of_elsewhere_are_refused(engine, client):
+    def asked(**headers: str) -> httpx.Response:
+        return client.post("/v1/chat/completions", json=body(max_tokens=1), headers=headers)
+
+    one_error(asked(host="evil.example"), 400)
+    for origin in ("http://evil.example", "null", "http://["):
+        answer = asked(origin=origin)
+        one_error(answer, 403)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    kinds = {"content-type": "text/plain"}
+    one_error(client.post("/v1/chat/completions", content=WHOLE, headers=kinds), 403)
+    for host in ("127.0.0.1:8000", "localhost", "[::1]:80"):
+        assert asked(host=host, origin=f"http://{host}").status_code == 200
+    open_to_all = TestClient(make_app(engine, None), base_url="http://models.example")
+    assert open_to_all.get("/v1/models").status_code == 200
+    evil = {"origin": "http://evil.example"}
+    answer = open_to_all.post("/v1/chat/completions", json=body(max_tokens=1), headers=evil)
+    one_error(answer, 403)
+
+
+def test_the_cards_tell_what_is_served(client, adapters):
+    cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+    assert cards["title"]["root"] == Path(adapters["title"]).name
+    assert cards["tiny-qwen2"]["parent"] is None
+    assert len({card["fingerprint"] for card in cards.values()}) == 3
+
+
+def test_too_little_memory_for_a_batch_splits_it_and_what_fails_does_not_stop_the_next(
+    engine, client, monkeypatch
+):
+    original, sizes = engine.model.generate, []
+
+    def generate(**options):
+        sizes.append(len(options["input_ids"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return original(**options)
+
+    with held_up(engine, monkeypatch) as gate, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(client.post, "/v1/chat/completions", json=body(max_tokens=2))
+        wait_for(lambda: engine.running and not engine.running[0].done)
+        monkeypatch.setattr(engine.model, "generate", generate)
+        others = [
+            pool.submit(client.post, "/v1/chat/completions", json=body(max_tokens=2))
+            for _ in range(3)
+        ]
+        wait_for(lambda: len(engine.waiting) == 3)
+        gate.set()
+        assert [one.result().status_code for one in (first, *others)] == [200] * 4
+    assert sizes == [3, 2, 1, 1, 1]
+    monkeypatch.setattr(engine.model, "generate", None)
+    one_error(client.post("/v1/chat/completions", json=body()), 500)
+    stream = client.post("/v1/chat/completions", json=body(stream=True)).text
+    assert '"server_error"' in stream and "[DONE]" not in stream
+    monkeypatch.setattr(engine.model, "generate", original)
+    assert client.post("/v1/chat/completions", json=body(max_tokens=1)).status_code == 200
+
+
+def test_ctrl_c_ends_it_at_once_and_those_who_wait_are_told(adapters):
+    process = start_stage(STAGE, adapters["title"], "--port", 18999)
+    process.stdout.readline()
+    url = "http://127.0.0.1:18999"
+    wait_for(lambda: not refused_connection(url))
+    with ThreadPoolExecutor(1) as pool:
+        endpoint, long = f"{url}/v1/chat/completions", body(max_tokens=4000)
+        answer = pool.submit(httpx.post, endpoint, json=long, timeout=60)
+        time.sleep(1)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert time.monotonic() - started < 5
+        assert (process.returncode, "Traceback" in err) == (0, False)
+        assert answer.result().status_code in (200, 503)
+
+
+def refused_connection(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code != 200
+    except httpx.TransportError:
+        return True
+
+
 def test_a_model_without_adapters_in_bf16(tiny_qwen2):
-    served = find_served([str(tiny_qwen2)], ["teacher"])
-    server = Server(served, 4, "bfloat16")
-    client = TestClient(make_app(server))
-    body = {"model": "teacher", "messages": [{"role": "user", "content": TEXTS[0]}]}
-    answer = client.post("/v1/chat/completions", json=body | {"max_tokens": 4}).json()
+    engine = Engine(find_served([str(tiny_qwen2)], ["teacher"]), 4, "bfloat16")
+    client = TestClient(make_app(engine), base_url="http://localhost")
+    answer = client.post("/v1/chat/completions", json=body("teacher", max_tokens=4)).json()
     assert answer["usage"]["completion_tokens"] <= 4 and answer["model"] == "teacher"
-    server.model.generate = None
-    assert client.post("/v1/chat/completions", json=body).status_code == 500
 
 
-def test_no_request_uses_the_tokenizer_that_pads_the_batch(adapters, monkeypatch):
-    """Used by two threads at once it lost its padding, and the batch its answers (seen once)."""
-    server, users = Server(find_served([str(adapters["title"])], []), 4, None), {}
-    kind = type(server.tokenizer)
-    for name in ("__call__", "decode"):
-        original = getattr(kind, name)
+def other_ends(folder: Path, copy: Path) -> Path:
+    """A copy of an adapter that learned to end its turn with another token than its base."""
+    shutil.copytree(folder, copy)
+    template = QWEN2_TEMPLATE.replace("<|im_end|>", "<|endoftext|>")
+    (copy / "chat_template.jinja").write_text(template)
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<|endoftext|>"}))
+    return copy
 
-        def note(self, *args, original=original, **options):
-            users.setdefault(id(self), set()).add(threading.current_thread().name)
-            return original(self, *args, **options)
 
-        monkeypatch.setattr(kind, name, note)
-    body = {"model": "title", "messages": [{"role": "user", "content": TEXTS[0]}], "max_tokens": 4}
-    client = TestClient(make_app(server))
-    assert client.post("/v1/chat/completions", json=body).status_code == 200
-    assert len(users[id(server.tokenizer)]) == 1 and len(users) == 2
+def test_each_request_ends_with_its_own_adapters_turn(adapters, tmp_path):
+    own = other_ends(adapters["title"], tmp_path / "own")
+    served = find_served([str(adapters["summarize"]), str(own)], ["one", "own"])
+    engine, got = Engine(served, 4, None), queue.SimpleQueue()
+    ids = dict(zip(("<|endoftext|>", "<|im_end|>"), (0, 2), strict=True))
+    assert ids["<|endoftext|>"] in engine.ends["own"] - engine.ends["one"]
+    job = Job("adapter1", engine.tokenizers["own"], [5], 9, engine.ends["own"], got.put, ids=[40])
+    job.take(ids["<|endoftext|>"])
+    assert job.finish == "stop" and job.ids == [40]
+    engine.stop()
 
 
 def changed(folder, path, **settings):
@@ -190,18 +567,90 @@ def test_adapters_that_need_unlike_bases(adapters, tmp_path):
     assert "a name of its own by --name" in refused(adapters["summarize"], "--name", "one")
 
 
-def test_an_adapter_trained_on_4_bits_is_served_on_the_base_as_it_was_rounded(adapters, tmp_path):
-    folder = shutil.copytree(adapters["title"], tmp_path / "rounded")
-    base = json.loads((folder / "config.json").read_text())
+def renamed(folder: Path, copy: Path) -> Path:
+    """A copy of an adapter with its keys as another trainer names them."""
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "adapter_model.safetensors")
+    weights = {f"net.{key.rpartition('model.')[2]}": tensor for key, tensor in weights.items()}
+    save_file(weights, copy / "adapter_model.safetensors")
+    return copy
+
+
+def test_adapters_that_could_not_be_answered_are_refused_before_anything_is_served(
+    adapters, tmp_path
+):
+    def refused(folder: Path) -> str:
+        return one_error_line(run_stage(STAGE, folder, "--port", 9, code=1))
+
+    own = adapters["title"]
+    assert "DoRA" in refused(changed(own, tmp_path / "dora", use_dora=True))
+    assert "biases" in refused(changed(own, tmp_path / "bias", bias="all"))
+    assert "no place" in refused(renamed(own, tmp_path / "foreign"))
+    assert "no adapter of this base" in refused(changed(own, tmp_path / "rank", r=7))
+    half = shutil.copytree(own, tmp_path / "half")
+    (half / "made.json").unlink(missing_ok=True)
+    (half / "inputs/made.json").rename(half / "kept.json")
+    (half / "inputs").mkdir(exist_ok=True)
+    (half / "kept.json").rename(half / "inputs/made.json")
+    assert "has not ended" in refused(half)
+
+
+def trained_on_4_bits(folder: Path, copy: Path) -> Path:
+    shutil.copytree(folder, copy)
+    base = json.loads((copy / "config.json").read_text())
     base["quantization_config"] = {"load_in_4bit": True, "quant_method": "bitsandbytes"}
-    (folder / "config.json").write_text(json.dumps(base))
+    (copy / "config.json").write_text(json.dumps(base))
+    return copy
+
+
+def test_an_adapter_trained_on_4_bits_is_served_on_the_base_as_it_was_rounded(adapters, tmp_path):
+    folder = trained_on_4_bits(adapters["title"], tmp_path / "rounded")
     served = find_served([str(folder)], [])
     assert list(served) == ["title"]  # the base that is in memory is not the published one
-    client = TestClient(make_app(Server(served, 4, None)))
-    body = {"model": "title", "messages": [{"role": "user", "content": TEXTS[0]}]}
-    answer = client.post("/v1/chat/completions", json=body | {"max_tokens": LONGEST}).json()
+    client = TestClient(make_app(Engine(served, 4, None)), base_url="http://localhost")
+    answer = client.post("/v1/chat/completions", json=body()).json()
     model, tokenizer = load_model(str(folder))
     prompt, _ = build_prompt(tokenizer, TEXTS[0], None, 4000)
     (record,) = generate_batch(model, tokenizer, [prompt], LONGEST)
     assert answer["choices"][0]["message"]["content"] == record["text"]
-    assert "rounded to 4 bits" in one_error_line(run_stage(STAGE, folder, "--print", code=1))
+
+
+def test_the_line_of_vllm_for_4_bits_names_the_base_as_training_rounded_it(adapters, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = trained_on_4_bits(adapters["title"], tmp_path / "rounded")
+    first = run_stage(STAGE, folder, "--print", cwd=tmp_path)
+    line = shlex.split(first.stdout)
+    base = tmp_path / line[2]
+    assert line[2].startswith("outputs/bases/tiny-qwen2-nf4-") and f"title={folder}" in line
+    assert line[line.index("--served-model-name") + 1] == base.name
+    assert "GiB" in first.stderr
+    again = run_stage(STAGE, folder, "--print", cwd=tmp_path)
+    assert (again.stdout, again.stderr) == (first.stdout, "")
+    assert "quantization_config" not in json.loads((base / "config.json").read_text())
+    saved = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    assert saved.dtype == torch.bfloat16
+    as_trained, tokenizer = load_model(
+        Weights(str(adapters["tiny-qwen2"]), four_bits=True), "bfloat16"
+    )
+    published, _ = load_model(str(adapters["tiny-qwen2"]), "bfloat16")
+    ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = [model(input_ids=ids).logits for model in (saved, as_trained, published)]
+    assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
+
+
+def test_the_line_of_vllm_names_the_template_and_the_ends_that_the_base_lacks(adapters, tmp_path):
+    own = other_ends(adapters["title"], tmp_path / "own")
+    thinking = "{% if enable_thinking %}<think>{% endif %}"
+    template = own / "chat_template.jinja"
+    template.write_text(template.read_text() + thinking)
+    line = shlex.split(run_stage(STAGE, own, "--print", cwd=tmp_path).stdout)
+    options = dict(pairwise(line))
+    told = tmp_path / options["--generation-config"]
+    assert json.loads((told / "generation_config.json").read_text()) == {"eos_token_id": [0, 2]}
+    assert (tmp_path / options["--chat-template"]).read_text() == template.read_text()
+    switch = json.loads(options["--default-chat-template-kwargs"])
+    assert switch["enable_thinking"] is False
+    both = (own, adapters["summarize"], "--name", "a", "b", "--print")
+    assert "unlike ones" in one_error_line(run_stage(STAGE, *both, code=1))
