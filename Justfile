@@ -105,9 +105,10 @@ _lint:
     {{ python }} -m ruff check .
     {{ python }} -m ruff format --check .
 
-# Extracts to staged dataset: extracts, replies, pairs, data/summarize/hub
+# Extracts to staged dataset: extracts, replies, pairs, data/TASK/hub; takes their options, e.g. --budget-usd 25
 [group('data')]
-dataset: extracts replies pairs stage
+dataset *options: setup
+    {{ python }} -m data_prep.make_dataset "$@"
 
 # Sample extracts for training and documents for testing: 1% of RedPajama, or --input FILES
 [group('data')]

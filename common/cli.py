@@ -80,6 +80,11 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; all is saved, the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except (RuntimeError, MemoryError) as error:
+        if type(error).__name__ not in ("OutOfMemoryError", "MemoryError"):  # torch's of a GPU
+            raise
+        advice = "smaller batches, shorter texts or a smaller model need less"
+        sys.exit(f"error: out of memory; {advice}; what was finished is kept")
     except OSError as error:  # the disk, the network, a model that cannot be loaded
         where = f": {error.filename}" if error.filename else ""
         reason = error.strerror or one_line(error) or type(error).__name__

@@ -1,0 +1,37 @@
+"""How every script ends: in a line for what a user can mend."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+SCRIPT = """
+from common.cli import UserError, run
+class OutOfMemoryError(RuntimeError): pass
+def main(): raise {error}
+run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("UserError('a line')", 1, "error: a line"),
+        ("OutOfMemoryError('CUDA out of memory. Tried')", 1, "error: out of memory;"),
+        ("MemoryError()", 1, "error: out of memory;"),
+        ("KeyboardInterrupt", 130, "stopped;"),
+        ("OSError(28, 'No space left on device', 'x.jsonl')", 1, "error: No space left"),
+    ],
+)
+def test_what_a_user_can_mend_ends_in_a_line(error, code, said):
+    command = [sys.executable, "-c", SCRIPT.format(error=error)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == code
+    assert result.stderr.strip().startswith(said) and "Traceback" not in result.stderr
+
+
+def test_a_mistake_of_ours_is_not_hidden():
+    command = [sys.executable, "-c", SCRIPT.format(error="RuntimeError('a bug')")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" in result.stderr
