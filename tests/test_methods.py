@@ -314,7 +314,7 @@ def test_prompts_of_another_student_template_are_not_trained(folder, tiny_qwen2,
     config = RunConfig(folder / "run.yaml", settings, asked_task=task)
     check_rows_fit(config)
     template.write_text("Shorter:\n\n{{ text }}")
-    with pytest.raises(UserError, match=r"student\.jinja is not what the dataset.s prompts were made with"):
+    with pytest.raises(UserError, match=r"student\.jinja is not what the dataset.s"):
         check_rows_fit(config)
     template.write_text("{{ text | length }}: {{ text }}")  # which cannot be told
     check_rows_fit(config)
