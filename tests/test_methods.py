@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -314,7 +315,6 @@ def test_prompts_of_another_student_template_are_not_trained(folder, tiny_qwen2,
     config = RunConfig(folder / "run.yaml", settings, asked_task=task)
     check_rows_fit(config)
     template.write_text("Shorter:\n\n{{ text }}")
+    edited = load_task.__wrapped__("mine", tmp_path)  # as a new process loads it
     with pytest.raises(UserError, match=r"student\.jinja is not what the dataset.s"):
-        check_rows_fit(config)
-    template.write_text("{{ text | length }}: {{ text }}")  # which cannot be told
-    check_rows_fit(config)
+        check_rows_fit(replace(config, asked_task=edited))
