@@ -222,7 +222,7 @@ def test_a_text_that_always_fails_is_noted_with_its_words_and_stops_nothing(
         assert len(replies_in(folder)) == 37
     tries = server.asked.total() - 37
     assert tries <= 9 + 2 * 9
-    assert booked(folder) >= 37 * 45e-6 + tries * usd
+    assert booked(folder) > 37 * 45e-6 + tries * usd - 1e-7
     if not usd:
         assert booked(folder) == pytest.approx(37 * 45e-6)
     server.answer = lambda prompt, n: body()
