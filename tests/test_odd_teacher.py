@@ -70,9 +70,7 @@ def read_extracts(folder, split: str = "train") -> list[dict]:
 
 
 def replies_in(folder) -> list[dict]:
-    path = folder / "summarize/replies/train.jsonl"
-    # By bytes: a text may hold U+2028, at which Python splits lines.
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return read_jsonl(folder / "summarize/replies/train.jsonl")
 
 
 def refused_in(folder) -> list[dict]:
