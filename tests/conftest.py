@@ -119,7 +119,8 @@ def write_jsonl(path: Path, records: list) -> Path:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # By bytes: a text may hold U+2028, at which Python splits lines too.
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def criteria_for(total: int) -> dict[str, int]:

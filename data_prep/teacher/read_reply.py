@@ -149,7 +149,8 @@ def read_content(message: dict) -> tuple[str, str]:
     if message.get("tool_calls") or message.get("function_call"):
         return text, "tool calls, no text"
     thoughts = message.get("reasoning_content") or message.get("reasoning")
-    return text, "reasoning only" if thoughts or content not in (None, "", []) else ""
+    are_parts = isinstance(content, list) and content  # of thoughts, as no other has no text
+    return text, "reasoning only" if thoughts or are_parts else ""
 
 
 def read_usage(body: object) -> dict[str, int] | None:

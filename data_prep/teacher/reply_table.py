@@ -54,7 +54,7 @@ def why_unusable(record: dict) -> str:
     if "sampling" in record or record.get("unusable"):  # it was decided as the reply came
         return record.get("unusable") or ""
     text, fault = read_content({"content": record.get("text")})
-    return unusable_reason(text, record.get("finish_reason"), fault)
+    return unusable_reason(text, record.get("finish_reason", "stop"), fault)
 
 
 def find_replies(path: Path, wanted: Iterable[dict], key: Key = KEY) -> dict[str, dict]:
