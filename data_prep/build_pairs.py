@@ -37,9 +37,20 @@ VERDICT = ("id", "model", "settings")
 ANSWER = ("id", "prompt", "settings")  # as eval/generate_answers.py keeps them
 
 
-def choose_teacher(replies: list[dict], args: argparse.Namespace) -> tuple[str, str]:
-    """(model, prompt_sha): of several teachers and prompts those with most replies."""
-    counts = Counter((reply["model"], reply["prompt_sha"]) for reply in replies).most_common()
+def is_of_use(reply: dict, prompts: TeacherPrompts) -> bool:
+    """Whether a reply is an answer, and to a text that is there."""
+    if reply.get("unusable") or reply["id"] not in prompts.extracts:
+        return False
+    return reply.get("text_digest") in (None, prompts.text_digest(reply["id"]))
+
+
+def choose_teacher(
+    replies: list[dict], prompts: TeacherPrompts, args: argparse.Namespace
+) -> tuple[str, str]:
+    """(model, prompt_sha): of several teachers and prompts those with most replies of use."""
+    usable = [reply for reply in replies if is_of_use(reply, prompts)]
+    makers = [(reply["model"], reply["prompt_sha"]) for reply in usable or replies]
+    counts = Counter(makers).most_common()
     there = ", ".join(f"{n:,} by {model} with prompt {sha}" for (model, sha), n in counts)
     for (model, sha), _ in counts:
         if args.model in (None, model) and args.prompt_sha in (None, sha):
@@ -221,7 +232,7 @@ def main() -> None:
         raise UserError("--verify and --length-match need a rejected answer; see --rejected")
     args.limits = limits_of(task, args.check, args.keep)
     loaded = {split: load_replies(split, args, task) for split in SPLITS}
-    args.model, args.prompt_sha = choose_teacher(loaded["train"][0], args)
+    args.model, args.prompt_sha = choose_teacher(*loaded["train"], args)
     built = {split: [*read_split(split, *loaded[split], args, task)] for split in SPLITS}
     kept = {one["id"]: one for one in built["train"] if not one["reason"]}
     if args.verify:
