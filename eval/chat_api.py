@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from common.cli import one_line, warn
+from common.text import whole
 from eval.load_model import Weights
 from eval.serving_engine import FAILED, Engine, Job
 from training.run_config import fingerprint
@@ -71,17 +72,10 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def whole_text(text: object) -> object:
-    """Text with each half of a surrogate pair that stands alone replaced, so that it is Unicode."""
-    if not isinstance(text, str):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def read_content(content: object) -> object:
     """A message's text; of a list of parts, theirs, a line each as vLLM puts them together."""
     if isinstance(content, str):
-        return whole_text(content)
+        return whole(content)
     if not isinstance(content, list) or not content:
         raise ValueError("must be text, or a list of parts of the type text")
     for part in content:
@@ -89,7 +83,11 @@ def read_content(content: object) -> object:
         if kind != "text" or not isinstance(part.get("text"), str):
             what = kind if isinstance(kind, str) else "another kind"
             raise ValueError(f"only parts of the type text are read here, not {what[:40]}")
-    return whole_text("\n".join(part["text"] for part in content))
+    return whole("\n".join(part["text"] for part in content))
+
+
+def read_name(name: object) -> object:
+    return whole(name) if isinstance(name, str) else name
 
 
 def read_stops(stops: object) -> object:
@@ -100,7 +98,7 @@ def read_stops(stops: object) -> object:
         raise ValueError("must be a text or up to 4 texts")
     if not all(isinstance(stop, str) and stop for stop in stops):
         raise ValueError("must be texts that are not empty")
-    return [whole_text(stop) for stop in stops]
+    return [whole(stop) for stop in stops]
 
 
 def read_tool_calls(calls: object) -> None:
@@ -121,7 +119,7 @@ class StreamOptions(BaseModel):
 class Chat(BaseModel):
     """What a client asks."""
 
-    model: Annotated[str, BeforeValidator(whole_text)]
+    model: Annotated[str, BeforeValidator(read_name)]
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, gt=0)
     max_completion_tokens: int | None = Field(None, gt=0)
@@ -179,7 +177,7 @@ def read_chat(body: bytes) -> Chat:
         param += f"[{key}]" if isinstance(key, int) else f".{key}"
     param = param.removeprefix(".")
     said = first["msg"].removeprefix("Value error, ")
-    raise Refusal(400, whole_text(f"{param}: {said}"), param)
+    raise Refusal(400, whole(f"{param}: {said}"), param)
 
 
 def check_caller(request: Request, hosts: frozenset[str] | None) -> None:
