@@ -13,13 +13,24 @@ import regex
 CONTROL_TOKEN = re.compile(
     r"<(?=[|\uff5c][^<>|\uff5c\s]{1,60}[|\uff5c]>|(?:start_of_turn|end_of_turn|bos|eos|pad)>)"
 )
+BRACKETED = re.compile(r"[<\[].+[>\]]")
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """The tokens that mean something to the model and must not be read out of a text."""
+    template = str(tokenizer.chat_template or "")
+    return [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if (token.special or token.content in template) and BRACKETED.fullmatch(token.content)
+    ]
 
 
 def plain_text(text: str, tokens: Iterable[str] = ()) -> str:
     """`text` with a space behind the first character of every control token: `< |im_end|>`.
 
     A tokenizer then reads it letter by letter. Known are the forms above and, where a tokenizer
-    is at hand, its own `tokens` (training.chat.control_tokens). Done twice it changes no more.
+    is at hand, its own `tokens` (`control_tokens`). Done twice it changes no more.
     """
     text = CONTROL_TOKEN.sub("< ", text)
     for token in tokens:

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
-from common.text import plain_text
+from common.text import control_tokens, plain_text
 from data_prep.teacher.client import teacher_terms
 from prompts import Task, add_task_options, data_folder, load_task, task_of
 
@@ -65,8 +65,6 @@ def tokens_of(student: str | None) -> list[str]:
     if not student:
         return []
     from transformers import AutoTokenizer
-
-    from training.chat import control_tokens
 
     try:
         return control_tokens(AutoTokenizer.from_pretrained(student))

@@ -34,7 +34,7 @@ from common.files import (
     read_records,
     write_text,
 )
-from common.text import count_words, plain_text, words_of
+from common.text import control_tokens, count_words, plain_text, words_of
 from data_prep.teacher.teacher_prompts import prompt_digest
 from eval.load_model import OutOfMemory, load_model, memory_told, precision
 from eval.served_model import NoEndpoint, address_of, describe_served
@@ -48,7 +48,7 @@ from eval.systems import (
     train_rows,
 )
 from prompts import Task, load_task
-from training.chat import build_chat, control_tokens
+from training.chat import build_chat
 from training.run_config import RunConfig
 
 KEY = ("id", "prompt", "settings")

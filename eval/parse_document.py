@@ -15,9 +15,10 @@ import signal
 import sys
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 from unicodedata import normalize
 
-from common.cli import UserError, one_line
+from common.cli import UserError, one_line, positive, script_parser
 
 MOST_MEMORY = 2**30  # bytes of address space
 MOST_CHARS = 20_000_000
@@ -143,13 +144,20 @@ def parse_pdf(data: bytes, seconds: int) -> dict:
     return {"text": text, "notes": notes + more}
 
 
+def memory_used() -> int:
+    """The most bytes that this process held; 0 where the system does not tell. What getrusage
+    tells is of the process that started this one, too."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) * 1024 if found else 0
+
+
 def parse_html(data: bytes, _: int) -> dict:
     from trafilatura import extract
 
     text = extract(data.decode(), include_comments=False, favor_precision=True) or ""
     if len(text) < FEWEST_CHARS:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if used > MOST_MEMORY / 2:  # trafilatura says nothing when lxml has no memory left
+        if memory_used() > MOST_MEMORY / 2:  # trafilatura says nothing when lxml has no memory left
             raise MemoryError
         raise UserError("no text in it (a page that wants a login?)")
     return {"text": text[:MOST_CHARS], "notes": []}
@@ -160,7 +168,11 @@ def time_is_up(*_: object) -> None:
 
 
 def main() -> None:
-    kind, seconds = sys.argv[1], int(sys.argv[2])
+    parser = script_parser(__doc__)
+    parser.add_argument("kind", choices=("pdf", "html"), help="of the document on stdin")
+    parser.add_argument("seconds", type=positive, help="that it may take")
+    args = parser.parse_args()
+    kind, seconds = args.kind, args.seconds
     sys.excepthook = lambda *_: None  # the parent tells it in a line
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.disable()

@@ -231,14 +231,15 @@ def write(system: System, texts: dict[str, str], task: Task, args: Namespace) ->
     """Complete the table in the folder, and write from it a file for each text."""
     path, settings = args.output_dir / TABLE, generate.settings_of(system, task, args)
     ids = {name: digest(text) for name, text in texts.items()}
-    rows = {i: {"id": i, "text": texts[name], "settings": settings} for name, i in ids.items()}
+    rows = [{"id": digest(text), "text": text} for text in dict.fromkeys(texts.values())]
     try:
-        generate.answer_rows(task.name, system, list(rows.values()), path, task, args)
+        generate.answer_rows(task.name, system, rows, path, task, args, settings)
     finally:  # what is there after Ctrl-C, too
-        found = load(path, rows.values(), generate.KEY)
-        for name, i in ids.items():
-            if i in found:
-                write_text(args.output_dir / name, found[i]["text"] + "\n")
+        requests = generate.requests_of(rows, system.template, task, settings)
+        answers = load(path, requests, generate.KEY)
+        for name, key in ids.items():
+            if key in answers:
+                write_text(args.output_dir / name, answers[key]["text"] + "\n")
 
 
 def choose_system(task: Task, args: Namespace) -> System:

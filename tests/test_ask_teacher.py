@@ -277,7 +277,8 @@ def test_ctrl_c_after_another_reason_to_stop_leaves_that_reason(extracts, endpoi
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1 and "refuses the key (bad key)" in err
-    assert "waiting for " in out + err and len(replied(folder)) == 3
+    assert "waiting for " in out + err
+    assert len(replied(folder)) == server.outcomes["200"] >= 3
 
 
 @pytest.mark.slow

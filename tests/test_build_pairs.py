@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from common.files import digest
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.filter_pairs import CHECKS, language, limits_of, pair_faults, repetition
+from data_prep.teacher.teacher_prompts import prompt_digest
 from prompts import FOLDER, load_task
 
 STAGE = "data_prep.build_pairs"
@@ -64,11 +65,20 @@ def pairs_in(folder, split="train", name="pairs", task="summarize") -> list[dict
     return read_jsonl(folder / f"data/{task}/{name}/{split}.jsonl")
 
 
+def prompt_of(text: str) -> str:
+    """What an answer to a text is found again by."""
+    return prompt_digest(load_task().student_messages(text, "instructed"))
+
+
 def answers_of(folder, answers: dict[str, str], run=STUDENT, system="instructed") -> None:
     """Write a model's answers, after those of other settings, as `just answers` leaves them."""
     there = folder / f"outputs/{run}/eval/answers"
     stale = [{"id": key, "settings": {"n": 1}, "text": "stale"} for key in [*answers, "stale"]]
-    records = [{"id": key, "settings": {"n": 2}, "text": text} for key, text in answers.items()]
+    extracts = {row["id"]: row["text"] for row in read_jsonl(folder / "data/extracts/train.jsonl")}
+    records = [
+        {"id": key, "prompt": prompt_of(extracts.get(key, "")), "settings": {"n": 2}, "text": text}
+        for key, text in answers.items()
+    ]
     write_jsonl(there / f"{system}.jsonl", stale + records)
     (there / "asked.json").write_text(json.dumps({system: {"n": 2}}, indent=1))
 

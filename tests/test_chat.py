@@ -9,9 +9,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from common.cli import UserError
-from common.text import plain_text
+from common.text import control_tokens, plain_text
 from data_prep.build_dataset import to_row
-from training.chat import build_chat, control_tokens, stop_ids, trained_prompt, turn_end
+from training.chat import build_chat, stop_ids, trained_prompt, turn_end
 from training.student import fit_student
 
 GEMMA = (

@@ -359,7 +359,10 @@ def test_a_template_edited_after_the_dataset_was_made_is_not_applied_twice(finis
         row["prompt"][0]["content"] = f"Rewrite plainly:\n{row['prompt'][0]['content']}\nEnd."
     write_jsonl(finished_run.parent / "hub/test.jsonl", rows)
     line = one_error_line(run_stage(STAGE, finished_run, "--systems", "base", code=1))
-    assert "are not what" in line and "student.jinja makes" in line and "just stage" in line
+    assert "student.jinja" in line
+    assert "`just stage` makes them anew" in line or "must hold {{ text }} once" in line
+    if "split" in template:  # which no dataset is made with
+        return
     texts = [{**row, "text": f"Ice floats. {i}"} for i, row in enumerate(rows)]
     write_jsonl(finished_run.parent / "hub/test.jsonl", texts)
     run_stage(STAGE, finished_run, "--systems", "base")  # a row that holds its text says it
@@ -429,7 +432,7 @@ def test_a_reply_that_is_no_answer_counts_as_an_empty_one(finished_run, endpoint
     environment = {"TOGETHER_BASE_URL": endpoint(content="A summary.").url, "TOGETHER_API_KEY": "k"}
     run_stage(STAGE, finished_run, "--systems", "endpoint:m", "--max-new-tokens", 8, **environment)
     path = finished_run.parent / "out/eval/answers/endpoint_m.jsonl"
-    records = read_jsonl(path)
+    records = sorted(read_jsonl(path), key=lambda record: record["id"])
     records[1] |= {"finish_reason": "content_filter", "unusable": "filtered", "text": "I can"}
     records[2] |= {"finish_reason": "length", "unusable": "cut"}
     write_jsonl(path, records)

@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_error_line, read_jsonl, run_stage, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -221,14 +220,3 @@ def test_a_document_is_split_once_for_all_systems(monkeypatch):
     for answer in ("Ice floats.", "Fish live. Ice floats."):
         WordOverlap()([answer], rows_of([""], document))
     assert split.count(document) == 1
-
-
-def test_faithfulness_is_held_against_human_ratings(tiny_nli, tmp_path):
-    ratings = ROOT / "tests/fixtures/summeval.jsonl"
-    result = run_stage("benchmarks.faithfulness", ratings, "--nli", tiny_nli)
-    assert "n = 6: Spearman" in result.stdout and "Kendall" in result.stdout
-    write_jsonl(tmp_path / "one.jsonl", read_jsonl(ratings)[:1])
-    line = one_error_line(
-        run_stage("benchmarks.faithfulness", tmp_path / "one.jsonl", "--nli", tiny_nli, code=1)
-    )
-    assert "nothing to compare" in line

@@ -417,4 +417,4 @@ def test_extracts_of_ones_own_may_have_numbers_for_ids_and_an_id_counts_once(tmp
     said = ask(tmp_path, server.url)
     ask(tmp_path, server.url)
     assert server.asked.total() == 2 and {r["id"] for r in replies_in(tmp_path)} == {"0", "1"}
-    assert "1 records have the id of an earlier one" in said.stderr
+    assert "1 records have an id that stands before" in said.stderr

@@ -339,7 +339,7 @@ def test_changed_data_under_the_same_name_is_trained_on_not_a_prepared_copy(prep
     for n in (6, 4):
         write_jsonl(rows, pairs[:n])
         train(changed)
-        (ready,) = (folder / "outputs/changed/prepared").glob("*/dataset_info.json")
+        (ready,) = (folder / "outputs/changed").glob("prepared-*/*/dataset_info.json")
         assert len(load_from_disk(ready.parent)) == n
 
 

@@ -195,7 +195,7 @@ def test_a_model_that_is_not_there(texts, tmp_path, tiny_qwen2):
     assert "names no base" in refused("--base", "--model", tiny_qwen2)
     assert "would be overwritten" in refused("--model", tiny_qwen2, "--output-dir", texts)
     room = refused("--model", tiny_qwen2, "--max-new-tokens", 10**6)
-    assert "--max-new-tokens 1000000 leaves no room for a text" in room
+    assert "--max-new-tokens 1000000 leaves no room in a context" in room
 
 
 def test_the_adapter_is_the_task_s_newest_and_the_template_the_task_s(
@@ -222,6 +222,7 @@ def test_the_adapter_is_the_task_s_newest_and_the_template_the_task_s(
         (Path("outputs/run0/made.json")).unlink()
         with pytest.raises(UserError, match="run2 has not ended"):
             newest_adapter(load_task("title"))
+        mark_made(Path("outputs/run2"), {})
     base = find_weights(str(adapter), base=True).model
     told = evaluated(base, TEXTS["a.txt"], "instructed", load_task("title"))
     assert answer("title", "--instructed") == told

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -366,6 +367,8 @@ def test_a_run_is_told_by_all_that_it_depends_on(run_of_all_inputs, tmp_path, ch
     mark_made(tmp_path / "out", inputs)
     assert train_adapter.is_trained(tmp_path / "out", train_adapter.inputs_of(config))
     (tmp_path / changed).write_text(CHANGES[changed])
+    as_loaded_anew = load_task.__wrapped__("mine", tmp_path / "tasks")
+    config = replace(config, asked_task=as_loaded_anew)
     assert not train_adapter.is_trained(tmp_path / "out", train_adapter.inputs_of(config))
 
 

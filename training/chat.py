@@ -3,11 +3,8 @@
 Everything that writes a prompt for a student, or asks where its turn ends, goes through here.
 """
 
-import re
+from common.text import control_tokens, plain_text
 
-from common.text import plain_text
-
-BRACKETED = re.compile(r"[<\[].+[>\]]")
 ANSWER = "An answer."
 CONVERSATION = [{"role": "user", "content": "A text."}, {"role": "assistant", "content": ANSWER}]
 # A student that reasons by default answers at once: Qwen3, SmolLM3 and GLM read the first,
@@ -15,16 +12,6 @@ CONVERSATION = [{"role": "user", "content": "A text."}, {"role": "assistant", "c
 NO_THINKING = {"enable_thinking": False, "thinking": False}
 # The same within a template, for training, which passes no options to it.
 SILENCED = "".join(f"{{% set {name} = false %}}" for name in NO_THINKING)
-
-
-def control_tokens(tokenizer) -> list[str]:
-    """The tokens that mean something to the model and must not be read out of a text."""
-    template = str(tokenizer.chat_template or "")
-    return [
-        token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if (token.special or token.content in template) and BRACKETED.fullmatch(token.content)
-    ]
 
 
 def build_chat(tokenizer, messages: list[dict[str, str]]) -> str:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 
 from common.cli import UserError, one_line, warn
+from common.text import control_tokens
 from prompts import Task
 from training.chat import (
     answer_lead,
     answer_tail,
-    control_tokens,
     sent_prompt,
     trained_conversation,
     trained_prompt,
