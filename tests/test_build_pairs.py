@@ -65,18 +65,19 @@ def pairs_in(folder, split="train", name="pairs", task="summarize") -> list[dict
     return read_jsonl(folder / f"data/{task}/{name}/{split}.jsonl")
 
 
-def prompt_of(text: str) -> str:
-    """What an answer to a text is found again by."""
-    return prompt_digest(load_task().student_messages(text, "instructed"))
+def prompt_of(key: str, run: str, system: str) -> str:
+    """What the answer of a run to an extract is found again by."""
+    task = load_task("title" if run.startswith("title-") else "summarize")
+    template = task.student_template(instructed=system == "instructed")
+    return prompt_digest(task.student_messages(extract(key)["text"], template))
 
 
 def answers_of(folder, answers: dict[str, str], run=STUDENT, system="instructed") -> None:
     """Write a model's answers, after those of other settings, as `just answers` leaves them."""
     there = folder / f"outputs/{run}/eval/answers"
     stale = [{"id": key, "settings": {"n": 1}, "text": "stale"} for key in [*answers, "stale"]]
-    extracts = {row["id"]: row["text"] for row in read_jsonl(folder / "data/extracts/train.jsonl")}
     records = [
-        {"id": key, "prompt": prompt_of(extracts.get(key, "")), "settings": {"n": 2}, "text": text}
+        {"id": key, "prompt": prompt_of(key, run, system), "settings": {"n": 2}, "text": text}
         for key, text in answers.items()
     ]
     write_jsonl(there / f"{system}.jsonl", stale + records)
