@@ -23,6 +23,7 @@ from common.cli import UserError, warn
 from common.text import encoding_of, utf8
 
 MOST_NAMED = 10  # lines of a file that are named one by one when they cannot be read
+BETWEEN = re.compile(r"[\[\],\ufeff\0\s]*")  # what may stand between the records of one line
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # escaped: "\\ud83d"
 DAY = 86_400  # seconds
 
@@ -45,6 +46,26 @@ def parse_object(line: bytes | str) -> dict | None:
     return record if isinstance(record, dict) else None
 
 
+def objects_in(line: bytes | str) -> tuple[list[dict], bool]:
+    """(objects, whether they are all of it) of a line that holds several instead of one.
+
+    So it does where a file without its last newline was joined with another, or an editor wrote
+    \\r for \\n or an array: `{...}{...}`, `[{...}, {...}]`.
+    """
+    text = line if isinstance(line, str) else line.decode("utf-8", "replace")
+    decoder, objects, position = json.JSONDecoder(), [], BETWEEN.match(text).end()
+    while position < len(text):
+        try:
+            record, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(record, dict):
+            break
+        objects.append(json.loads(to_line(record)))
+        position = BETWEEN.match(text, end).end()
+    return objects, position == len(text)
+
+
 def lines_of(path: Path) -> Iterator[bytes | str]:
     """The lines of a text file, as text if it is in UTF-16 or UTF-32. Blank ones are empty."""
     with path.open("rb") as file:
@@ -65,18 +86,21 @@ def read_records(path: Path, fields: Iterable[str] = ()) -> Iterator[dict]:
         if not line:
             continue
         record = parse_object(line)
-        if record is None:
+        records, is_all = objects_in(line) if record is None else ([record], True)
+        faults = []
+        if not records or not is_all:
             is_list = line[:1] in (b"[", "[")
-            fault = "not a JSON object" if is_list else "not valid JSON"
-        else:
+            faults.append("not a JSON object" if is_list else "not valid JSON")
+        for record in records:
             lacking = [field for field in fields if field not in record]
-            fault = f"lacks {', '.join(lacking)}" if lacking else ""
-        if fault:
+            if lacking:
+                faults.append(f"lacks {', '.join(lacking)}")
+            elif record:
+                yield record
+        for fault in faults:
             skipped += 1
             if skipped <= MOST_NAMED:
                 warn(f"{path}:{number}: {fault}, line skipped")
-        elif record:
-            yield record
     if skipped > MOST_NAMED:
         warn(f"{path}: {skipped - MOST_NAMED:,} more lines skipped, for the like")
 
@@ -156,7 +180,8 @@ def repair_end(file: BinaryIO, path: Path) -> None:
     """Make an append-only file end with a whole line.
 
     A last record that lacks its newline gets it: it is whole, by an editor or as the very last
-    byte of a kill. What a kill tore, and NULs of a power loss, are cut off and named.
+    byte of a kill. What a kill tore, and NULs of a power loss, are cut off and named; a line that
+    holds any whole record, as no kill leaves it, stays.
     """
     size = os.fstat(file.fileno()).st_size
     if not size:
@@ -165,7 +190,7 @@ def repair_end(file: BinaryIO, path: Path) -> None:
         end_of_last_line = content.rfind(b"\n") + 1
         rest = content[end_of_last_line:]
     whole = rest.rstrip(b"\0 \t\r")
-    if parse_object(whole.lstrip(b"\0")) is not None:
+    if objects_in(whole)[0]:
         file.truncate(end_of_last_line + len(whole))
         file.write(b"\n")
         file.flush()
@@ -187,6 +212,10 @@ def appending(path: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path} is being written by another run; wait for it") from None
+        file.seek(0)
+        if (encoding := encoding_of(file.read(4))) != "utf-8":
+            hint = f"iconv -f {encoding} -t utf-8"
+            raise UserError(f"{path} is in {encoding}; save it as UTF-8 ({hint}) to go on with it")
         repair_end(file, path)
         yield file
 

@@ -29,7 +29,10 @@ def load_extracts(path: Path) -> list[dict]:
         elif record["id"] in extracts:
             repeated += 1
         else:
-            extracts[record["id"]] = {"source": "other", "url": ""} | record
+            for name, untold in (("source", "other"), ("url", "")):
+                if not isinstance(record.get(name), str):
+                    record[name] = untold
+            extracts[record["id"]] = record
     if lacking:
         warn(f"{path}: {lacking:,} records without an id or a text, passed over")
     if repeated:

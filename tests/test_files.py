@@ -181,6 +181,10 @@ def test_thousands_of_broken_lines_are_not_all_named(tmp_path, capsys):
         (b'{"id": "last"}' + b"\0" * 999, ["a", "b", "last", "new"], ""),
         (b"\0" * 9 + b'{"id": "last"}', ["a", "b", "last", "new"], ""),
         (b"\0" * 999, ["a", "b", "new"], ""),
+        (b'{"id": "last"}{"id": "c"}', ["a", "b", "last", "c", "new"], ""),  # joined files
+        (b'{"id": "last"}\r{"id": "c"}\r', ["a", "b", "last", "c", "new"], ""),
+        (b'[{"id": "last"}, {"id": "c"}]', ["a", "b", "last", "c", "new"], ""),
+        (b'{"id": "last"}{"id": "c', ["a", "b", "last", "new"], "3: not valid JSON"),
         (b'{"id": "las', ["a", "b", "new"], "its last line, 11 bytes, was torn by a kill"),
     ],
 )
@@ -225,3 +229,12 @@ def test_loaded_ids_are_strings(tmp_path):
     write_records(tmp_path / "rows.jsonl", [{"id": i} for i in (0, 7, "7", 1.5, None, [1])])
     ids = [row["id"] for row in load_records(tmp_path / "rows.jsonl", ["id"])]
     assert ids == ["0", "7", "7", "1.5", "", ""]
+
+
+def test_nothing_is_appended_in_another_encoding_than_the_files(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(LINES, encoding="utf-16")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="save it as UTF-8"), appending(path):
+        pass
+    assert path.read_bytes() == before and len(list(read_records(path))) == 2

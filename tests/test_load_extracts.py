@@ -20,6 +20,13 @@ def test_own_extracts_need_an_id_and_a_text_alone(tmp_path, capsys):
     assert "1 records have an id that stands before" in errors and "lacks text" in errors
 
 
+def test_a_source_and_a_url_are_texts(tmp_path):
+    odd = [None, 5, [], {}]
+    rows = [{"id": i, "text": "a", "source": x, "url": x} for i, x in enumerate(odd)]
+    extracts = load_extracts(write_jsonl(tmp_path / "train.jsonl", rows))
+    assert {(one["source"], one["url"]) for one in extracts} == {("other", "")}
+
+
 def test_without_a_record_of_use_it_says_so(tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", [{"id": "", "text": "a"}, {"id": "b", "text": 3}])
     with pytest.raises(UserError, match="no record with an id and a text"):

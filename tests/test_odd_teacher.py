@@ -376,6 +376,7 @@ def test_a_sum_that_is_none_is_one_line_and_is_not_guessed(tmp_path, teacher, co
         ("--max-rate", "0"), ("--timeout", "0"), ("--timeout", "inf"), ("--temperature", "-1"),
         ("--extra-body", "[1]"), ("--extra-body", "{"), ("--extra-body", '{"n": 2}'),
         ("--extra-body", '{"stream": true}'), ("--poll-seconds", "nan"),
+        ("--extra-body", '{"top_p": NaN}'), ("--extra-body", "[" * 50_000),
     ],
 )  # fmt: skip
 def test_numbers_and_fields_out_of_range_are_wrong_usage(tmp_path, option, value):
@@ -395,9 +396,59 @@ def test_what_is_sent_is_what_was_asked_for_and_is_recorded(tmp_path, teacher):
     assert set(request) == {"model", "messages", *sampling} and request.items() >= sampling.items()
     assert server.paths == ["/v1beta/openai/chat/completions"]
     assert replies_in(folder)[0]["sampling"] == sampling
-    for url in ("nonsense", "ftp://x", "http://", "http://a:b", "http://a b"):
+    odd = (
+        "nonsense",
+        "ftp://x",
+        "http://",
+        "http://a:b",
+        "http://a b",
+        "http://..",
+        "http://" + "a" * 99,
+    )
+    for url in odd:
         line = one_error_line(ask(folder, server.url, "--base-url", url, code=1))
         assert "is no address" in line
+    for url in ("http://u:p@a/v1", "http://a/v1?key=1", "http://a/v1#b"):
+        line = one_error_line(ask(folder, server.url, "--base-url", url, code=1))
+        assert "more than host and path" in line
+
+
+@pytest.mark.parametrize("field", ["max_output_tokens", "model", "temperature", ""])
+def test_the_field_of_the_longest_reply_is_a_field_of_its_own(tmp_path, teacher, field):
+    """Else --extra-body could ask for more than the budget reckons with."""
+    server, folder = teacher(lambda prompt, n: body()), texts(tmp_path, 1)
+    more = ("--max-tokens-field", field, "--extra-body", '{"max_output_tokens": 99999}')
+    line = one_error_line(ask(folder, server.url, *more, code=1))
+    assert "--max-tokens-field" in line and not server.asked
+
+
+FIELDS = {
+    "created": (None, 5, []), "cost_usd": ("x", []), "model": ([], {}), "prompt_sha": ([], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_table_edited_by_hand_costs_its_records_and_not_the_others(tmp_path, teacher, field):
+    server, folder = teacher(lambda prompt, n: body()), texts(tmp_path, 4)
+    ask(folder, server.url)
+    path = folder / "summarize/replies/train.jsonl"
+    rows = read_jsonl(path)
+    for value in FIELDS[field]:
+        write_jsonl(path, [*rows[1:], rows[0] | {field: value}])
+        assert len(pairs(folder)[0]) >= 3
+
+
+def test_a_table_whose_lines_were_joined_is_not_asked_again(tmp_path, teacher):
+    server, folder = teacher(lambda prompt, n: body()), texts(tmp_path, 4)
+    ask(folder, server.url)
+    path = folder / "summarize/replies/train.jsonl"
+    whole = path.read_bytes()
+    for edited in (whole.replace(b"\n", b"\r"), whole.replace(b"\n", b""),
+                   json.dumps(replies_in(folder)).encode()):  # fmt: skip
+        path.write_bytes(edited)
+        ask(folder, server.url)
+        path.write_bytes(whole)
+    assert server.asked.total() == 4
 
 
 def test_control_tokens_and_halves_of_letters_in_a_text_are_plain(tmp_path, teacher):

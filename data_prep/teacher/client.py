@@ -72,8 +72,11 @@ def ask_options(args: argparse.Namespace, cut_counts: bool = False) -> AskOption
     """The options of a command line with `teacher_options`, or of one with some of them."""
     given = vars(args)
     names = AskOptions.__dataclass_fields__.keys() - {"sampling", "also_whole", "cut_counts"}
-    sampling = {given.get("max_tokens_field", "max_tokens"): args.max_tokens}
-    sampling |= {"temperature": args.temperature} | (given.get("extra_body") or {})
+    extra, limit = given.get("extra_body") or {}, given.get("max_tokens_field", "max_tokens")
+    if limit in extra or limit in ("", "temperature", "model", "messages", "stream", "n"):
+        # What a request costs at most is reckoned from --max-tokens.
+        raise UserError(f"--max-tokens-field {limit!r} is another field, or is in --extra-body too")
+    sampling = {limit: args.max_tokens, "temperature": args.temperature} | extra
     return AskOptions(
         **{name: given[name] for name in names if name in given},
         sampling={name: value for name, value in sampling.items() if value is not None},
@@ -86,7 +89,8 @@ def json_object(text: str) -> dict:
     """Fields of a request, for argparse; those that have options of their own are refused."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+        json.dumps(found, allow_nan=False)  # NaN, which no endpoint takes, is no JSON
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not JSON: {one_line(error)}") from None
     if not isinstance(found, dict):
         raise argparse.ArgumentTypeError('a JSON object is wanted, such as {"top_p": 0.9}')
@@ -106,10 +110,14 @@ def endpoint_url(base_url: str | None = None) -> str:
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        (parts.hostname or "").encode("idna")  # UnicodeError, a ValueError: no name of a host
     except ValueError:
         is_address = False
     if not is_address or not url.isprintable() or " " in url:
         raise UserError(f"{name} {clean(url)!r} is no address such as http://localhost:8000/v1")
+    if parts.username is not None or parts.query or parts.fragment:
+        hint = "the key goes into TOGETHER_API_KEY, and no ? or # can stand in it"
+        raise UserError(f"{name} is an address with more than host and path: {hint}")
     return url
 
 

@@ -34,7 +34,8 @@ def read_adopted(path: Path) -> dict[str, dict]:
 
 def fill_in(records: Iterable[dict], path: Path) -> Iterator[dict]:
     """Records of `path` as they would be written today: the id a string, what is known of the
-    prompt of an old one beside it, and `unusable` where they are no answer."""
+    prompt of an old one beside it, and `unusable` where they are no answer. A field that was edited
+    into what it cannot be is a text, or a cost that nobody knows."""
     adopted = read_adopted(path)
     for record in records:
         known = {}
@@ -42,6 +43,11 @@ def fill_in(records: Iterable[dict], path: Path) -> Iterator[dict]:
             known = adopted.get(record_digest(record), {})
         record = clean(record | known)
         record["id"] = str(record.get("id"))
+        for name in ("model", "prompt_sha", "created"):
+            if not isinstance(record.get(name, ""), str):
+                record[name] = str(record[name] or "")
+        if not isinstance(record.get("cost_usd"), int | float):
+            record["cost_usd"] = None
         if isinstance(record.get("text"), list):  # parts, which 0.3.7 kept as they came
             record["text"] = read_content({"content": record["text"]})[0]
         if unusable := why_unusable(record):
@@ -87,8 +93,8 @@ def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool
         adopted, left = read_adopted(path), Counter()
         before, texts_since, task_since = len(adopted), extracts.stat().st_mtime, {}
         for record in old_records:
-            old = record | {"id": str(record["id"])}
-            sha, came = str(old["prompt_sha"]), moment(old.get("created"))
+            sha, came = str(record["prompt_sha"]), moment(record.get("created"))
+            old = record | {"id": str(record["id"]), "prompt_sha": sha}
             known = adopted.get(record_digest(record), {})
             is_known = "prompt" in known or (known and sha not in prompts.template_by_sha)
             if is_known or old["id"] not in prompts.extracts:
