@@ -235,3 +235,51 @@ def test_odd_lines_of_a_batch_lose_nothing_and_replies_are_read_as_elsewhere(fol
     ask(folder, server, "--batch", "--retry-unusable")
     records = read_jsonl(folder / "summarize/replies/train.jsonl")
     assert len(server.batches) == 2 and len(records) == 32
+
+
+def test_a_request_answered_twice_is_one_reply_and_a_lost_one_costs_its_worst_case(folder):
+    server, finish = BatchServer(), BatchServer.finish
+
+    def doubled(job: dict) -> dict:
+        names = finish(server, job)
+        lines = [json.loads(line) for line in server.files[names["output_file_id"]].splitlines()]
+        filtered = {"status_code": 400, "body": {"error": {"message": "filtered"}}}
+        empty = {"status_code": 200, "body": {"choices": []}}
+        lines += [lines[0], lines[1] | {"response": filtered}]
+        lines[2]["response"] = empty
+        data = "".join(json.dumps(line) + "\n" for line in lines)
+        server.files[names["output_file_id"]] = data.encode()
+        return names
+
+    server.finish = doubled
+    result = ask(folder, server, "--batch", code=1)
+    replies = read_jsonl(folder / "summarize/replies/train.jsonl")
+    assert (
+        len(replies) == len({r["id"] for r in replies}) == 29 and "1 still to ask" in result.stdout
+    )
+    assert not read_jsonl(folder / "summarize/replies/train.refused.jsonl")
+    spent = float((folder / "summarize/replies/.spent_usd").read_text())
+    assert spent > sum(r["cost_usd"] for r in replies) + 4096 * 0.6e-6
+
+
+def test_a_batch_in_a_state_that_is_not_its_end_is_waited_for(folder):
+    server = BatchServer(status="FINALIZING")
+    process = start_stage(
+        *(STAGE, "--data", folder, "--splits", "train", "--poll-seconds", 0.05, "--batch"),
+        **{"TOGETHER_BASE_URL": server.url, "TOGETHER_API_KEY": KEY, "BUDGET_USD": "1000"},
+    )
+    while server.steps["poll"] < 6:
+        assert process.poll() is None
+    server.batches["batch-0"]["status"] = "COMPLETED"
+    assert process.wait(60) == 0
+    assert len(read_jsonl(folder / "summarize/replies/train.jsonl")) == 30
+
+
+def test_a_batch_complete_without_a_file_yet_is_not_given_up(folder):
+    server = BatchServer()
+    finish, server.finish = server.finish, lambda job: {}
+    result = ask(folder, server, "--batch", code=1)
+    assert "names no file of replies yet" in result.stderr
+    server.batches["batch-0"] |= finish(server.batches["batch-0"])
+    ask(folder, server, "--batch")
+    assert len(server.batches) == 1

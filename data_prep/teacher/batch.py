@@ -22,6 +22,7 @@ from data_prep.teacher.read_reply import NoReply, parse_body, words_in
 
 BATCH = ".batch.json"  # in place of the .jsonl of the replies
 MOST_REQUESTS, MOST_BYTES = 50_000, 100_000_000  # of a file, by the API's limits
+ENDED = ("COMPLETED", "FAILED", "EXPIRED", "CANCELLED")  # any other status: it may yet be paid for
 RETRIES = 10  # the client's own, of an upload or a look: some minutes of an outage
 
 
@@ -66,12 +67,16 @@ async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[bytes]]:
             known["batch"] = job.id
             write_text(file, json.dumps(known))
         job = await endpoint.batches.retrieve(known["batch"])
-        while job.status in ("VALIDATING", "IN_PROGRESS"):
+        while job.status not in ENDED:
             bar.set_postfix_str(f"batch {job.status}, {job.progress or 0:.0f}%")
             await asyncio.sleep(queue.options.poll_seconds)
             job = await endpoint.batches.retrieve(job.id)
+        names = [name for name in (job.output_file_id, job.error_file_id) if name]
+        if job.status == "COMPLETED" and not names:
+            hint = f"run again, or delete {file} to give its replies up"
+            raise UserError(f"batch {job.id} is complete and names no file of replies yet; {hint}")
         lines = []
-        for name in filter(None, (job.output_file_id, job.error_file_id)):
+        for name in names:
             async with endpoint.files.with_streaming_response.content(name) as answer:
                 lines += (await answer.read()).splitlines()
     print(f"batch {job.id} ended as {job.status}, {job.error or 'no error'}")
@@ -98,8 +103,13 @@ def read_line(
         reply = client.to_reply(request, body, known["price"], options)
     except NoReply as error:
         is_refusal = answer.get("status_code") in client.ABOUT_THE_TEXT
-        words = words_in(body) or str(error)
-        return request, client.Failure(words, "batch", is_refusal=is_refusal)
+        words, status = words_in(body) or str(error), answer.get("status_code", 0)
+        cost = 0.0
+        if status == 200:  # made, and charged as elsewhere
+            cost = client.no_reply_cost(request, body, known["price"], options.max_tokens)
+            if cost is None:
+                cost = client.worst_case_usd(request, known["price"], options.max_tokens)
+        return request, client.Failure(words, "batch", cost, is_refusal=is_refusal)
     return request, reply | {"batch": known.get("batch")}
 
 
@@ -113,7 +123,8 @@ async def run_batch(
         reason = client.read_failure(error).words
         raise UserError(f"{reason}; the same command goes on with the batch") from None
     asked_at = path.with_suffix(BATCH).stat().st_mtime
-    records, failed = [], []
+    replies_by_key: dict[str, dict] = {}  # a request that is answered twice was asked once
+    refusals, failed, failed_usd = [], [], 0.0
     for line in lines:
         try:
             request, outcome = read_line(line, known, queue.options)
@@ -123,11 +134,18 @@ async def run_batch(
         if isinstance(outcome, dict):
             if "prompt" not in outcome:  # of a batch that an earlier version began
                 outcome["created"] = datetime.fromtimestamp(asked_at, UTC).isoformat()
-            records.append(outcome)
+            before = replies_by_key.get(key_of(request, key))
+            if not before or before.get("unusable"):
+                replies_by_key[key_of(request, key)] = outcome
             continue
         failed.append(outcome.words)
+        failed_usd += outcome.cost_usd
         if outcome.is_refusal:
-            queue.give_up(request, outcome.words)
+            refusals.append((request, outcome.words))
+    records = [*replies_by_key.values()]
+    for request, words in refusals:
+        if key_of(request, key) not in replies_by_key:
+            queue.give_up(request, words)
     if failed:
         print(f"  {len(failed):,} without a reply, the last with: {failed[-1]}")
     # A kill behind this line must not append the same replies twice.
@@ -139,5 +157,5 @@ async def run_batch(
         append_record(refused, *queue.refusals)
     # In this order a kill can leave the worst case counted as spent, but never settles twice.
     path.with_suffix(BATCH).unlink()
-    queue.usd = sum(record["cost_usd"] or 0 for record in records)
+    queue.usd = failed_usd + sum(record["cost_usd"] or 0 for record in records)
     queue.budget.settle(known["usd"], queue.usd)
