@@ -124,6 +124,9 @@ class TaskFile(BaseModel):
         return self
 
 
+MOST_BYTES = 1_000_000  # of a task.yaml; ours have 2,000
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key stands once; PyYAML takes the last of several without a word."""
 
@@ -138,6 +141,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> object:
     """What a YAML file holds. Raises UserError."""
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:  # a pipe is never read to its end
+        raise UserError(f"{path} is no regular file of at most {MOST_BYTES:,} bytes")
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
     except UnicodeDecodeError:

@@ -469,3 +469,24 @@ def test_extracts_of_ones_own_may_have_numbers_for_ids_and_an_id_counts_once(tmp
     ask(tmp_path, server.url)
     assert server.asked.total() == 2 and {r["id"] for r in replies_in(tmp_path)} == {"0", "1"}
     assert "1 records have an id that stands before" in said.stderr
+
+
+def test_a_sum_deleted_while_requests_are_in_flight_is_not_under_the_true_one(tmp_path):
+    budget = Budget(tmp_path, 10)
+    assert budget.reserve(2) and budget.reserve(2)
+    (tmp_path / ".spent_usd").unlink()
+    write_jsonl(tmp_path / "train.jsonl", [{"cost_usd": 0.5}])
+    budget.settle(2, 0.5)
+    assert 2.5 <= Budget(tmp_path, None).spent <= 3.0
+    budget.settle(2, 1)
+    assert 1.5 <= Budget(tmp_path, None).spent <= 2.0
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"a": 1}'])
+def test_an_odd_file_beside_an_old_table_is_no_traceback(tmp_path, teacher, content):
+    server, folder = teacher(lambda prompt, n: body()), texts(tmp_path, 1)
+    ask(folder, server.url)
+    path = folder / "summarize/replies/train.jsonl"
+    write_jsonl(path, [{k: v for k, v in r.items() if k != "prompt"} for r in read_jsonl(path)])
+    path.with_suffix(".adopted.json").write_text(content)
+    ask(folder, server.url, code=None)

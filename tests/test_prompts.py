@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import pytest
 from conftest import one_error_line, run_stage
@@ -269,3 +270,14 @@ def test_what_others_wrote_does_not_act_in_a_card(tmp_path):
     assert "&lt;script>" in quoted and "&lt;!-- y" in quoted and "a < b" in quoted
     assert "!\\[p]" in quoted and all(line.startswith(">") for line in quoted.split("\n"))
     assert name.count("`") == 2 and fence == "``````"
+
+
+def test_a_task_file_without_an_end_is_not_read(tmp_path):
+    for name in ("pipe", "zeros", "large"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe/task.yaml")
+    (tmp_path / "zeros/task.yaml").symlink_to("/dev/zero")
+    (tmp_path / "large/task.yaml").write_text("# a comment\n" * 100_000)
+    for name in ("pipe", "zeros", "large"):
+        with pytest.raises(UserError, match="no regular file of at most"):
+            load_task(name, tmp_path)

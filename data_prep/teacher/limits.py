@@ -78,6 +78,7 @@ class Budget:
     def __init__(self, folder: Path, ceiling: float | None) -> None:
         self.folder, self.ceiling = folder, math.inf if ceiling is None else ceiling
         self.spent = 0.0  # by all runs, as last seen
+        self.in_flight = 0.0  # reserved by this run, and in no record yet
         with self._locked_total():
             pass
 
@@ -87,12 +88,14 @@ class Budget:
             if total.usd + usd > self.ceiling:
                 return False
             total.usd += usd
+            self.in_flight += usd
             return True
 
     def settle(self, reserved: float, cost: float) -> None:
         """Put what a request cost in place of what was reserved for it."""
         with self._locked_total() as total:
             total.usd += cost - reserved
+            self.in_flight = max(0.0, self.in_flight - reserved)
 
     @contextmanager
     def _locked_total(self) -> Iterator[SimpleNamespace]:
@@ -109,9 +112,10 @@ class Budget:
             file.write(b"%20.9f\n" % self.spent)  # always as long, so whole or not at all
 
     def _read(self, path: Path, content: bytes) -> float:
-        """Dollars by the file's content; where it is empty, what the folder's records cost."""
+        """Dollars by the file's content; where it is empty, as after it was deleted, what the
+        folder's records cost and what is in flight."""
         if not content.strip():
-            return sum(self._costs())
+            return sum(self._costs()) + self.in_flight
         try:
             usd = float(content)
         except ValueError:

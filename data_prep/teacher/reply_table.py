@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.cli import UserError
-from common.files import digest, locked, read_records, write_text
+from common.files import digest, locked, read_json, read_records, write_text
 from common.table import Key, key_of
 from data_prep.teacher.read_reply import clean, read_content, unusable_reason
 from data_prep.teacher.teacher_prompts import TeacherPrompts, moment
@@ -27,9 +27,10 @@ def read_adopted(path: Path) -> dict[str, dict]:
     """Digest of an old record -> what is known of its prompt. Raises UserError."""
     file = path.with_suffix(ADOPTED)
     try:
-        return json.loads(file.read_bytes()) if file.is_file() else {}
-    except ValueError:
+        adopted = read_json(file)
+    except UserError:
         raise UserError(f"{file} is not valid JSON; delete it, it is made anew") from None
+    return {key: known for key, known in adopted.items() if isinstance(known, dict)}
 
 
 def fill_in(records: Iterable[dict], path: Path) -> Iterator[dict]:
