@@ -7,6 +7,8 @@ axolotl leaves there. A base that was published in 4 bits is put back into 16 bi
 """
 
 import json
+import pickle
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +29,8 @@ from training.run_config import (
 
 # As axolotl loads the base of a QLoRA run.
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+# What torch raises for an adapter_model.bin that is torn, or holds more than tensors.
+OF_PICKLE = (pickle.UnpicklingError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def read_adapter_config(path: Path) -> dict:
     """What an adapter_config.json says. Raises UserError if it names no base."""
     try:
         adapter = json.loads(path.read_bytes())
-        if adapter["base_model_name_or_path"]:
+        base = adapter["base_model_name_or_path"]
+        if base and isinstance(base, str):
             return adapter
     except (ValueError, KeyError, TypeError):
         pass
@@ -189,8 +194,8 @@ def add_adapter(model, folder: str, name: str = "default"):
     """A model, or one with other adapters, with the adapter of a folder on it, all of it.
 
     Raises UserError if a tensor of the file has no place in the base, or the base has a place that
-    the file does not fill (peft passes over both), if a shape differs, if it changes nothing, or if
-    it is of a type that cannot be merged.
+    the file does not fill (peft passes over both), if a shape differs, if it holds NaN or changes
+    nothing, or if it is of a type that cannot be merged.
     """
     import torch
     from peft import PeftModel
@@ -199,14 +204,15 @@ def add_adapter(model, folder: str, name: str = "default"):
     if not list(Path(folder).glob("adapter_model.*")):
         raise UserError(f"{folder} holds no adapter_model.safetensors")
     try:
-        if not isinstance(model, PeftModel):
-            model = PeftModel.from_pretrained(model, folder, name)
-        loaded = model.load_adapter(folder, name)  # if it is there, once more for what this says
+        with warnings.catch_warnings(action="ignore"):  # of the keys, which are told in a line
+            if not isinstance(model, PeftModel):
+                model = PeftModel.from_pretrained(model, folder, name)
+            loaded = model.load_adapter(folder, name)  # once more, for what only this says
     except torch.OutOfMemoryError:
         raise
     except KeyError as error:
         raise UserError(f"the adapter {folder} lacks, or peft does not know, {error}") from None
-    except (ValueError, TypeError, RuntimeError, NotImplementedError, SafetensorError) as error:
+    except (ValueError, TypeError, RuntimeError, SafetensorError, *OF_PICKLE) as error:
         said = one_line(error) or type(error).__name__
         raise UserError(f"the adapter {folder} does not fit its base: {said}") from None
     config = model.peft_config[name]
@@ -216,10 +222,15 @@ def add_adapter(model, folder: str, name: str = "default"):
     faults = []
     if loaded.unexpected_keys:
         faults.append(f"has no place for {name_some(loaded.unexpected_keys)}")
-    if loaded.missing_keys:
-        faults.append(f"gets nothing for {name_some(loaded.missing_keys)}")
+    # peft looks for the name anywhere in a key, so that those of other adapters are among them.
+    missing = [key for key in loaded.missing_keys if f".{name}." in f"{key}."]
+    if missing:
+        faults.append(f"gets nothing for {name_some(missing)}")
     if faults:
         raise UserError(f"the adapter {folder} does not fit its base, which {' and '.join(faults)}")
+    for key, tensor in model.named_parameters():
+        if f".{name}." in f"{key}." and not tensor.isfinite().all():
+            raise UserError(f"the adapter {folder} holds NaN or infinity; its training diverged")
     if not changes_base(model, name):
         raise UserError(f"the adapter {folder} changes nothing in its base; was it trained?")
     return model
@@ -268,12 +279,18 @@ def merge_adapter(adapted, **options):
 
 
 def load_tokenizer(weights: Weights):
-    """The tokenizer of the trained run, or of the base where the adapter comes without."""
+    """The tokenizer of the trained run, or of the base where the adapter comes without.
+
+    Raises UserError if its files are faulty, OSError if they cannot be had.
+    """
     from transformers import AutoTokenizer
 
     own = weights.adapter and (Path(weights.adapter) / "tokenizer_config.json").is_file()
     source = weights.adapter if own else weights.model
-    return AutoTokenizer.from_pretrained(source, revision=weights.revision, padding_side="left")
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=weights.revision, padding_side="left")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"the tokenizer of {source} is faulty: {one_line(error, 200)}") from None
 
 
 def load_model(model: str | Weights, dtype: str | None = None):
@@ -302,19 +319,27 @@ def load_model(model: str | Weights, dtype: str | None = None):
         return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
-def prepare_to_answer(model, tokenizer, name: str) -> None:
-    """Set a model to greedy decoding that stops where its turn ends. Raises UserError."""
+def ends_of(tokenizer, generation_config, name: str) -> list[int]:
+    """Ids of the tokens that end an answer of `name`. Raises UserError if its chat template cannot
+    be used, or nothing ends an answer."""
     from jinja2 import TemplateError
-    from transformers import GenerationConfig
 
     if not tokenizer.chat_template:
         raise UserError(f"{name} has no chat template, so it is no model that was taught here")
     try:
-        ends = stop_ids(tokenizer, model.generation_config)
-    except TemplateError as error:
+        ends = stop_ids(tokenizer, generation_config)
+    except (TemplateError, ValueError, TypeError) as error:
         raise UserError(f"the chat template of {name} fails: {one_line(error)}") from None
     if not ends:
         raise UserError(f"{name} has no token that ends an answer; set eos_token in its tokenizer")
+    return ends
+
+
+def prepare_to_answer(model, tokenizer, name: str) -> None:
+    """Set a model to greedy decoding that stops where its turn ends. Raises UserError."""
+    from transformers import GenerationConfig
+
+    ends = ends_of(tokenizer, model.generation_config, name)
     if tokenizer.pad_token_id is None:  # what is padded is masked, so any token will do
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
     # Greedy in earnest, whatever the model's own settings.

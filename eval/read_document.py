@@ -143,5 +143,5 @@ def read_document(source: str, private: bool = False) -> str:
     """Raises UserError; `private` allows addresses of the machine's own network."""
     document = load(source, private)
     for note in document.notes:
-        warn(f"{source}: {note}")
+        warn(f"{one_line(clean(source), 1000)}: {note}")
     return document.text

@@ -137,6 +137,13 @@ def files_below(folder: Path, output_dir: Path | None) -> list[Path]:
     return readable
 
 
+def is_folder(path: Path) -> bool:
+    """False, too, for what can be no path at all, such as a name that is too long."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
+
+
 def is_pipe(path: Path) -> bool:
     """Whether it is a pipe or a device, which may never end; a broken link is a file to tell of."""
     return path.exists() and not path.is_file()
@@ -148,13 +155,15 @@ def find_sources(inputs: list[str], output_dir: Path | None) -> tuple[list[Sourc
     failures: list[str] = []
     for given in inputs:
         path = Path(given)
-        if given == "-":
+        if not given:  # of a shell's variable that is not set; as a path it would be this folder
+            failures.append("an empty name is given, which is no text")
+        elif given == "-":
             sources.append(Source("/dev/stdin", "stdin"))
             if sys.stdin and sys.stdin.isatty():
                 print("type or paste a text; Ctrl-D ends it", file=sys.stderr)
         elif is_address(given):
             sources.append(Source(given, page_name(given)))
-        elif path.is_dir():
+        elif is_folder(path):
             try:
                 files = files_below(path, output_dir)
             except UserError as error:

@@ -8,7 +8,6 @@ eval/chat_api.py puts requests in, and gets text back piece by piece.
 import queue
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,8 +18,8 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from common.cli import UserError, one_line, warn
-from eval.load_model import Weights, load_model, load_tokenizer
-from training.chat import build_chat, stop_ids
+from eval.load_model import Weights, add_adapter, ends_of, load_model, load_tokenizer
+from training.chat import build_chat
 from training.run_config import check_finished
 
 GATHER = 0.02  # seconds; requests that come within them are answered together
@@ -132,27 +131,6 @@ def check_adapter(name: str, folder: str) -> None:
         raise UserError(f"{name} changes the base's biases, so it needs a base of its own; {merge}")
 
 
-def add_adapter(model, folder: str, name: str):
-    """The model with one adapter more. Raises UserError if its weights do not fit, all of them."""
-    from peft import PeftModel
-
-    try:
-        with warnings.catch_warnings(action="ignore"):  # its list of keys, which we tell in a line
-            if not isinstance(model, PeftModel):
-                model = PeftModel.from_pretrained(model, folder, name)
-            keys = model.load_adapter(folder, name)  # says what of it had no place
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is no adapter of this base: {one_line(error, 200)}") from None
-    # peft looks for the name anywhere in a key, so that those of other adapters are among them.
-    missing = [key for key in keys.missing_keys if f".{name}." in f"{key}."]
-    foreign = [*keys.unexpected_keys, *missing]
-    if foreign:
-        some = ", ".join(foreign[:2])
-        said = f"{len(foreign)} of its weights have no place in this base, or lack, such as {some}"
-        raise UserError(f"{folder} does not fit: {said}; it was made for another model")
-    return model.eval()
-
-
 class Engine:
     """A base with its adapters in memory, and a thread that answers what waits.
 
@@ -175,7 +153,7 @@ class Engine:
         # Asking for the ends also uses each tokenizer once, which sets its padding and truncation
         # to none; from then on it is only read, and threads may share it.
         self.ends = {
-            name: frozenset(stop_ids(tokenizer, generation_config))
+            name: frozenset(ends_of(tokenizer, generation_config, name))
             for name, tokenizer in self.tokenizers.items()
         }
         self._check_vocabulary()
@@ -184,6 +162,7 @@ class Engine:
             self.adapters[name] = f"adapter{number}" if weights.adapter else BASE
             if weights.adapter:
                 self.model = add_adapter(self.model, weights.adapter, self.adapters[name])
+        self.model.eval()
         self._try_all()
         self.batch, self.closing = batch, False
         self.waiting: deque[Job] = deque()

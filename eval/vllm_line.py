@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.cli import UserError, one_line
 from common.files import digest, is_made, locked, mark_made, write_text
-from eval.load_model import NF4, Weights, load_base, load_tokenizer
+from eval.load_model import NF4, Weights, ends_of, load_base, load_tokenizer
 from eval.serving_engine import check_adapter, model_ends
 from training.chat import NO_THINKING, stop_ids
 from training.run_config import OUTPUTS, fingerprint
@@ -102,7 +102,7 @@ def told_to_vllm(base: Weights, adapters: dict[str, Weights]) -> list[str]:
     except OSError:  # a base that is not on this machine, where the line is only printed
         published, base_template, eos, ends = None, None, None, set()
     for weights in adapters.values():
-        ends |= set(stop_ids(load_tokenizer(weights), published))
+        ends |= set(ends_of(load_tokenizer(weights), published, weights.adapter))
     template = chat_template(adapters) if adapters else base_template
     of_model = getattr(published, "eos_token_id", None)
     by_itself = {eos, *(of_model if isinstance(of_model, list) else [of_model])}

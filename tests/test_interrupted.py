@@ -112,7 +112,10 @@ def test_it_is_no_finished_run_until_training_said_so(config):
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
     said, _ = process.communicate(timeout=300)
     assert process.returncode in (1, 130) and "Traceback" not in said, said
-    assert "stopped before its end; the same command goes on from checkpoint-" in said
+    # Which of the two ends first depends on the shell: one that starts a job in the background has
+    # it pass over Ctrl-C, and then axolotl alone leaves.
+    assert "stopped before its end" in said
+    assert "the same command goes on from checkpoint-" in said
     assert is_unfinished(output)
 
     process = start(config)

@@ -304,11 +304,22 @@ def test_half_a_training_is_used_by_nobody(unmerged, tiny_qwen2, finished_run, t
     find_weights(str(unmerged))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"base_model_name_or_path": null}'])
+NO_BASES = ["{", "[]", "{}", *(f'{{"base_model_name_or_path": {x}}}' for x in ("null", '["a"]'))]
+
+
+@pytest.mark.parametrize("text", NO_BASES)
 def test_an_adapter_of_nothing(unmerged, text):
     (unmerged / "adapter_config.json").write_text(text)
     with pytest.raises(UserError, match=r"adapter_config.json does not say what it is an adapter"):
         find_weights(str(unmerged))
+
+
+def test_weights_as_a_pickle_that_are_no_tensors(unmerged):
+    (unmerged / "adapter_model.safetensors").unlink()
+    for content in (b"", b"\x80\x04cos\nsystem\n(S'true'\ntR."):
+        (unmerged / "adapter_model.bin").write_bytes(content)
+        with pytest.raises(UserError, match="does not fit its base"):
+            load_model(str(unmerged))
 
 
 def test_a_student_without_a_pad_token_answers_in_batches_as_alone(tiny_qwen2, tmp_path):

@@ -298,6 +298,14 @@ def test_no_answer_takes_the_name_of_another_or_of_the_table(tmp_path):
     assert under[1].name.startswith("a-") and "/" not in under[1].name
 
 
+def test_what_is_no_path_does_not_stop_the_others(tmp_path):
+    (tmp_path / "good.txt").write_text("A good text.")
+    odd = ("", "x" * 5000, "good.txt")
+    result = run_stage("eval.run_task", "summarize", "--show-text", *odd, cwd=tmp_path, code=1)
+    assert result.stdout == "A good text.\n" and "an empty name" in result.stderr
+    assert result.stderr.count("error: ") == 2 and "File name too long" in result.stderr
+
+
 def test_names_can_be_written_anywhere():
     long = "https://example.com/" + "a/" * 300 + "?q=../../etc"
     names = [page_name(long), page_name(long + "2"), answer_name("ü" * 120 + ".pdf")]

@@ -576,6 +576,26 @@ def renamed(folder: Path, copy: Path) -> Path:
     return copy
 
 
+def diverged(folder: Path, copy: Path) -> Path:
+    """A copy of an adapter of which one tensor is NaN."""
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "adapter_model.safetensors")
+    weights[max(weights)] *= float("nan")
+    save_file(weights, copy / "adapter_model.safetensors")
+    return copy
+
+
+FAULTY_FILES = (
+    ("adapter_model.safetensors", b"{}", "does not fit its base"),
+    ("chat_template.jinja", b"{% for", "the chat template of title fails"),
+    ("chat_template.jinja", b"{{ messages[0].content.a.b }}", "the chat template of title fails"),
+    ("chat_template.jinja", b"", "title has no chat template"),
+    ("chat_template.jinja", b"\xff\xfe", "is faulty"),
+    ("tokenizer.json", b"{", "is faulty"),
+    ("tokenizer_config.json", b"[]", "is faulty"),
+)
+
+
 def test_adapters_that_could_not_be_answered_are_refused_before_anything_is_served(
     adapters, tmp_path
 ):
@@ -586,7 +606,14 @@ def test_adapters_that_could_not_be_answered_are_refused_before_anything_is_serv
     assert "DoRA" in refused(changed(own, tmp_path / "dora", use_dora=True))
     assert "biases" in refused(changed(own, tmp_path / "bias", bias="all"))
     assert "no place" in refused(renamed(own, tmp_path / "foreign"))
-    assert "no adapter of this base" in refused(changed(own, tmp_path / "rank", r=7))
+    assert "does not fit its base" in refused(changed(own, tmp_path / "rank", r=7))
+    assert "changes nothing" in refused(changed(own, tmp_path / "zero", lora_alpha=0))
+    assert "does not fit its base" in refused(changed(own, tmp_path / "null", lora_alpha=None))
+    assert "diverged" in refused(diverged(own, tmp_path / "diverged"))
+    for number, (file, text, said) in enumerate(FAULTY_FILES):
+        folder = shutil.copytree(own, tmp_path / f"faulty{number}")
+        (folder / file).write_bytes(text)
+        assert said in refused(folder)
     half = shutil.copytree(own, tmp_path / "half")
     (half / "made.json").unlink(missing_ok=True)
     (half / "inputs/made.json").rename(half / "kept.json")
