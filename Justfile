@@ -80,7 +80,7 @@ setup:
 # What is here and what is missing: GPU, keys, Hub, teacher, and which recipes can run
 [group('start')]
 doctor: setup
-    {{ python }} -m training.doctor
+    {{ python }} -m inference.doctor
 
 # The demo's models, packages read as data
 _demo_models: setup
@@ -153,7 +153,7 @@ train config *options: setup
 # Merge a run's adapter into its base
 [group('model')]
 merge run *options: setup
-    {{ python }} -m eval.merge_adapter "$@"
+    {{ python }} -m inference.merge_adapter "$@"
 
 # Merge, answer the test documents, score, report, e.g. just eval qwen2-1.5b-dpo-sft-qlora --n 32
 [group('model')]
@@ -163,7 +163,7 @@ eval run *options: setup
 # Answer the test documents with every system, or the training texts: --split train
 [group('model')]
 answers run *options: setup
-    {{ python }} -m eval.generate_answers "$@"
+    {{ python }} -m eval.answer_texts "$@"
 
 # Score the answers against the teacher's references, and write the report
 [group('model')]
@@ -178,22 +178,22 @@ judge run *options: setup
 # Do a task on your own texts with the adapter trained last for it, e.g. just run title paper.txt
 [group('use')]
 run task *options: setup
-    {{ python }} -m eval.run_task "$@"
+    {{ python }} -m inference.run_task "$@"
 
 # Summarize your own texts, e.g. just summarize paper.txt --model qwen2-1.5b-dpo-sft-qlora
 [group('use')]
 summarize *options: setup
-    {{ python }} -m eval.run_task summarize "$@"
+    {{ python }} -m inference.run_task summarize "$@"
 
 # Serve adapters over one copy of their base as an OpenAI-compatible endpoint
 [group('use')]
 serve *options: setup
-    {{ python }} -m eval.serve "$@"
+    {{ python }} -m inference.serve "$@"
 
 # Try what is served on a page: texts, PDFs and addresses, answers side by side (--url, --port)
 [group('use')]
 play *options: setup
-    {{ python }} -m eval.play "$@"
+    {{ python }} -m inference.play "$@"
 
 # Push a run's adapter to the Hub with a card, e.g. just publish-adapter RUN me/name --dry-run
 [group('use')]

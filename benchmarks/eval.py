@@ -18,17 +18,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
 
 from common.files import load_records
-from eval.generate_answers import (
+from eval.answer_texts import (
     SeededNoise,
     build_prompt,
     draw_samples,
     generate_batch,
     pack_batches,
 )
-from eval.load_model import load_model
+from inference.weights import load_model
 from eval.measures import PARTS, BertScore, split_sentences
 from eval.systems import load_test_rows
-from prompts import load_task
+from prompts.task import load_task
 from training.run_config import load_run_config
 
 STUDENT, ENCODER, LAYERS = "models/smollm2-135m-instruct", "models/minilm", 6

@@ -18,11 +18,11 @@ import pandas as pd
 
 from common.cli import positive, run, script_parser
 from common.files import append_record, appending, load_records, read_records, write_text
-from common.report import markdown
+from common.stats import markdown
 from data_prep.filter_pairs import repetition
-from eval.generate_answers import build_prompt, generate_batch
-from eval.load_model import load_model, precision
-from prompts import load_task
+from eval.answer_texts import build_prompt, generate_batch
+from inference.weights import load_model, precision
+from prompts.task import load_task
 
 ARTICLES, ANSWERS = Path("data/demo/wikipedia.jsonl"), Path("results/long_documents.jsonl")
 TABLE = Path("results/long_documents.md")

@@ -23,8 +23,8 @@ from rapidfuzz.distance import Levenshtein
 
 from benchmarks.reply_shapes import render_reply
 from common.files import digest
-from data_prep.teacher.parsing import ParseError, parse_reply
-from prompts import load_task
+from data_prep.parse_replies import ParseError, parse_reply
+from prompts.task import load_task
 
 ROOT = Path(__file__).parent.parent
 WORDS, TOKENIZER = ROOT / "prompts/summarize/teacher.jinja", ROOT / "models/smollm2-135m-instruct"

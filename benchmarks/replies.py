@@ -68,7 +68,7 @@ async def plain_way(folder: Path) -> None:
     """Everything at once under a semaphore, what came of it written at the end."""
     from together import AsyncTogether
 
-    from prompts import load_task
+    from prompts.task import load_task
 
     extracts = map(json.loads, (folder / "extracts/train.jsonl").open())
     prompts = [load_task().render("teacher", text=one["text"], longer=1) for one in extracts]

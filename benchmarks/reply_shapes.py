@@ -2,7 +2,7 @@
 
 import random
 
-from prompts import load_task
+from prompts.task import load_task
 
 CRITERIA = {name.capitalize(): highest for name, highest in load_task().criteria.items()}
 

@@ -39,8 +39,8 @@ def make_adapters(folder: Path) -> list[str]:
 
 def measure_memory(together: bool, adapters: list[str]) -> float:
     """GiB that the models take, in a process of its own."""
-    from eval.load_model import load_model
-    from eval.serve import Engine, find_served
+    from inference.weights import load_model
+    from inference.serve import Engine, find_served
 
     before = psutil.Process().memory_info().rss
     kept = [Engine(find_served(adapters, []), 16, None)] if together else []
@@ -49,8 +49,8 @@ def measure_memory(together: bool, adapters: list[str]) -> float:
 
 
 def measure_speed(adapters: list[str], args: argparse.Namespace) -> None:
-    from eval.serve import Engine, find_served
-    from eval.serving_engine import Job
+    from inference.serve import Engine, find_served
+    from inference.serving_engine import Job
 
     prose = "\n\n".join(path.read_text() for path in sorted(Path("docs").glob("*.md")))
     texts = [part for part in prose.split("\n\n") if 200 < len(part) < 900]

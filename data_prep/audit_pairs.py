@@ -6,7 +6,7 @@
 import pandas as pd
 from scipy.stats import binomtest
 
-from common.report import markdown
+from common.stats import markdown
 
 SIDES = ["chosen", "rejected"]
 

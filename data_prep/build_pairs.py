@@ -17,24 +17,24 @@ from tqdm import tqdm
 
 from common.cli import UserError, run, script_parser
 from common.files import load_records, mark_made, read_json, share_of, write_records
-from common.report import markdown
+from common.stats import markdown
 from common.table import load
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.filter_pairs import limits_of, pair_faults
 from data_prep.load_extracts import load_extracts
 from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
-from data_prep.teacher.parsing import ParseError, parse_answer, parse_reply
+from data_prep.parse_replies import ParseError, parse_answer, parse_reply
 from data_prep.teacher.reply_table import adopt_old, fill_in, find_replies
 from data_prep.teacher.teacher_prompts import TeacherPrompts, prompt_digest
-from prompts import Task, add_task_options, data_folder, task_of
+from prompts.task import Task, add_task_options, data_folder, task_of
 
 SPLITS = ["train", "test"]
 REPLY = ("id", "model", "prompt_sha", "text", "finish_reason", "created", "cost_usd")
 DROPPED = ["id", "split", "model", "prompt_sha", "reason", "detail"]
 UNRATED = dict.fromkeys(("chosen_position", "ratings", "criteria"))
 VERDICT = ("id", "model", "settings")
-ANSWER = ("id", "prompt", "settings")  # as eval/generate_answers.py keeps them
+ANSWER = ("id", "prompt", "settings")  # as eval/answer_texts.py keeps them
 
 
 def is_of_use(reply: dict, prompts: TeacherPrompts) -> bool:

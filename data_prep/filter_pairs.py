@@ -14,7 +14,7 @@ from rapidfuzz.distance import Levenshtein
 
 from common.cli import UserError, one_line
 from data_prep.count_tokens import load_counter
-from prompts import Task
+from prompts.task import Task
 
 DetectorFactory.seed = 0  # langdetect draws at random otherwise
 TURN_TOKENS = 48  # more than the chat templates of the small students put around a pair

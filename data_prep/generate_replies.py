@@ -15,14 +15,14 @@ import pandas as pd
 
 from common.cli import positive, run, script_parser
 from common.files import share_of
-from common.report import markdown
+from common.stats import markdown
 from data_prep.load_extracts import load_extracts
 from data_prep.teacher import client
 from data_prep.teacher.ask import KEY, REFUSED, ask_all, find_refusals, prepare, teacher_options
 from data_prep.teacher.client import PRICES, TEACHERS, AskOptions
 from data_prep.teacher.reply_table import adopt_old, find_replies
 from data_prep.teacher.teacher_prompts import TeacherPrompts
-from prompts import Task, add_task_options, data_folder, task_of
+from prompts.task import Task, add_task_options, data_folder, task_of
 
 
 def to_requests(prompts: TeacherPrompts, answers: int, balance: bool) -> list[dict]:

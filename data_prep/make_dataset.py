@@ -14,7 +14,7 @@ import sys
 from common.cli import run
 from data_prep import build_dataset, build_pairs, generate_replies, sample_extracts
 from data_prep.teacher import client
-from prompts import task_of
+from prompts.task import task_of
 
 MODULES = {
     "extracts": "data_prep.sample_extracts",

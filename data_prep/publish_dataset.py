@@ -12,7 +12,7 @@ from pathlib import Path
 from common.cli import UserError, run, script_parser
 from common.files import file_sha
 from common.hub import CARD, add_hub_options, publish
-from prompts import add_task_options, data_folder
+from prompts.task import add_task_options, data_folder
 
 
 def row_hashes(folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from common.cli import UserError, count, positive, run, script_parser, share, warn
 from common.files import digest, mark_made, parse_object, write_records, write_text
-from common.report import markdown
+from common.stats import markdown
 from data_prep.count_tokens import load_counter
 from data_prep.read_blocks import draw_units, expand, read_unit
 from data_prep.select_extracts import Duplicates, select, windows_overlap

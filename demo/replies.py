@@ -24,7 +24,7 @@ from data_prep.load_extracts import load_extracts
 from data_prep.teacher.reply_table import fill_in
 from data_prep.teacher.teacher_prompts import TeacherPrompts
 from demo.endpoint import Endpoint
-from prompts import add_task_options, data_folder, task_of
+from prompts.task import add_task_options, data_folder, task_of
 
 RECORDINGS = Path(__file__).parent / "recordings"
 KEPT = ("id", "prompt_sha", "answers", "longer", "text", "finish_reason", "usage")

@@ -24,12 +24,12 @@ import yaml
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, write_records, write_text
-from common.report import format_interval, markdown, paired_bootstrap
-from eval.build_report import LEDGER, append_ledger, draw_intervals, render
-from eval.generate_answers import add_generation_options, answer_all
+from common.stats import format_interval, markdown, paired_bootstrap
+from eval.report import LEDGER, append_ledger, draw_intervals, render
+from eval.answer_texts import add_generation_options, answer_all
 from eval.score_answers import add_scoring_options, load_scores, score_all
 from eval.systems import load_test_rows
-from prompts import Task, add_task_options, data_folder, task_of
+from prompts.task import Task, add_task_options, data_folder, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, load_run_config
 
@@ -86,7 +86,7 @@ class Comparison:
         options = ["--split", "train", "--systems", system]
         options += ["--max-new-tokens", self.args.max_new_tokens]
         options += ["--n", self.args.examples] if self.args.examples else []
-        stage("eval.generate_answers", run_name, *options, *self.options)
+        stage("eval.answer_texts", run_name, *options, *self.options)
 
     def build_pairs(self, name: str, *rejected: str) -> list[dict]:
         options = ["--name", name, "--rejected", *rejected, *self.tokenizer, *self.options]

@@ -12,11 +12,11 @@ import pandas as pd
 
 from common.cli import UserError, run, script_parser, warn
 from common.files import write_text
-from common.report import paired_bootstrap
+from common.stats import paired_bootstrap
 from common.table import load
 from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
-from eval.build_report import write_report
+from eval.report import write_report
 from eval.score_answers import load_evaluation
 from training.run_config import load_run_config
 

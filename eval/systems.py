@@ -7,8 +7,8 @@ from pathlib import Path
 from common.cli import UserError, positive
 from common.files import is_made, load_records
 from data_prep.load_extracts import load_extracts
-from eval.load_model import Weights, weights_in, weights_of_run
-from prompts import Task, add_task_options, task_of
+from inference.weights import Weights, weights_in, weights_of_run
+from prompts.task import Task, add_task_options, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
 

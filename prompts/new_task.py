@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from common.cli import UserError, run, script_parser
-from prompts import FOLDER, SHARED
+from prompts.task import FOLDER, SHARED
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from common.cli import UserError, one_line
 
-MARKUP = "*_`#<>[]"  # in a reply these are read as blanks, see data_prep/teacher/parsing.py
+MARKUP = "*_`#<>[]"  # in a reply these are read as blanks, see data_prep/parse_replies.py
 # A criterion so called could not be told from the total or the verdict in a teacher's reply.
 TAKEN = re.compile(
     r"(?i)total|(total|overall|final) (score|rating)|best|better|preferred|winn(er|ing)"

@@ -288,7 +288,7 @@ def listening(module: str, *args: object):
 @pytest.fixture(scope="session")
 def served_url(adapters):
     """Where `just serve` serves the adapters."""
-    with listening("eval.serve", adapters["summarize"], adapters["title"]) as url:
+    with listening("inference.serve", adapters["summarize"], adapters["title"]) as url:
         yield url
 
 

@@ -9,7 +9,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from data_prep.audit_pairs import audit, measure
-from prompts import FOLDER, load_task
+from prompts.task import FOLDER, load_task
 
 STAGE = "data_prep.build_dataset"
 UNRATED = dict.fromkeys(("ratings", "criteria", "chosen_position"))

@@ -15,7 +15,7 @@ from common.files import digest
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.filter_pairs import CHECKS, language, limits_of, pair_faults, repetition
 from data_prep.teacher.teacher_prompts import prompt_digest
-from prompts import FOLDER, load_task
+from prompts.task import FOLDER, load_task
 
 STAGE = "data_prep.build_pairs"
 ONE, TWO = "Lakes freeze from the top because ice floats.", "Rivers carry silt to the sea."

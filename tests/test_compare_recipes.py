@@ -169,7 +169,7 @@ def resolved_in(folder, options):
 def test_a_round_goes_on_from_the_run_whose_answers_it_rejects(compare):
     compare("--recipes", *ROUNDS[2:], "--seeds", 7)
     first, second = "compare/tiny-lora-sft", "compare/tiny-lora-sft-sft-then-dpo-previous"
-    answers = compare.stages.of("eval.generate_answers")
+    answers = compare.stages.of("eval.answer_texts")
     common = "--split train --systems {} --max-new-tokens 8 --task summarize"
     for run, command in zip((first, second), answers, strict=True):
         assert command.startswith(f"{run}-7 {common.format('tuned')}")
@@ -197,7 +197,7 @@ def test_another_base_by_a_key_is_that_of_all_systems(compare, tiny_qwen2):
     path = compare.folder / "axolotl_configs/tiny-lora.yaml"
     path.write_text(path.read_text().replace(str(tiny_qwen2), "elsewhere"))
     compare("--recipes", "dpo-sft@student", "--set", f"base_model={tiny_qwen2}")
-    (answers,) = compare.stages.of("eval.generate_answers")
+    (answers,) = compare.stages.of("eval.answer_texts")
     run = compare.folder / "outputs" / answers.split()[0]
     assert load_run_config(run / "config.yaml").base_model == str(tiny_qwen2)
     record = read_jsonl(run / "eval/answers/instructed.jsonl")[0]
@@ -239,7 +239,7 @@ def test_a_row_of_second_answers_stands_where_there_are_any(compare):
 def test_another_task_has_runs_data_and_a_table_of_its_own(compare):
     compare("--task", "title", "--recipes", "sft")
     (pairs,) = compare.stages.of("data_prep.build_pairs")
-    assert "--rejected none" in pairs and not compare.stages.of("eval.generate_answers")
+    assert "--rejected none" in pairs and not compare.stages.of("eval.answer_texts")
     path = compare.folder / "outputs/title-compare/tiny-lora/eval/scores.json"
     assert json.loads(path.read_text())["settings"]["task"] == "title"
     assert (compare.folder / "outputs/title-compare/tiny-lora-sft-42").exists()

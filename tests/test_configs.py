@@ -17,7 +17,7 @@ from axolotl.utils.dict import DictDefault
 from conftest import ROOT
 
 from common.cli import UserError
-from eval.load_model import NF4
+from inference.weights import NF4
 from training import resolve_config
 from training.resolve_config import LAUNCHES, check_keys, load_methods, with_method
 

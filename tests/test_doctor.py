@@ -23,10 +23,10 @@ def machine(monkeypatch, tmp_path):
     cuda = SimpleNamespace(device_count=lambda: len(gpus), get_device_properties=lambda i: gpus[i])
     torch = SimpleNamespace(__version__="2.13.0+cu130", cuda=cuda)
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.delitem(sys.modules, "training.doctor", raising=False)
+    monkeypatch.delitem(sys.modules, "inference.doctor", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if gpus else None)
     yield SimpleNamespace(gpus=gpus)
-    sys.modules.pop("training.doctor", None)
+    sys.modules.pop("inference.doctor", None)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def server():
 def diagnose(**env: str) -> dict[str, str]:
     """The doctor's lines as told on the command line: name -> what is said of it."""
     nowhere = {"https_proxy": NOWHERE, "no_proxy": "", "HF_ENDPOINT": NOWHERE}
-    result = run_here("training.doctor", **{**nowhere, **env})
+    result = run_here("inference.doctor", **{**nowhere, **env})
     assert (result.returncode, result.stderr) == (0, "")
     for secret in ("hf_secret", "tg_secret", "secret.example"):
         assert secret not in result.stdout
@@ -120,7 +120,7 @@ def test_a_key_that_is_refused_or_broken_is_told_and_never_shown(machine, server
     ],
 )
 def test_the_models_are_looked_for_below_the_version_that_an_address_names(machine, base, path):
-    doctor = importlib.import_module("training.doctor")
+    doctor = importlib.import_module("inference.doctor")
     assert doctor.models_url(f"http://host:8{base}") == f"http://host:8{path}"
 
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_a_key_or_an_address_is_told(machine):
 
 
 def test_an_address_that_never_ends_its_answer_is_given_up(machine, monkeypatch):
-    doctor = importlib.import_module("training.doctor")
+    doctor = importlib.import_module("inference.doctor")
     monkeypatch.setattr(doctor, "PATIENCE", 0.4)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoTokenizer, LogitsProcessorList
 
 from common.cli import UserError
 from common.files import mark_made
-from eval.build_report import append_ledger
-from eval.generate_answers import (
+from eval.report import append_ledger
+from eval.answer_texts import (
     SeededNoise,
     answer_all,
     answer_prompts,
@@ -34,15 +34,15 @@ from eval.generate_answers import (
     most_alike,
     pack_batches,
 )
-from eval.load_model import load_model
-from eval.served_model import address_of
+from inference.weights import load_model
+from inference.served_model import address_of
 from eval.systems import load_test_rows, system_of, systems_of
-from prompts import load_task
+from prompts.task import load_task
 from training.run_config import load_run_config
 
 pytestmark = pytest.mark.slow
 
-STAGE = "eval.generate_answers"
+STAGE = "eval.answer_texts"
 
 
 def generate(config, *options):
@@ -456,8 +456,8 @@ def test_two_processes_at_once_lose_nothing(finished_run, tmp_path):
         append_ledger([(f"s{number}", "f1", 0.5, None, None)], {"date": "d"}, tmp_path / "l.csv")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.generate_answers.describe_served", lambda _: None)
-        patch.setattr("eval.generate_answers.ask_endpoint", lambda *_: None)
+        patch.setattr("eval.answer_texts.describe_served", lambda _: None)
+        patch.setattr("eval.answer_texts.ask_endpoint", lambda *_: None)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, range(24)))
     asked = json.loads((config.eval_dir / "answers/asked.json").read_text())
@@ -473,7 +473,7 @@ def test_first_sentences_come_nearest_to_the_length_or_are_cut():
     assert first_sentences(text, 2, cut=True) == "One two"
 
 
-@pytest.mark.parametrize("stage", ["eval.merge_adapter", "eval.generate_answers"])
+@pytest.mark.parametrize("stage", ["inference.merge_adapter", "eval.answer_texts"])
 def test_a_model_folder_that_is_not_one(tmp_path, stage):
     settings = {"base_model": str(tmp_path), "output_dir": str(tmp_path)}
     settings["datasets"] = [{"path": str(tmp_path)}]

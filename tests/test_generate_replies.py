@@ -6,7 +6,7 @@ import pytest
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 
 from common.files import share_of
-from prompts import load_task
+from prompts.task import load_task
 
 STAGE = "data_prep.generate_replies"
 TASK = load_task()

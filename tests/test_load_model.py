@@ -12,7 +12,7 @@ from conftest import one_error_line, read_jsonl, run_stage
 
 from common.cli import UserError
 from common.files import mark_made
-from eval.load_model import Weights, find_weights, load_model
+from inference.weights import Weights, find_weights, load_model
 from eval.systems import system_of
 from training.run_config import RunConfig, load_run_config, weights_fingerprint
 
@@ -38,7 +38,7 @@ def trained(tmp_path_factory, tiny_qwen2):
     get_peft_model(model, lora).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_qwen2).save_pretrained(folder)
     write_config(folder, tiny_qwen2, load_in_4bit=True)
-    run_stage("eval.merge_adapter", folder / "config.yaml")
+    run_stage("inference.merge_adapter", folder / "config.yaml")
     return folder
 
 
@@ -80,7 +80,7 @@ def test_what_a_name_stands_for(trained, unmerged, tiny_qwen2, monkeypatch):
     assert find_weights(str(unmerged), base=True) == find_weights(str(tiny_qwen2)) == base
     adapter = Weights(str(tiny_qwen2), None, str(unmerged), True)
     assert find_weights(str(unmerged)) == adapter
-    monkeypatch.setattr("eval.load_model.OUTPUTS", unmerged.parent)
+    monkeypatch.setattr("inference.weights.OUTPUTS", unmerged.parent)
     assert find_weights("adapter") == adapter
     with pytest.raises(UserError, match="names no base"):
         find_weights(str(tiny_qwen2), base=True)
@@ -122,7 +122,7 @@ def test_the_evaluation_and_run_task_use_the_rounded_base(
     finished_run, trained, unmerged, tmp_path
 ):
     systems = ("--systems", "base", unmerged, trained / "merged", "--max-new-tokens", 16)
-    run_stage("eval.generate_answers", finished_run, *systems)
+    run_stage("eval.answer_texts", finished_run, *systems)
     folder = finished_run.parent / "out/eval/answers"
     made = [read_jsonl(p) for p in sorted(folder.glob("*.jsonl"), key=lambda p: p.stat().st_mtime)]
     base, adapter, merged = ([r["text"] for r in records] for records in made)
@@ -131,7 +131,7 @@ def test_the_evaluation_and_run_task_use_the_rounded_base(
     text = tmp_path / "text.txt"
     text.write_text("Ice floats on water.")
     said = [
-        run_stage("eval.run_task", "summarize", text, "--model", model, *systems[4:]).stdout
+        run_stage("inference.run_task", "summarize", text, "--model", model, *systems[4:]).stdout
         for model in (unmerged, trained / "merged")
     ]
     assert said[0] == said[1]
@@ -140,9 +140,9 @@ def test_the_evaluation_and_run_task_use_the_rounded_base(
 def test_an_adapter_trained_on_16_bits_is_used_as_it_is(unmerged, tiny_qwen2, tmp_path):
     write_config(unmerged, tiny_qwen2)
     plain = logits(str(unmerged))
-    run_stage("eval.merge_adapter", unmerged / "config.yaml")
+    run_stage("inference.merge_adapter", unmerged / "config.yaml")
     assert torch.equal(logits(str(unmerged / "merged")), plain)
-    assert "is up to date" in run_stage("eval.merge_adapter", unmerged / "config.yaml").stdout
+    assert "is up to date" in run_stage("inference.merge_adapter", unmerged / "config.yaml").stdout
 
 
 def test_a_model_that_cannot_be_used(tiny_qwen2, tmp_path):
@@ -160,7 +160,7 @@ def test_a_model_that_cannot_be_used(tiny_qwen2, tmp_path):
 
 
 def test_an_adapter_that_is_not_there(finished_run):
-    line = one_error_line(run_stage("eval.merge_adapter", finished_run, code=1))
+    line = one_error_line(run_stage("inference.merge_adapter", finished_run, code=1))
     assert "no adapter in" in line and "just train" in line
 
 
@@ -209,15 +209,15 @@ def test_an_adapter_is_taken_whole_or_not_at_all(unmerged, tiny_qwen2, fault):
     write_config(edited(unmerged, change), tiny_qwen2)
     with pytest.raises(UserError, match=said):
         load_model(str(unmerged))
-    line = one_error_line(run_stage("eval.merge_adapter", unmerged / "config.yaml", code=1))
+    line = one_error_line(run_stage("inference.merge_adapter", unmerged / "config.yaml", code=1))
     assert str(unmerged) in line and not (unmerged / "merged").exists()
 
 
 def test_an_adapter_that_changes_only_what_is_never_reached(unmerged, tiny_qwen2, monkeypatch):
     """A merge after which the model says what its base says."""
-    monkeypatch.setattr("eval.load_model.changes_base", lambda *_: True)
+    monkeypatch.setattr("inference.weights.changes_base", lambda *_: True)
     write_config(edited(unmerged, lambda found: {k: v * 0 for k, v in found.items()}), tiny_qwen2)
-    line = one_error_line(run_stage("eval.merge_adapter", unmerged / "config.yaml", code=1))
+    line = one_error_line(run_stage("inference.merge_adapter", unmerged / "config.yaml", code=1))
     assert "changes nothing in its base" in line
 
 
@@ -254,7 +254,7 @@ def make_adapter(folder, base, **options):
 def test_adapters_of_other_kinds_merge_to_what_they_are(tmp_path, tiny_qwen2, options):
     expected = make_adapter(tmp_path / "out", tiny_qwen2, **options)
     torch.testing.assert_close(logits(str(tmp_path / "out")), expected, atol=1e-3, rtol=0)
-    run_stage("eval.merge_adapter", tmp_path / "out/config.yaml")
+    run_stage("inference.merge_adapter", tmp_path / "out/config.yaml")
     merged = logits(str(tmp_path / "out/merged"))
     torch.testing.assert_close(merged, expected, atol=1e-3, rtol=0)
 
@@ -282,7 +282,7 @@ def test_a_base_published_in_4_bits_is_put_back_into_16(tmp_path, tiny_qwen2):
     expected = make_adapter(tmp_path / "out", base)
     found = logits(str(tmp_path / "out"))
     assert (found - expected).abs().mean() < 0.05 * expected.abs().mean()
-    run_stage("eval.merge_adapter", tmp_path / "out/config.yaml")
+    run_stage("inference.merge_adapter", tmp_path / "out/config.yaml")
     assert torch.equal(logits(str(tmp_path / "out/merged")), found)
 
 
@@ -293,10 +293,10 @@ def test_half_a_training_is_used_by_nobody(unmerged, tiny_qwen2, finished_run, t
     text.write_text("Ice floats.")
     config = unmerged / "config.yaml"
     for stage, *options in (
-        ("eval.merge_adapter", config),
-        ("eval.generate_answers", finished_run, "--systems", unmerged),
-        ("eval.run_task", "summarize", text, "--model", unmerged),
-        ("eval.serve", unmerged),
+        ("inference.merge_adapter", config),
+        ("eval.answer_texts", finished_run, "--systems", unmerged),
+        ("inference.run_task", "summarize", text, "--model", unmerged),
+        ("inference.serve", unmerged),
     ):
         line = one_error_line(run_stage(stage, *options, code=1))
         assert "has not ended" in line and "just train" in line
@@ -323,7 +323,7 @@ def test_weights_as_a_pickle_that_are_no_tensors(unmerged):
 
 
 def test_a_student_without_a_pad_token_answers_in_batches_as_alone(tiny_qwen2, tmp_path):
-    from eval.generate_answers import generate_batch
+    from eval.answer_texts import generate_batch
 
     folder = shutil.copytree(tiny_qwen2, tmp_path / "padless")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -338,13 +338,13 @@ def test_a_student_without_a_pad_token_answers_in_batches_as_alone(tiny_qwen2, t
 def test_a_merge_of_0_3_7_is_kept_where_nothing_was_written_since(unmerged, tiny_qwen2):
     write_config(unmerged, tiny_qwen2)
     config = unmerged / "config.yaml"
-    run_stage("eval.merge_adapter", config)
+    run_stage("inference.merge_adapter", config)
     settings = json.loads((unmerged / "merged/made.json").read_text())
     old = {"fingerprint": weights_fingerprint(str(unmerged))}
     old["base_fingerprint"] = weights_fingerprint(str(tiny_qwen2))
     mark_made(unmerged / "merged", settings | old)
-    assert "is up to date" in run_stage("eval.merge_adapter", config).stdout
+    assert "is up to date" in run_stage("inference.merge_adapter", config).stdout
     assert json.loads((unmerged / "merged/made.json").read_text()) == settings
     mark_made(unmerged / "merged", settings | old)
     os.utime(unmerged / "adapter_config.json", (2e9, 2e9))
-    assert "merged model in" in run_stage("eval.merge_adapter", config).stdout
+    assert "merged model in" in run_stage("inference.merge_adapter", config).stdout

@@ -8,7 +8,7 @@ from odd_teacher import TEXT, OddTeacher, body
 
 from data_prep import build_dataset, build_pairs, generate_replies
 from data_prep.make_dataset import route
-from prompts import load_task
+from prompts.task import load_task
 
 STAGE = "data_prep.make_dataset"
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from common.cli import UserError
 from data_prep.build_dataset import to_row, to_sft_row
-from eval.load_model import NF4
-from prompts import load_task
+from inference.weights import NF4
+from prompts.task import load_task
 from training.check_rows import check_rows
 from training.resolve_config import load_methods, with_method
 from training.run_config import RunConfig
@@ -220,7 +220,7 @@ def test_an_adapter_trained_on_4_bits_merges_into_the_weights_it_was_trained_on(
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     method = "dpo-sft"
-    said = run_stage("eval.merge_adapter", runs / f"{method}.yaml").stdout
+    said = run_stage("inference.merge_adapter", runs / f"{method}.yaml").stdout
     nf4 = BitsAndBytesConfig(**NF4)
     ids = AutoTokenizer.from_pretrained(tiny_qwen2)("The harbour protects it.", return_tensors="pt")
 

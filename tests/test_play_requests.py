@@ -4,7 +4,7 @@ import pytest
 from fastapi.testclient import TestClient
 from test_read_document import make_pdf
 
-from eval.play import MOST_WAITING, make_app
+from inference.play import MOST_WAITING, make_app
 
 JSON = {"Content-Type": "application/json"}
 
@@ -73,6 +73,6 @@ def test_an_odd_letter_is_passed_on_and_the_endpoint_is_told_to_be_gone(page):
 
 
 def test_no_more_documents_wait_than_told(monkeypatch):
-    monkeypatch.setattr("eval.play.MOST_WAITING", 0)
+    monkeypatch.setattr("inference.play.MOST_WAITING", 0)
     with TestClient(make_app("http://127.0.0.1:9"), base_url="http://localhost") as page:
         assert MOST_WAITING > 0 and "try again" in refusal(page, "/read", b"Ice", 503)

@@ -5,7 +5,7 @@ import pytest
 from conftest import one_error_line, run_stage
 
 from common.cli import UserError
-from prompts import FOLDER, SHARED, load_task
+from prompts.task import FOLDER, SHARED, load_task
 
 WORDS = "hub: {answer: x, answers: xs, does: does x, task_category: text-generation, tags: []}"
 

@@ -18,9 +18,9 @@ from huggingface_hub import ModelCard
 
 from common.files import mark_made
 from data_prep.publish_dataset import row_hashes
-from eval.load_model import weights_of_run
+from inference.weights import weights_of_run
 from eval.publish_adapter import without_places
-from prompts import FOLDER, load_task
+from prompts.task import FOLDER, load_task
 from training.run_config import fingerprint, load_run_config
 from training.train_adapter import inputs_of
 
@@ -154,8 +154,8 @@ def snippets(finished, repo: str) -> list[str]:
 
 
 def local_summary(finished) -> str:
-    from eval.generate_answers import build_prompt, generate_batch
-    from eval.load_model import load_model
+    from eval.answer_texts import build_prompt, generate_batch
+    from inference.weights import load_model
 
     model, tokenizer = load_model(str(load_run_config(finished[1]).merged))
     prompt, _ = build_prompt(tokenizer, TEXT, None, 4000)

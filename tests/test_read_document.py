@@ -14,11 +14,11 @@ from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from common.cli import UserError
-from eval import fetch_page
-from eval import read_document as module
-from eval.fetch_page import Page, is_private
-from eval.parse_document import join_words
-from eval.read_document import read_document
+from data_prep import fetch_page
+from data_prep import read_document as module
+from data_prep.fetch_page import Page, is_private
+from data_prep.parse_document import join_words
+from data_prep.read_document import read_document
 
 PROSE = (
     "Rivers flow down to the sea, and on their way they pass towns, fields and woods.",
@@ -464,7 +464,7 @@ def test_what_takes_too_long_is_ended(tmp_path, monkeypatch, capsys):
 
 def test_what_takes_too_much_memory_is_ended(tmp_path, monkeypatch):
     (tmp_path / "a.html").write_text(ARTICLE)
-    child = "import sys; from eval import parse_document as p; p.MOST_MEMORY = 90 << 20; "
+    child = "import sys; from data_prep import parse_document as p; p.MOST_MEMORY = 90 << 20; "
     child += "sys.argv = ['', 'html', '20']; p.main()"
     monkeypatch.setattr(module, "PARSER", (sys.executable, "-c", child))
     (tmp_path / "a.html").write_text("<html><p>" + "<b>a</b> " * 300_000)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from common.report import drawing, format_interval, markdown, paired_bootstrap
+from common.stats import drawing, format_interval, markdown, paired_bootstrap
 
 
 def test_the_interval_is_scipys_percentile_bootstrap():

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from eval.build_report import write_report
+from eval.report import write_report
 from eval.score_answers import COMPARED
-from prompts import load_task
+from prompts.task import load_task
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

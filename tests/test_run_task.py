@@ -17,13 +17,13 @@ from conftest import ROOT, clean_environment, one_error_line, read_jsonl, run_st
 
 from common.cli import UserError
 from common.files import mark_made
-from eval.generate_answers import build_prompt, generate_batch
-from eval.load_model import find_weights, load_model
-from eval.run_task import Source, answer_name, find_sources, make_unique, newest_adapter, page_name
-from prompts import load_task
+from eval.answer_texts import build_prompt, generate_batch
+from inference.weights import find_weights, load_model
+from inference.run_task import Source, answer_name, find_sources, make_unique, newest_adapter, page_name
+from prompts.task import load_task
 
 pytestmark = pytest.mark.slow
-STAGE = "eval.run_task"
+STAGE = "inference.run_task"
 CAPTURED = {"capture_output": True, "text": True}
 TEXTS = {"a.txt": "Ice floats on water.", "sub/b.md": "Lakes freeze from the top. " * 3}
 
@@ -97,7 +97,7 @@ def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
 )
 def test_an_answer_that_goes_round_in_circles_is_told(adapter, texts, monkeypatch, text, repeats):
     record = {"text": text, "finish_reason": "length", "n_prompt_tokens": 9, "n_new_tokens": 16}
-    monkeypatch.setattr("eval.generate_answers.generate_batch", lambda *_, **__: [record])
+    monkeypatch.setattr("eval.answer_texts.generate_batch", lambda *_, **__: [record])
     said = summarize(texts / "a.txt", "--model", adapter).stderr
     assert "stopped at --max-new-tokens" in said
     assert ("a.txt: the answer repeats itself" in said) is repeats
@@ -301,7 +301,7 @@ def test_no_answer_takes_the_name_of_another_or_of_the_table(tmp_path):
 def test_what_is_no_path_does_not_stop_the_others(tmp_path):
     (tmp_path / "good.txt").write_text("A good text.")
     odd = ("", "x" * 5000, "good.txt")
-    result = run_stage("eval.run_task", "summarize", "--show-text", *odd, cwd=tmp_path, code=1)
+    result = run_stage("inference.run_task", "summarize", "--show-text", *odd, cwd=tmp_path, code=1)
     assert result.stdout == "A good text.\n" and "an empty name" in result.stderr
     assert result.stderr.count("error: ") == 2 and "File name too long" in result.stderr
 

@@ -21,15 +21,15 @@ from conftest import QWEN2_TEMPLATE, make_run, one_error_line, read_jsonl, run_s
 from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
-from eval import serving_engine
-from eval.chat_api import LARGEST_BODY, make_app
-from eval.generate_answers import build_prompt, generate_batch
-from eval.load_model import Weights, load_model
-from eval.serve import find_served
-from eval.serving_engine import Engine, Job, settled_part
+from inference import serving_engine
+from inference.chat_api import LARGEST_BODY, make_app
+from eval.answer_texts import build_prompt, generate_batch
+from inference.weights import Weights, load_model
+from inference.serve import find_served
+from inference.serving_engine import Engine, Job, settled_part
 
 pytestmark = pytest.mark.slow
-STAGE, LONGEST = "eval.serve", 24
+STAGE, LONGEST = "inference.serve", 24
 TEXTS = [f"Lakes freeze from the top, number {i} too. " * (1 + i % 3) for i in range(8)]
 
 
@@ -67,7 +67,7 @@ def test_answers_are_those_of_run_task_token_for_token(adapters, expected, ask, 
         assert answer.usage.prompt_tokens == record["n_prompt_tokens"]
         assert answer.usage.completion_tokens == record["n_new_tokens"]
         options = ("--model", adapters[name], "--max-new-tokens", LONGEST)
-        ran = run_stage("eval.run_task", "summarize", tmp_path / "text.txt", *options).stdout
+        ran = run_stage("inference.run_task", "summarize", tmp_path / "text.txt", *options).stdout
         assert ran.strip() == text
         said.add(text)
     assert len(said) == 3
@@ -127,7 +127,7 @@ def test_what_cannot_be_answered_is_refused_and_the_others_go_on(served_url, exp
 def test_an_evaluation_of_what_is_served_equals_that_of_the_adapter(adapters, served_url, tmp_path):
     config = make_run(tmp_path, adapters["tiny-qwen2"])
     systems = ("--systems", "endpoint-bare:title", adapters["title"], "--max-new-tokens", 16)
-    run_stage("eval.generate_answers", config, *systems, TOGETHER_BASE_URL=served_url)
+    run_stage("eval.answer_texts", config, *systems, TOGETHER_BASE_URL=served_url)
     served, adapted = (
         {record["id"]: record["text"] for record in read_jsonl(path)}
         for path in (tmp_path / "out/eval/answers").glob("*[!d].jsonl")

@@ -13,8 +13,8 @@ from conftest import one_error_line, run_stage
 
 from common.cli import UserError
 from common.files import appending, mark_made
-from eval.load_model import precision
-from prompts import load_task
+from inference.weights import precision
+from prompts.task import load_task
 from training import resolve_config as resolving
 from training import train_adapter
 from training.resolve_config import resolve_config, set_key, with_method

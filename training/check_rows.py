@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from common.cli import UserError, one_line, warn
 from common.text import control_tokens
-from prompts import Task
+from prompts.task import Task
 from training.chat import (
     answer_lead,
     answer_tail,

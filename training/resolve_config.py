@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from common.cli import UserError
-from prompts import Task, load_task
+from prompts.task import Task, load_task
 from training.run_config import CONFIGS, RunConfig, SettingsLoader, check_settings, load_run_config
 
 CPUINFO, CPU_BF16 = Path("/proc/cpuinfo"), "training.plugins.CpuBf16"

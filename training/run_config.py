@@ -8,7 +8,7 @@ import yaml
 
 from common.cli import UserError, one_line
 from common.files import digest, file_sha, read_json
-from prompts import FOLDER, Task, load_task
+from prompts.task import FOLDER, Task, load_task
 
 CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")  # 2e-5, 1.5E6

@@ -28,7 +28,7 @@ from huggingface_hub import HfApi
 
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import appending, digest, file_sha, mark_made, read_json, write_text
-from prompts import FOLDER, add_task_options, task_of
+from prompts.task import FOLDER, add_task_options, task_of
 from training.check_rows import check_rows
 from training.resolve_config import CPU_BF16, LAUNCHES, check_keys, resolve_config
 from training.run_config import (

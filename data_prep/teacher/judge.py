@@ -4,10 +4,10 @@ import pandas as pd
 
 from common.files import digest
 from common.text import plain_text
-from data_prep.teacher.parsing import read_better
+from data_prep.parse_replies import read_better
 from data_prep.teacher.read_reply import clean
 from data_prep.teacher.reply_table import why_unusable
-from prompts import Task
+from prompts.task import Task
 
 POINTS = {"first": {1: 1.0, 2: 0.0, 0: 0.5}, "second": {1: 0.0, 2: 1.0, 0: 0.5}}  # of answer one
 

@@ -10,7 +10,7 @@ from jinja2.meta import find_referenced_templates, find_undeclared_variables
 
 from common.files import digest
 from common.text import plain_text
-from prompts import SHARED, Task
+from prompts.task import SHARED, Task
 
 TEMPLATES = ("teacher", "teacher_single")
 

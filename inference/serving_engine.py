@@ -2,7 +2,7 @@
 
 Requests that wait at the same time are answered in one batch, whichever adapters they name (peft's
 mixed batches), greedily, each up to the end of the turn of its own adapter. Knows nothing of HTTP:
-eval/chat_api.py puts requests in, and gets text back piece by piece.
+inference/chat_api.py puts requests in, and gets text back piece by piece.
 """
 
 import queue
@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from common.cli import UserError, one_line, warn
-from eval.load_model import Weights, add_adapter, ends_of, load_model, load_tokenizer
+from inference.weights import Weights, add_adapter, ends_of, load_model, load_tokenizer
 from training.chat import build_chat
 from training.run_config import check_finished
 

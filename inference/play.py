@@ -1,6 +1,6 @@
 """A page to try adapters on: a text goes to several systems, whose answers stream side by side.
 
-python -m eval.play --url http://127.0.0.1:8000
+python -m inference.play --url http://127.0.0.1:8000
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from common.cli import UserError, one_line, run, script_parser
-from eval.build_report import render
-from eval.decode_text import clean
-from eval.fetch_page import MOST_BYTES, Page
-from eval.read_document import Document, is_address, load, parse
-from prompts import FOLDER, Task, load_task
+from eval.report import render
+from data_prep.decode_text import clean
+from data_prep.fetch_page import MOST_BYTES, Page
+from data_prep.read_document import Document, is_address, load, parse
+from prompts.task import FOLDER, Task, load_task
 
 MOST_CHAT_BYTES = 1_000_000
 MOST_PARSERS, MOST_WAITING = 2, 8

@@ -2,9 +2,9 @@
 
 Parsers of such formats can be made to run without end, or to fill the memory, by a small file. This
 one reads the document from stdin and writes {"text", "notes"} or {"error"} as JSON to stdout; it is
-started by eval/read_document.py, which waits for it no longer than told, and imports little.
+started by data_prep/read_document.py, which waits for it no longer than told, and imports little.
 
-    python -m eval.parse_document pdf 20 < paper.pdf
+    python -m data_prep.parse_document pdf 20 < paper.pdf
 """
 
 import json

@@ -1,6 +1,6 @@
 """The text of a file, a web page or a paper on arXiv; nothing in it is executed or fetched.
 
-PDF and HTML are parsed in a process of their own (eval/parse_document.py), which is ended where it
+PDF and HTML are parsed in a process of their own (data_prep/parse_document.py), which is ended where it
 takes too long or too much memory.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import UserError, one_line, warn
-from eval import fetch_page
-from eval.decode_text import clean, decode, unread_format
-from eval.fetch_page import Page
+from data_prep import fetch_page
+from data_prep.decode_text import clean, decode, unread_format
+from data_prep.fetch_page import Page
 
 MOST_SECONDS = 20  # to parse a document; its process is ended a little later
-PARSER = (sys.executable, "-m", "eval.parse_document")
+PARSER = (sys.executable, "-m", "data_prep.parse_document")
 ROOT = Path(__file__).parents[1]
 ARXIV = r"(?i)^(?:arxiv:|(?:https?://)?(?:\w+\.)?arxiv\.org/(?:abs|pdf)/)([\w./-]+?)(?:\.pdf)?$"
 ADVICE = "save it as PDF or text"
@@ -82,7 +82,7 @@ def find_page(text: str, media_type: str) -> str | None:
 
 
 def parse_apart(kind: str, data: bytes) -> Document:
-    """What eval/parse_document.py makes of it. Raises UserError."""
+    """What data_prep/parse_document.py makes of it. Raises UserError."""
     command = [*PARSER, kind, str(MOST_SECONDS)]
     too_long = f"reading it took over {MOST_SECONDS} s"
     try:

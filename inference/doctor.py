@@ -1,4 +1,4 @@
-"""Show what is here and what is missing (python -m training.doctor); asks nothing that costs."""
+"""Show what is here and what is missing (python -m inference.doctor); asks nothing that costs."""
 
 import os
 import platform

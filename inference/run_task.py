@@ -5,7 +5,7 @@ Streams the answers to stdout, or writes a file for each text into --output-dir,
 answers.jsonl there: what it has is not made again, a changed text or another setting is. Prompt and
 greedy decoding are the evaluation's.
 
-    python -m eval.run_task summarize paper.txt --model smollm2-135m-dpo-sft-lora
+    python -m inference.run_task summarize paper.txt --model smollm2-135m-dpo-sft-lora
 """
 
 import os
@@ -23,12 +23,12 @@ from common.cli import UserError, one_line, positive, run, script_parser, warn
 from common.files import digest, write_text
 from common.table import load
 from data_prep.filter_pairs import repetition
-from eval import generate_answers as generate
-from eval.decode_text import clean
-from eval.load_model import find_weights, load_model, trained_for
-from eval.read_document import is_address, read_document
+from eval import answer_texts as generate
+from data_prep.decode_text import clean
+from inference.weights import find_weights, load_model, trained_for
+from data_prep.read_document import is_address, read_document
 from eval.systems import System
-from prompts import FOLDER, Task, load_task
+from prompts.task import FOLDER, Task, load_task
 from training.run_config import OUTPUTS, check_finished, is_unfinished
 
 MADE_TEXT = (".html", ".htm", ".xhtml", ".pdf")

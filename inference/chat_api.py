@@ -24,8 +24,8 @@ from starlette.exceptions import HTTPException
 
 from common.cli import one_line, warn
 from common.text import whole
-from eval.load_model import Weights
-from eval.serving_engine import FAILED, Engine, Job
+from inference.weights import Weights
+from inference.serving_engine import FAILED, Engine, Job
 from training.run_config import fingerprint
 
 LARGEST_BODY = 10 * 2**20  # bytes

@@ -7,7 +7,7 @@ says which settings were asked for last. A killed run goes on where it stopped. 
 by TOGETHER_BASE_URL. Greedy decoding, but for `consensus`: the tuned model's greedy answer and some
 samples, of which the one most like all of them is taken.
 
-    python -m eval.generate_answers smollm2-135m-dpo-sft-lora --n 32
+    python -m eval.answer_texts smollm2-135m-dpo-sft-lora --n 32
 """
 
 import argparse
@@ -36,8 +36,8 @@ from common.files import (
 )
 from common.text import control_tokens, count_words, plain_text, words_of
 from data_prep.teacher.teacher_prompts import prompt_digest
-from eval.load_model import OutOfMemory, load_model, memory_told, precision
-from eval.served_model import NoEndpoint, address_of, describe_served
+from inference.weights import OutOfMemory, load_model, memory_told, precision
+from inference.served_model import NoEndpoint, address_of, describe_served
 from eval.systems import (
     System,
     add_run_options,
@@ -47,7 +47,7 @@ from eval.systems import (
     template_of,
     train_rows,
 )
-from prompts import Task, load_task
+from prompts.task import Task, load_task
 from training.chat import build_chat
 from training.run_config import RunConfig
 

@@ -13,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.cli import UserError, one_line
 from common.files import locked, read_json, replacing, write_text
-from common.report import drawing, format_interval, markdown
+from common.stats import drawing, format_interval, markdown
 from eval.score_answers import COMPARED, MORE_TITLES, TITLES
-from prompts import Task
+from prompts.task import Task
 
 LEDGER, DIFFERENCE = Path("results/ledger.csv"), "difference [95% interval]"
 ALL_TITLES = TITLES | MORE_TITLES

@@ -12,7 +12,7 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from prompts import Task
+from prompts.task import Task
 from prompts.schema import MARKUP, words_of
 
 BLANKED = str.maketrans(dict.fromkeys(MARKUP, " "))  # read as blanks, so that places stay

@@ -1,10 +1,10 @@
 """Merge a trained adapter into the base it was trained on, in the precision that was published in.
 
 Reads outputs/RUN/ (the adapter axolotl wrote), writes outputs/RUN/merged. Where the run trained on
-4 bits, the base is rounded alike first (see eval/load_model.py). Prints how far the merged logits
+4 bits, the base is rounded alike first (see inference/weights.py). Prints how far the merged logits
 are from those of base + adapter as trained.
 
-    python -m eval.merge_adapter smollm2-135m-dpo-sft-lora
+    python -m inference.merge_adapter smollm2-135m-dpo-sft-lora
 """
 
 import shutil
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.cli import UserError, one_line, run, script_parser
 from common.files import is_made, locked, mark_made
-from eval.load_model import (
+from inference.weights import (
     Weights,
     add_adapter,
     is_quantized,
