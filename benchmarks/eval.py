@@ -18,18 +18,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
 
 from common.files import load_records
-from eval.answer_texts import (
-    SeededNoise,
-    build_prompt,
-    draw_samples,
-    generate_batch,
-    pack_batches,
-)
-from inference.weights import load_model
 from eval.measures import PARTS, BertScore, split_sentences
 from eval.systems import load_test_rows
+from inference.generate import SeededNoise, build_prompt, draw_samples, generate_batch, pack_batches
+from inference.weights import load_model
 from prompts.task import load_task
-from training.run_config import load_run_config
+from training.config import load_run_config
 
 STUDENT, ENCODER, LAYERS = "models/smollm2-135m-instruct", "models/minilm", 6
 CONFIG = Path("axolotl_configs/smollm2-135m-dpo-sft-lora.yaml")

@@ -20,7 +20,7 @@ from common.cli import positive, run, script_parser
 from common.files import append_record, appending, load_records, read_records, write_text
 from common.stats import markdown
 from data_prep.filter_pairs import repetition
-from eval.answer_texts import build_prompt, generate_batch
+from inference.generate import build_prompt, generate_batch
 from inference.weights import load_model, precision
 from prompts.task import load_task
 

@@ -39,8 +39,8 @@ def make_adapters(folder: Path) -> list[str]:
 
 def measure_memory(together: bool, adapters: list[str]) -> float:
     """GiB that the models take, in a process of its own."""
-    from inference.weights import load_model
     from inference.serve import Engine, find_served
+    from inference.weights import load_model
 
     before = psutil.Process().memory_info().rss
     kept = [Engine(find_served(adapters, []), 16, None)] if together else []

@@ -22,9 +22,9 @@ from common.table import load
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.filter_pairs import limits_of, pair_faults
 from data_prep.load_extracts import load_extracts
+from data_prep.parse_replies import ParseError, parse_answer, parse_reply
 from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
-from data_prep.parse_replies import ParseError, parse_answer, parse_reply
 from data_prep.teacher.reply_table import adopt_old, fill_in, find_replies
 from data_prep.teacher.teacher_prompts import TeacherPrompts, prompt_digest
 from prompts.task import Task, add_task_options, data_folder, task_of

@@ -12,8 +12,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from prompts.task import Task
 from prompts.schema import MARKUP, words_of
+from prompts.task import Task
 
 BLANKED = str.maketrans(dict.fromkeys(MARKUP, " "))  # read as blanks, so that places stay
 LONGEST = 300_000  # characters of a reply; some 75,000 tokens

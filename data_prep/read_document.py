@@ -1,7 +1,7 @@
 """The text of a file, a web page or a paper on arXiv; nothing in it is executed or fetched.
 
-PDF and HTML are parsed in a process of their own (data_prep/parse_document.py), which is ended where it
-takes too long or too much memory.
+PDF and HTML are parsed in a process of their own (data_prep/parse_document.py), which is ended
+where it takes too long or too much memory.
 """
 
 import asyncio

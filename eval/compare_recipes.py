@@ -24,14 +24,14 @@ import yaml
 
 from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, write_records, write_text
+from common.pages import render
 from common.stats import format_interval, markdown, paired_bootstrap
-from eval.report import LEDGER, append_ledger, draw_intervals, render
 from eval.answer_texts import add_generation_options, answer_all
+from eval.report import LEDGER, append_ledger, draw_intervals
 from eval.score_answers import add_scoring_options, load_scores, score_all
 from eval.systems import load_test_rows
 from prompts.task import Task, add_task_options, data_folder, task_of
-from training.resolve_config import resolve_config
-from training.run_config import OUTPUTS, RunConfig, load_run_config
+from training.config import OUTPUTS, RunConfig, load_run_config, resolve_config
 
 RECIPES = {
     "sft": "SFT",
@@ -219,7 +219,7 @@ def report(compared: Comparison, scores: pd.DataFrame, about: dict) -> None:
     f1 = {name: gain(scores, "bertscore_f1", name) for name in order}
     draw_intervals(f1, "BERTScore F1, over texts and seeds", path.with_suffix(".png"))
     shown = {name: markdown(frame) for name, frame in tables.items()}
-    text = render("recipes.md.jinja", compared=compared, about=about, name=path.stem, **shown)
+    text = render("eval/recipes.md.jinja", compared=compared, about=about, name=path.stem, **shown)
     write_text(path, text + "\n")
     lines = [(name, m, *gain(scores, m, name)) for name in order for m in SHOWN]
     append_ledger(lines, about, LEDGER)

@@ -12,12 +12,12 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.cli import run, script_parser
-from eval.report import LEDGER, record, write_report
 from eval.answer_texts import add_generation_options, answer_all
-from inference.merge_adapter import merge_run
+from eval.report import LEDGER, record, write_report
 from eval.score_answers import add_scoring_options, score_all
 from eval.systems import add_run_options, load_test_rows, run_of
-from training.run_config import check_model_folder
+from inference.merge_adapter import merge_run
+from training.config import check_model_folder
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from data_prep.teacher.ask import ask_all, teacher_options
 from data_prep.teacher.judge import pair_requests, points
 from eval.report import write_report
 from eval.score_answers import load_evaluation
-from training.run_config import load_run_config
+from training.config import load_run_config
 
 KEY = ("id", "model", "settings")
 

@@ -21,10 +21,10 @@ from common.hub import CARD, add_hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
 from data_prep.teacher.client import teacher_terms
 from eval.report import ALL_TITLES, table
-from inference.weights import weights_of_run
 from eval.score_answers import load_scores
 from eval.systems import system_of
-from training.run_config import RunConfig, load_rows, load_run_config
+from inference.weights import weights_of_run
+from training.config import RunConfig, load_rows, load_run_config
 from training.train_adapter import inputs_of, is_trained
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

@@ -9,23 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.cli import UserError, one_line
 from common.files import locked, read_json, replacing, write_text
+from common.pages import render
 from common.stats import drawing, format_interval, markdown
 from eval.score_answers import COMPARED, MORE_TITLES, TITLES
 from prompts.task import Task
 
 LEDGER, DIFFERENCE = Path("results/ledger.csv"), "difference [95% interval]"
 ALL_TITLES = TITLES | MORE_TITLES
-
-
-def render(name: str, /, **variables: object) -> str:
-    """A template of this folder; in HTML every text is escaped."""
-    loader, html = FileSystemLoader(Path(__file__).parent), ".html." in name
-    environment = Environment(loader=loader, autoescape=html, undefined=StrictUndefined)
-    return environment.get_template(name).render(**variables)
 
 
 def tables(scores: dict, task: Task) -> list[pd.DataFrame]:
@@ -110,8 +103,8 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
         "verdicts": verdicts,
         "current": is_judged(verdicts, scores["settings"]),
     }
-    write_text(folder / "scores.md", render("scores.md.jinja", **shown) + "\n")
-    write_text(folder / "report.html", render("report.html.jinja", **shown))
+    write_text(folder / "scores.md", render("eval/scores.md.jinja", **shown) + "\n")
+    write_text(folder / "report.html", render("eval/report.html.jinja", **shown))
 
 
 def append_ledger(lines: list[tuple], about: dict, ledger: Path) -> None:

@@ -19,11 +19,11 @@ from common.cli import UserError, positive
 from common.files import digest, read_json, write_text
 from common.stats import RESAMPLES, paired_bootstrap
 from eval.answer_texts import load_answers
-from inference.weights import memory_told
 from eval.measures import BertScore, Entailment, basics, extractiveness, is_entailment_model, rouge
 from eval.systems import load_test_rows
+from inference.weights import memory_told
 from prompts.task import Task
-from training.run_config import RunConfig
+from training.config import RunConfig
 
 # What scores.json holds of every system, with the titles in tables.
 TITLES = {

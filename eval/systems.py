@@ -1,29 +1,25 @@
 """The systems that an evaluation sets side by side, and the texts that they are given."""
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from common.cli import UserError, positive
 from common.files import is_made, load_records
 from data_prep.load_extracts import load_extracts
+from inference.answers import System
 from inference.weights import Weights, weights_in, weights_of_run
 from prompts.task import Task, add_task_options, task_of
-from training.resolve_config import resolve_config
-from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
+from training.config import (
+    OUTPUTS,
+    RunConfig,
+    check_model_folder,
+    load_rows,
+    load_run_config,
+    resolve_config,
+)
 
 CHOICES = "base, instructed, tuned, consensus, lead, second, a folder, endpoint[-bare]:MODEL"
-
-
-@dataclass(frozen=True)
-class System:
-    """A model, its name behind an endpoint, or None for answers that need no model (lead, second),
-    and the template around the text, None for the bare text; whether several answers are sampled
-    and the one most like them all is taken."""
-
-    model: Weights | str | None
-    template: str | None = None
-    consensus: bool = False
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,9 @@ from starlette.exceptions import HTTPException
 
 from common.cli import one_line, warn
 from common.text import whole
-from inference.weights import Weights
 from inference.serving_engine import FAILED, Engine, Job
-from training.run_config import fingerprint
+from inference.weights import Weights
+from training.config import fingerprint
 
 LARGEST_BODY = 10 * 2**20  # bytes
 LONGEST_UNASKED = 512  # tokens of an answer whose length the client leaves open

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import get_token
 
 from common.cli import run, script_parser
-from training.resolve_config import cpu_has_bf16
+from training.config import cpu_has_bf16
 
 PATIENCE = 15  # seconds for both looks together, however slowly an address answers
 

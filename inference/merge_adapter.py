@@ -23,7 +23,7 @@ from inference.weights import (
     merge_adapter,
     weights_of_run,
 )
-from training.run_config import (
+from training.config import (
     SETTING_FILES,
     RunConfig,
     check_model_folder,

@@ -15,7 +15,7 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
 from common.cli import UserError, one_line, run, script_parser
-from eval.report import render
+from common.pages import render
 from data_prep.decode_text import clean
 from data_prep.fetch_page import MOST_BYTES, Page
 from data_prep.read_document import Document, is_address, load, parse
@@ -122,7 +122,7 @@ def make_app(url: str) -> FastAPI:
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
         tasks = [describe(load_task(p.parent.name)) for p in sorted(FOLDER.glob("*/task.yaml"))]
-        return render("play.html.jinja", url=url, tasks=tasks, models=find_models(url))
+        return render("inference/play.html.jinja", url=url, tasks=tasks, models=find_models(url))
 
     @app.post("/read")
     async def read_one(request: Request) -> dict:

@@ -22,14 +22,14 @@ from tqdm import tqdm
 from common.cli import UserError, one_line, positive, run, script_parser, warn
 from common.files import digest, write_text
 from common.table import load
-from data_prep.filter_pairs import repetition
-from eval import answer_texts as generate
 from data_prep.decode_text import clean
-from inference.weights import find_weights, load_model, trained_for
+from data_prep.filter_pairs import repetition
 from data_prep.read_document import is_address, read_document
-from eval.systems import System
+from inference import generate
+from inference.answers import KEY, System, answer_rows, requests_of, settings_of
+from inference.weights import find_weights, load_model, trained_for
 from prompts.task import FOLDER, Task, load_task
-from training.run_config import OUTPUTS, check_finished, is_unfinished
+from training.config import OUTPUTS, check_finished, is_unfinished
 
 MADE_TEXT = (".html", ".htm", ".xhtml", ".pdf")
 READ = (".txt", ".text", ".md", ".markdown", *MADE_TEXT)  # of a folder
@@ -213,7 +213,7 @@ def stream(system: System, texts: dict[str, str], task: Task, args: Namespace) -
 
     model, tokenizer = load_model(system.model)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    settings = generate.settings_of(system, task, args)
+    settings = settings_of(system, task, args)
     longest, limit = settings["max_new_tokens"], generate.prompt_limit(model, settings)
     if limit < 1:
         raise UserError(f"--max-new-tokens {longest} leaves no room for a text in this model")
@@ -238,14 +238,14 @@ def stream(system: System, texts: dict[str, str], task: Task, args: Namespace) -
 
 def write(system: System, texts: dict[str, str], task: Task, args: Namespace) -> None:
     """Complete the table in the folder, and write from it a file for each text."""
-    path, settings = args.output_dir / TABLE, generate.settings_of(system, task, args)
+    path, settings = args.output_dir / TABLE, settings_of(system, task, args)
     ids = {name: digest(text) for name, text in texts.items()}
     rows = [{"id": digest(text), "text": text} for text in dict.fromkeys(texts.values())]
     try:
-        generate.answer_rows(task.name, system, rows, path, task, args, settings)
+        answer_rows(task.name, system, rows, path, task, args, settings)
     finally:  # what is there after Ctrl-C, too
-        requests = generate.requests_of(rows, system.template, task, settings)
-        answers = load(path, requests, generate.KEY)
+        requests = requests_of(rows, system.template, task, settings)
+        answers = load(path, requests, KEY)
         for name, key in ids.items():
             if key in answers:
                 write_text(args.output_dir / name, answers[key]["text"] + "\n")

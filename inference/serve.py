@@ -1,9 +1,9 @@
 """Serve adapters over one copy of their base, on an OpenAI-compatible endpoint.
 
 `model` picks the adapter, by its run's task or its folder's name, or the base. With vLLM on a GPU
-this is `vllm serve` (inference/vllm_line.py). Elsewhere requests that wait at the same time are answered
-in one batch, whichever adapters they name (inference/serving_engine.py), greedily, as inference/run_task.py
-answers; inference/chat_api.py says what the endpoint understands.
+this is `vllm serve` (inference/vllm_line.py). Elsewhere requests that wait at the same time are
+answered in one batch, whichever adapters they name (inference/serving_engine.py), greedily, as
+inference/run_task.py answers; inference/chat_api.py says what the endpoint understands.
 
     python -m inference.serve smollm2-135m-dpo-sft-lora title-smollm2-135m-dpo-sft-lora
 """
@@ -20,9 +20,9 @@ import uvicorn
 
 from common.cli import UserError, positive, run, script_parser, warn
 from inference.chat_api import LOCAL, make_app
-from inference.weights import Weights, find_weights, trained_for
 from inference.serving_engine import Engine, base_of, check_adapter
 from inference.vllm_line import vllm_line
+from inference.weights import Weights, find_weights, trained_for
 
 
 def base_name(model: str) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from common.cli import UserError, one_line
 from data_prep.teacher.client import endpoint_url
-from training.run_config import fingerprint
+from training.config import fingerprint
 
 # What tells one model from another; prices, permissions and states change while it stays the same.
 TELLING = ("id", "created", "fingerprint", "digest", "root", "parent", "max_model_len", "meta")

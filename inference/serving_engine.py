@@ -20,7 +20,7 @@ from transformers import AutoConfig, GenerationConfig
 from common.cli import UserError, one_line, warn
 from inference.weights import Weights, add_adapter, ends_of, load_model, load_tokenizer
 from training.chat import build_chat
-from training.run_config import check_finished
+from training.config import check_finished
 
 GATHER = 0.02  # seconds; requests that come within them are answered together
 MOST_WAITING = 1000  # requests; more are told to come again

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from common.cli import UserError, one_line
 from common.files import digest, is_made, locked, mark_made, write_text
-from inference.weights import NF4, Weights, ends_of, load_base, load_tokenizer
 from inference.serving_engine import check_adapter, model_ends
+from inference.weights import NF4, Weights, ends_of, load_base, load_tokenizer
 from training.chat import NO_THINKING, stop_ids
-from training.run_config import OUTPUTS, fingerprint
+from training.config import OUTPUTS, fingerprint
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes
 BASES = OUTPUTS / "bases"

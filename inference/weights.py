@@ -17,12 +17,12 @@ from pathlib import Path
 from common.cli import UserError, one_line, warn
 from common.files import read_json
 from training.chat import stop_ids
-from training.resolve_config import cpu_has_bf16
-from training.run_config import (
+from training.config import (
     OUTPUTS,
     RunConfig,
     check_finished,
     check_model_folder,
+    cpu_has_bf16,
     fingerprint,
     load_run_config,
 )

@@ -21,7 +21,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from data_prep.build_dataset import to_row, to_sft_row
-from eval.answer_texts import build_prompt
+from inference.generate import build_prompt
 from prompts.task import load_task
 from training.chat import build_chat, turn_end
 from training.check_rows import reader_of

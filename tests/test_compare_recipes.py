@@ -19,8 +19,7 @@ from common.cli import UserError
 from common.files import mark_made
 from eval import compare_recipes
 from eval.compare_recipes import RECIPES, steps_of
-from training.resolve_config import load_methods, resolve_config
-from training.run_config import load_run_config
+from training.config import load_methods, load_run_config, resolve_config
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from conftest import ROOT
 
 from common.cli import UserError
 from inference.weights import NF4
-from training import resolve_config
-from training.resolve_config import LAUNCHES, check_keys, load_methods, with_method
+from training import config as training_config
+from training.config import LAUNCHES, check_keys, load_methods, with_method
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def load(path) -> dict:
 
 
 def unknown_keys(config: dict) -> set[str]:
-    return resolve_config.unknown_keys(set(config), config.get("plugins", []))
+    return training_config.unknown_keys(set(config), config.get("plugins", []))
 
 
 def validated(config: dict, capabilities: dict = HOPPER) -> DictDefault:

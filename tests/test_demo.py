@@ -28,7 +28,7 @@ def test_the_articles_are_real_and_in_redpajamas_shape(demo_parts):
 
 @pytest.mark.slow
 def test_the_student_ends_its_turns_as_it_was_trained_to(demo_parts):
-    from eval.answer_texts import generate_batch
+    from inference.generate import generate_batch
     from inference.weights import load_model
 
     model, tokenizer = load_model(str(demo_parts / "models/smollm2-135m-instruct"), None)

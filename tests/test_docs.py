@@ -23,11 +23,19 @@ PAGES = {
     )
     if path.name != "CHANGELOG.md"  # it names what is gone
 } | {"Justfile": JUSTFILE}
-PACKAGES = ("common", "prompts", "data_prep", "training", "eval")  # in the order of the imports
+# In the order of the imports.
+PACKAGES = (
+    "common",
+    "prompts",
+    "data_prep",
+    "training",
+    "inference",
+    "eval",
+)  # in the order of the imports
 MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
 STAGES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for folder in ("prompts", "data_prep", "training", "eval", "demo")
+    for folder in ("prompts", "data_prep", "training", "inference", "eval", "demo")
     for p in (ROOT / folder).rglob("*.py")
     if "def main()" in p.read_text()
 )

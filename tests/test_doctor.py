@@ -7,7 +7,7 @@ import pytest
 from conftest import run_here
 from page_server import PageServer
 
-from training import resolve_config
+from training import config as training_config
 
 NOWHERE = "http://127.0.0.1:9"  # the port that discards, where nobody listens
 H100 = SimpleNamespace(name="NVIDIA H100", total_memory=80 << 30)
@@ -18,8 +18,8 @@ def machine(monkeypatch, tmp_path):
     """Stands in for torch, so that no test takes long to load it: a CPU; GPUs to be put in."""
     gpus = []
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(resolve_config, "CPUINFO", tmp_path / "cpuinfo")
-    resolve_config.CPUINFO.write_text("flags : fpu avx2 avx512_bf16 amx_bf16")
+    monkeypatch.setattr(training_config, "CPUINFO", tmp_path / "cpuinfo")
+    training_config.CPUINFO.write_text("flags : fpu avx2 avx512_bf16 amx_bf16")
     cuda = SimpleNamespace(device_count=lambda: len(gpus), get_device_properties=lambda i: gpus[i])
     torch = SimpleNamespace(__version__="2.13.0+cu130", cuda=cuda)
     monkeypatch.setitem(sys.modules, "torch", torch)
@@ -71,7 +71,7 @@ def test_all_that_is_here_is_told_and_all_recipes_can_run(machine, server):
 
 
 def test_all_that_is_missing_is_told_with_what_to_do(machine, monkeypatch):
-    resolve_config.CPUINFO.write_text("flags : fpu avx2")
+    training_config.CPUINFO.write_text("flags : fpu avx2")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     told = diagnose()
     assert told["GPU"] == "none for torch" and "(no bf16 on this CPU)" in told["Python, torch"]

@@ -22,23 +22,21 @@ from transformers import AutoConfig, AutoTokenizer, LogitsProcessorList
 
 from common.cli import UserError
 from common.files import mark_made
+from eval.answer_texts import answer_all, first_sentences, load_answers
 from eval.report import append_ledger
-from eval.answer_texts import (
+from eval.systems import load_test_rows, system_of, systems_of
+from inference.generate import (
     SeededNoise,
-    answer_all,
     answer_prompts,
     draw_samples,
-    first_sentences,
     generate_batch,
-    load_answers,
     most_alike,
     pack_batches,
 )
-from inference.weights import load_model
 from inference.served_model import address_of
-from eval.systems import load_test_rows, system_of, systems_of
+from inference.weights import load_model
 from prompts.task import load_task
-from training.run_config import load_run_config
+from training.config import load_run_config
 
 pytestmark = pytest.mark.slow
 
@@ -456,8 +454,8 @@ def test_two_processes_at_once_lose_nothing(finished_run, tmp_path):
         append_ledger([(f"s{number}", "f1", 0.5, None, None)], {"date": "d"}, tmp_path / "l.csv")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.answer_texts.describe_served", lambda _: None)
-        patch.setattr("eval.answer_texts.ask_endpoint", lambda *_: None)
+        patch.setattr("inference.answers.describe_served", lambda _: None)
+        patch.setattr("inference.answers.ask_endpoint", lambda *_: None)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, range(24)))
     asked = json.loads((config.eval_dir / "answers/asked.json").read_text())

@@ -17,7 +17,7 @@ from conftest import ROOT, clean_environment, make_tokenizer, run_stage, write_j
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from training.run_config import is_unfinished
+from training.config import is_unfinished
 
 pytestmark = pytest.mark.slow
 

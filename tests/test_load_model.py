@@ -12,9 +12,9 @@ from conftest import one_error_line, read_jsonl, run_stage
 
 from common.cli import UserError
 from common.files import mark_made
-from inference.weights import Weights, find_weights, load_model
 from eval.systems import system_of
-from training.run_config import RunConfig, load_run_config, weights_fingerprint
+from inference.weights import Weights, find_weights, load_model
+from training.config import RunConfig, load_run_config, weights_fingerprint
 
 pytestmark = pytest.mark.slow
 IDS = torch.arange(3, 40)[None]
@@ -323,7 +323,7 @@ def test_weights_as_a_pickle_that_are_no_tensors(unmerged):
 
 
 def test_a_student_without_a_pad_token_answers_in_batches_as_alone(tiny_qwen2, tmp_path):
-    from eval.answer_texts import generate_batch
+    from inference.generate import generate_batch
 
     folder = shutil.copytree(tiny_qwen2, tmp_path / "padless")
     settings = json.loads((folder / "tokenizer_config.json").read_text())

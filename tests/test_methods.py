@@ -22,8 +22,7 @@ from data_prep.build_dataset import to_row, to_sft_row
 from inference.weights import NF4
 from prompts.task import load_task
 from training.check_rows import check_rows
-from training.resolve_config import load_methods, with_method
-from training.run_config import RunConfig
+from training.config import RunConfig, load_methods, with_method
 from training.student import load_student_tokenizer
 
 pytestmark = pytest.mark.slow

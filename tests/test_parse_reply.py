@@ -9,8 +9,8 @@ from conftest import teacher_reply
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.teacher.judge import pair_requests, points
 from data_prep.parse_replies import ParseError, parse_answer, parse_reply, read_better
+from data_prep.teacher.judge import pair_requests, points
 from prompts.task import load_task
 
 TASK = load_task()

@@ -18,10 +18,10 @@ from huggingface_hub import ModelCard
 
 from common.files import mark_made
 from data_prep.publish_dataset import row_hashes
-from inference.weights import weights_of_run
 from eval.publish_adapter import without_places
+from inference.weights import weights_of_run
 from prompts.task import FOLDER, load_task
-from training.run_config import fingerprint, load_run_config
+from training.config import fingerprint, load_run_config
 from training.train_adapter import inputs_of
 
 STAGE = "eval.publish_adapter"
@@ -154,7 +154,7 @@ def snippets(finished, repo: str) -> list[str]:
 
 
 def local_summary(finished) -> str:
-    from eval.answer_texts import build_prompt, generate_batch
+    from inference.generate import build_prompt, generate_batch
     from inference.weights import load_model
 
     model, tokenizer = load_model(str(load_run_config(finished[1]).merged))

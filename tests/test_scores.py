@@ -13,12 +13,12 @@ from common.cli import UserError
 from common.files import digest, mark_made
 from data_prep.teacher.teacher_prompts import prompt_digest
 from demo.prepare_parts import package_folder
-from eval.report import append_ledger, find_example, render, table
 from eval.judge_answers import win_rates
+from eval.report import append_ledger, find_example, render, table
 from eval.score_answers import TITLES, commit, load_measures, score_texts
 from eval.systems import load_test_rows
 from prompts.task import load_task
-from training.run_config import load_run_config
+from training.config import load_run_config
 
 pytestmark = pytest.mark.slow
 

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from inference import serving_engine
 from inference.chat_api import LARGEST_BODY, make_app
-from eval.answer_texts import build_prompt, generate_batch
-from inference.weights import Weights, load_model
+from inference.generate import build_prompt, generate_batch
 from inference.serve import find_served
 from inference.serving_engine import Engine, Job, settled_part
+from inference.weights import Weights, load_model
 
 pytestmark = pytest.mark.slow
 STAGE, LONGEST = "inference.serve", 24

@@ -15,15 +15,17 @@ from common.cli import UserError
 from common.files import appending, mark_made
 from inference.weights import precision
 from prompts.task import load_task
-from training import resolve_config as resolving
+from training import config as resolving
 from training import train_adapter
-from training.resolve_config import resolve_config, set_key, with_method
-from training.run_config import (
+from training.config import (
     RunConfig,
     fingerprint,
     is_unfinished,
     load_run_config,
+    resolve_config,
+    set_key,
     weights_fingerprint,
+    with_method,
 )
 
 TRAIN = "training.train_adapter"

@@ -19,7 +19,7 @@ from training.chat import (
     trained_conversation,
     trained_prompt,
 )
-from training.run_config import RunConfig, load_entry
+from training.config import RunConfig, load_entry
 from training.student import PREFERENCE_TYPES, SFT_TYPE
 
 DUMMY = [{"role": "user", "content": "[[dummy_message]]"}]  # axolotl's

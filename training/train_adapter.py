@@ -30,15 +30,18 @@ from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import appending, digest, file_sha, mark_made, read_json, write_text
 from prompts.task import FOLDER, add_task_options, task_of
 from training.check_rows import check_rows
-from training.resolve_config import CPU_BF16, LAUNCHES, check_keys, resolve_config
-from training.run_config import (
+from training.config import (
+    CPU_BF16,
+    LAUNCHES,
     NUMBER,
     RunConfig,
     check_dataset,
     check_finished,
+    check_keys,
     check_model_folder,
     check_output_dir,
     is_local,
+    resolve_config,
     settings_fingerprint,
     weights_fingerprint,
 )

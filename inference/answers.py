@@ -1,0 +1,114 @@
+"""The answers of a system to texts, kept in an append-only table, each found again by its content.
+
+A record is of the very messages that were answered (`prompt`) and tells all that made it
+(`settings`). What is there is not made again; a killed run goes on where it stopped.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common import table
+from common.cli import warn
+from common.files import append_record, appending, read_records
+from data_prep.teacher.teacher_prompts import prompt_digest
+from inference.generate import SAMPLING, answer_prompts, build_prompt, prompt_limit
+from inference.served_model import NoEndpoint, address_of, describe_served
+from inference.weights import Weights, load_model, precision
+from prompts.task import Task
+
+
+@dataclass(frozen=True)
+class System:
+    """A model, its name behind an endpoint, or None for answers that need no model (lead, second),
+    and the template around the text, None for the bare text; whether several answers are sampled
+    and the one most like them all is taken."""
+
+    model: Weights | str | None
+    template: str | None = None
+    consensus: bool = False
+
+
+KEY = ("id", "prompt", "settings")
+
+
+def settings_of(
+    system: System, task: Task, args: argparse.Namespace, known: dict | None = None
+) -> dict:
+    """All that tells a model's answers from those that it gives otherwise, but for what it is asked
+    (see `prompt_digest`). An endpoint that does not answer is taken to serve what it did when it
+    was asked last, by its `known` settings. Raises UserError if there are none."""
+    settings = {"template": task.sha(system.template) if system.template else None}
+    settings["max_new_tokens"] = args.max_new_tokens or task.max_new_tokens
+    if isinstance(system.model, str):
+        settings |= {"model": system.model, "endpoint": address_of()}
+        try:
+            return settings | {"served": describe_served(system.model)}
+        except NoEndpoint as error:
+            if not known or {key: known.get(key) for key in settings} != settings:
+                raise
+            warn(f"{error}; it is taken to serve what it did before")
+            return settings | {"served": known.get("served")}
+    settings |= {"max_prompt_tokens": args.max_prompt_tokens, "precision": precision()}
+    if system.consensus:
+        settings |= {"samples": args.samples, "sampling": SAMPLING}
+    return settings | system.model.settings
+
+
+def ask_endpoint(system: System, requests: list[dict], path: Path, args) -> None:
+    """Complete the answers of a model behind an endpoint, asked as the teacher is."""
+    from data_prep.teacher.ask import ask_all
+
+    how = {"model": system.model, "max_tokens": requests[0]["settings"]["max_new_tokens"]}
+    how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
+    how |= {"batch": False, "timeout": 300}
+    how = argparse.Namespace(**vars(args) | how)
+    ask_all(requests, path, how, system.model, KEY, cut_counts=True)
+
+
+def requests_of(rows: list[dict], template: str | None, task: Task, settings: dict) -> list[dict]:
+    """What each of `rows` {id, text} is asked, and by what its answer is found again."""
+    requests = []
+    for row in rows:
+        messages = task.student_messages(row["text"], template)
+        request = {"id": row["id"], "prompt": prompt_digest(messages), "settings": settings}
+        requests.append(request | {"messages": messages})
+    return requests
+
+
+def answer_rows(
+    name: str,
+    system: System,
+    rows: list[dict],
+    path: Path,
+    task: Task,
+    args: argparse.Namespace,
+    settings: dict | None = None,
+) -> None:
+    """Append to `path` the answers of a system with a model to those of `rows` that it lacks; with
+    its `settings`, if they are known already."""
+    settings = settings or settings_of(system, task, args)
+    wanted = requests_of(rows, system.template, task, settings)
+    if isinstance(system.model, str):
+        return ask_endpoint(system, wanted, path, args)
+    texts = {row["id"]: row["text"] for row in rows}
+    with appending(path) as log, tqdm(desc=f"{name} answers", unit="text") as bar:
+        if not (left := table.missing(path, wanted, KEY)):
+            return
+        if old := sum("prompt" not in record for record in read_records(path)):
+            told = "are of an earlier version and do not tell to which text they are"
+            print(f"{path}: {old:,} answers {told}; they stay, and are made again", flush=True)
+        model, tokenizer = load_model(system.model)
+        limit, template = prompt_limit(model, settings), system.template
+        built = [build_prompt(tokenizer, texts[r["id"]], template, limit, task) for r in left]
+        bar.reset(len(left))
+        samples = settings.get("samples", 0)
+        batch_tokens = args.batch_tokens // (samples or 1)
+        prompts = [prompt for prompt, _ in built]
+        n_new = settings["max_new_tokens"]
+        for i, output in answer_prompts(model, tokenizer, prompts, n_new, batch_tokens, samples):
+            about = {key: left[i][key] for key in KEY}
+            append_record(log, about | {"n_cut_tokens": built[i][1]} | output)
+            bar.update()
