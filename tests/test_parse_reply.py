@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import teacher_reply
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.parse_replies import ParseError, parse_answer, parse_reply, read_better
@@ -252,6 +252,7 @@ def rendered(draw):
     return texts, scores, best, pick(reply, reply.replace("\n", "\r\n"))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(rendered())
 def test_every_mixture_of_shapes_gives_the_exact_pair_back(known):
     texts, scores, best, reply = known
