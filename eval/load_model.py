@@ -123,10 +123,11 @@ def weights_of_run(config: RunConfig) -> Weights:
     """The base of a run and its adapter on it. Raises UserError if it has none of this base, or if
     its training has not ended."""
     folder, base = config.output_dir, config.base_model
+    check_finished(folder)
     there = (folder / "adapter_model.safetensors").is_file()
     if not there or (weights := weights_in(folder, config)).model != base:
         reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
-        raise UserError(f"{reason}; train it with `just train {config.path.stem}`")
+        raise UserError(f"{reason}; train it with `just train`")
     return weights
 
 
