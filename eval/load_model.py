@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.cli import UserError, one_line, warn
 from common.files import read_json
+from prompts import Task
 from training.chat import stop_ids
 from training.resolve_config import cpu_has_bf16
 from training.run_config import (
@@ -117,6 +118,17 @@ def find_run_config(folder: Path) -> RunConfig | None:
         with suppress(UserError, ValueError):  # it is another YAML, or no text
             return load_run_config(path)
     return None
+
+
+def check_template(folder: Path, task: Task) -> None:
+    """Raise UserError if the adapter in `folder` was taught with another student.jinja than its
+    task has now; runs of 0.3.7 do not tell."""
+    inputs = read_json(folder / "inputs/made.json")
+    if inputs.get("task") != task.name or "student" not in inputs:
+        return
+    if inputs["student"] != task.student_sha():
+        what = f"{folder} was trained with another student.jinja than {task.folder} has now"
+        raise UserError(f"{what}; put that one back, or `just stage` and `just train` again")
 
 
 def weights_of_run(config: RunConfig) -> Weights:

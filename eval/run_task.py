@@ -25,7 +25,7 @@ from common.table import load
 from data_prep.filter_pairs import repetition
 from eval import generate_answers as generate
 from eval.decode_text import clean
-from eval.load_model import find_weights, load_model, trained_for
+from eval.load_model import check_template, find_weights, load_model, trained_for
 from eval.read_document import is_address, read_document
 from eval.systems import System
 from prompts import FOLDER, Task, load_task
@@ -255,6 +255,8 @@ def choose_system(task: Task, args: Namespace) -> System:
     """The system that the command line names, which is told. Raises UserError."""
     model = args.model or newest_adapter(task)
     weights = find_weights(model, args.base or args.instructed)
+    if weights.adapter:
+        check_template(Path(weights.adapter), task)
     which = "" if args.model else f", the adapter for {task.name} that was trained last"
     of = "the base of " if args.base or args.instructed else ""
     print(f"taking {of}{shown(str(model))}{which}", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.cli import UserError, positive
 from common.files import is_made, load_records
 from data_prep.load_extracts import load_extracts
-from eval.load_model import Weights, weights_in, weights_of_run
+from eval.load_model import Weights, check_template, weights_in, weights_of_run
 from prompts import Task, add_task_options, task_of
 from training.resolve_config import resolve_config
 from training.run_config import OUTPUTS, RunConfig, check_model_folder, load_rows, load_run_config
@@ -66,6 +66,7 @@ def system_of(config: RunConfig, name: str) -> System:
         weights = Weights(config.base_model, config.base_revision)
     elif name in ("tuned", "consensus"):
         weights = weights_of_run(config)
+        check_template(config.output_dir, config.task)
         if is_made(config.merged, weights.settings):
             weights = Weights(str(config.merged))
     elif Path(name).is_dir():
