@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE := "" # where it is set, each stage would compile
 # List the recipes
 [private]
 default:
-    {{ just_executable() }} --list --unsorted
+    {{ quote(just_executable()) }} --list --unsorted
 
 # Run the whole pipeline on this machine, for a task: real text, small real models, no key, no GPU
 [group('start')]

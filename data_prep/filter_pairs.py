@@ -7,16 +7,18 @@ a student's bad answer is a good one to reject. Of a test pair only the chosen a
 import re
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import cache
 from math import inf, nan
 
-from langdetect import DetectorFactory, LangDetectException, detect
 from rapidfuzz.distance import Levenshtein
 
 from common.cli import UserError, one_line
 from data_prep.count_tokens import load_counter
 from prompts.task import Task
 
-DetectorFactory.seed = 0  # langdetect draws at random otherwise
+# What a text may be told to be; of the smaller languages some are taken for lists of names.
+LANGUAGES = "ar bg bn ca cs da de el en es et fa fi fr gu he hi hr hu id it ja kn ko lt lv mk ml mr"
+LANGUAGES += " ne nl no pa pl pt ro ru sk sl so sq sv sw ta te th tl tr uk ur vi zh"
 TURN_TOKENS = 48  # more than the chat templates of the small students put around a pair
 FUNCTION_WORDS = set(re.findall(r"\w+", "the of and to in a is that for it as was with by on"))
 REFUSAL = re.compile(
@@ -69,15 +71,26 @@ def repetition(text: str, n: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+@cache
+def load_detector():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # takes a second
+
+    detector = LanguageIdentifier.from_model_file(MODEL_FILE)
+    detector.set_languages(LANGUAGES.split())
+    return detector
+
+
+def detect(text: str) -> str:
+    """The two-letter code of the likeliest language (langid.py, Lui and Baldwin 2012)."""
+    return str(load_detector().classify(text)[0])
+
+
 def language(text: str) -> str:
     """Two-letter code; "" for a text too short to tell. Plain English takes a short way."""
     words = text.lower().split()
     if sum(word in FUNCTION_WORDS for word in words) > 0.2 * len(words) > 2:
         return "en"
-    try:
-        return detect(text) if len(text) > 100 else ""
-    except LangDetectException:
-        return ""
+    return detect(text) if len(text) > 100 and re.search(r"[^\W\d_]", text) else ""
 
 
 def n_tokens(pair: dict, most: float, tokenizer: str, task: Task) -> int:

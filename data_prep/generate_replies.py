@@ -139,7 +139,9 @@ def main() -> None:
         requests = to_requests(prompts, answers, args.balance)
         left += ask_all(requests, path, args, f"{split} replies")
     if left:
-        sys.exit(f"error: {left} requests got no reply; run again to ask for them")
+        sys.exit(
+            f"error: {left} requests got no reply; run again, with a larger --budget-usd where it is spent"
+        )
 
 
 if __name__ == "__main__":

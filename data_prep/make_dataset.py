@@ -11,7 +11,7 @@ import argparse
 import subprocess
 import sys
 
-from common.cli import run
+from common.cli import UserError, run
 from data_prep import build_dataset, build_pairs, generate_replies, sample_extracts
 from data_prep.teacher import client
 from prompts.task import task_of
@@ -65,10 +65,14 @@ def route(
     return routed
 
 
-def check_first(replies: argparse.Namespace) -> None:
-    """Ask for the key and, before extracts are sampled for hours, the ceiling. Raises UserError."""
+def check_first(replies: argparse.Namespace, pairs: argparse.Namespace) -> None:
+    """Ask for the key, for whose answers are rejected where the teacher writes one and, before
+    extracts are sampled for hours, for the ceiling. Raises UserError."""
     options = client.ask_options(replies)
-    task_of(replies)
+    one = replies.single or task_of(replies).answers == 1
+    if one and pairs.rejected == "teacher" and not pairs.prompt_sha:
+        raise UserError("the teacher writes one answer to each text: say whose are rejected, "
+                        "--rejected none (for SFT), student or a RUN")  # fmt: skip
     client.make_client(options)
     if not (replies.data / "extracts/made.json").exists():
         client.check_ceiling(options, client.price_of(options.model, options.price, options.batch))
@@ -101,7 +105,7 @@ def main() -> None:
     routed = route(arguments, parsers, parser)
     parsed = {stage: parsers[stage].parse_args(routed[stage]) for stage in parsers}
     sample_extracts.parse_options(routed["extracts"])  # wrong usage is told before anything runs
-    check_first(parsed["replies"])
+    check_first(parsed["replies"], parsed["pairs"])
     for stage, module in MODULES.items():
         print(f"== {stage}", flush=True)
         if code := run_module(module, routed[stage]):

@@ -99,7 +99,7 @@ def main() -> None:
     weights_of_run(config)  # raises where there is no adapter
     if not is_trained(config.output_dir, inputs_of(config)):
         what = f"{config.output_dir} was not made of this config, base and data"
-        raise UserError(f"{what}; `just train {config.name}` trains anew")
+        raise UserError(f"{what}; `just train` trains anew")
     scores = {} if args.unevaluated else scores_of(config)
     base = base_on_hub(config, args.base, args.dry_run)
     files = model_files(config, args.merged, base)

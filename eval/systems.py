@@ -8,7 +8,7 @@ from common.cli import UserError, positive
 from common.files import is_made, load_records
 from data_prep.load_extracts import load_extracts
 from inference.answers import System
-from inference.weights import Weights, weights_in, weights_of_run
+from inference.weights import Weights, check_template, weights_in, weights_of_run
 from prompts.task import Task, add_task_options, task_of
 from training.config import (
     OUTPUTS,
@@ -62,6 +62,7 @@ def system_of(config: RunConfig, name: str) -> System:
         weights = Weights(config.base_model, config.base_revision)
     elif name in ("tuned", "consensus"):
         weights = weights_of_run(config)
+        check_template(config.output_dir, config.task)
         if is_made(config.merged, weights.settings):
             weights = Weights(str(config.merged))
     elif Path(name).is_dir():

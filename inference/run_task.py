@@ -27,7 +27,7 @@ from data_prep.filter_pairs import repetition
 from data_prep.read_document import is_address, read_document
 from inference import generate
 from inference.answers import KEY, System, answer_rows, requests_of, settings_of
-from inference.weights import find_weights, load_model, trained_for
+from inference.weights import check_template, find_weights, load_model, trained_for
 from prompts.task import FOLDER, Task, load_task
 from training.config import OUTPUTS, check_finished, is_unfinished
 
@@ -255,6 +255,8 @@ def choose_system(task: Task, args: Namespace) -> System:
     """The system that the command line names, which is told. Raises UserError."""
     model = args.model or newest_adapter(task)
     weights = find_weights(model, args.base or args.instructed)
+    if weights.adapter:
+        check_template(Path(weights.adapter), task)
     which = "" if args.model else f", the adapter for {task.name} that was trained last"
     of = "the base of " if args.base or args.instructed else ""
     print(f"taking {of}{shown(str(model))}{which}", file=sys.stderr)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.cli import UserError, one_line, warn
 from common.files import read_json
+from prompts.task import Task
 from training.chat import stop_ids
 from training.config import (
     OUTPUTS,
@@ -119,14 +120,26 @@ def find_run_config(folder: Path) -> RunConfig | None:
     return None
 
 
+def check_template(folder: Path, task: Task) -> None:
+    """Raise UserError if the adapter in `folder` was taught with another student.jinja than its
+    task has now; runs of 0.3.7 do not tell."""
+    inputs = read_json(folder / "inputs/made.json")
+    if inputs.get("task") != task.name or "student" not in inputs:
+        return
+    if inputs["student"] != task.student_sha():
+        what = f"{folder} was trained with another student.jinja than {task.folder} has now"
+        raise UserError(f"{what}; put that one back, or `just stage` and `just train` again")
+
+
 def weights_of_run(config: RunConfig) -> Weights:
     """The base of a run and its adapter on it. Raises UserError if it has none of this base, or if
     its training has not ended."""
     folder, base = config.output_dir, config.base_model
+    check_finished(folder)
     there = (folder / "adapter_model.safetensors").is_file()
     if not there or (weights := weights_in(folder, config)).model != base:
         reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
-        raise UserError(f"{reason}; train it with `just train {config.path.stem}`")
+        raise UserError(f"{reason}; train it with `just train`")
     return weights
 
 

@@ -388,8 +388,11 @@ def test_an_endpoint_that_serves_another_model_under_the_name_is_asked_again(
 
 
 def test_the_address_of_an_endpoint_without_credentials(monkeypatch):
-    monkeypatch.setenv("TOGETHER_BASE_URL", "https://me:secret@models.example:81/team/v1/")
+    monkeypatch.setenv("TOGETHER_BASE_URL", "https://models.example:81/team/v1/")
     assert address_of() == "models.example:81/team/v1"
+    monkeypatch.setenv("TOGETHER_BASE_URL", "https://me:secret@models.example/v1")
+    with pytest.raises(UserError, match="more than host and path"):
+        address_of()
     monkeypatch.setenv("TOGETHER_BASE_URL", "models.example")
     with pytest.raises(UserError, match="no address such as"):
         address_of()

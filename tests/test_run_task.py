@@ -235,6 +235,16 @@ def test_the_adapter_is_the_task_s_newest_and_the_template_the_task_s(
     assert answer("title", "--instructed") == told
 
 
+def test_an_adapter_taught_with_another_template_is_refused(adapter, texts, tmp_path):
+    run = shutil.copytree(adapter, tmp_path / "run")
+    command = (STAGE, "title", texts / "a.txt", "--model", run, "--max-new-tokens", 4)
+    mark_made(run, {})
+    for taught_with in (None, "0123456789ab"):
+        mark_made(run / "inputs", {"task": "title", "student": taught_with})
+        result = run_stage(*command, code=int(taught_with is not None))
+    assert "was trained with another student.jinja" in one_error_line(result)
+
+
 def test_an_adapter_from_the_hub(hub, adapter, texts, tiny_qwen2, tmp_path):
     base = {path.name: path.read_bytes() for path in tiny_qwen2.iterdir()}
     revision = hub.put("models/other/base", base)

@@ -221,7 +221,7 @@ def conclusion(task="title", measure="bertscore_f1", n=64, **gains):
     differences = {other: {measure: gain} for other, gain in gains.items()}
     scores = {"target": "tuned", "n": n, "differences": differences}
     options = {"task": load_task(task), "measure": measure, "titles": TITLES}
-    return render("conclusion.jinja", scores=scores, **options)
+    return render("eval/conclusion.jinja", scores=scores, **options)
 
 
 def test_the_conclusion_tells_better_from_unclear_and_worse():

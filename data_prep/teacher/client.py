@@ -307,8 +307,9 @@ def check_ceiling(options: AskOptions, price: dict, estimate: float | None = Non
         warn(f"{unknown}: what this costs is not known here")
     elif ceiling is None and not is_free(price):
         about = "" if estimate is None else f" (about ${estimate:,.2f}, see `just plan`)"
+        own = ", or --price 0 0" if is_own(endpoint_url(options.base_url)) else ""
         raise UserError(f"asking {options.model} costs money{about}: pass --budget-usd, or set "
-                        "BUDGET_USD, as a ceiling")  # fmt: skip
+                        f"BUDGET_USD, as a ceiling{own}")  # fmt: skip
 
 
 def estimate_usd(requests: list[dict], price: dict) -> float | None:
