@@ -139,9 +139,8 @@ def main() -> None:
         requests = to_requests(prompts, answers, args.balance)
         left += ask_all(requests, path, args, f"{split} replies")
     if left:
-        sys.exit(
-            f"error: {left} requests got no reply; run again, with a larger --budget-usd where it is spent"
-        )
+        hint = "run again, with a larger --budget-usd where it is spent"
+        sys.exit(f"error: {left} requests got no reply; {hint}")
 
 
 if __name__ == "__main__":

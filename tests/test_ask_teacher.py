@@ -267,16 +267,17 @@ def test_a_full_disk_ends_the_run_with_its_own_error(extracts, endpoint, monkeyp
 @pytest.mark.slow
 def test_ctrl_c_after_another_reason_to_stop_leaves_that_reason(extracts, endpoint):
     folder = extracts(50)
-    server = endpoint(
-        delay=1.5, status=lambda p: 401 if "number 3" in p else 200, message="bad key"
-    )
-    process = start_stage(STAGE, *command(folder, "--concurrency", 4), **environment(server.url))
+    asked = itertools.count(1)
+    # So that others are in flight when the 401 comes, which is at once.
+    status = lambda _: 401 if next(asked) == 10 else 200  # noqa: E731
+    server = endpoint(delay=4, status=status, message="bad key")
+    process = start_stage(STAGE, *command(folder, "--concurrency", 16), **environment(server.url))
     while not server.outcomes["401"]:
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and "refuses the key (bad key)" in err
+    assert process.returncode == 1 and "refuses the key (bad key)" in err, out + err
     assert "waiting for " in out + err
     assert len(replied(folder)) == server.outcomes["200"] >= 3
 

@@ -56,7 +56,7 @@ class Stages:
     def of(self, module):
         return [" ".join(options) for name, *options in self.asked if name == module]
 
-    def generate_answers(self, options):
+    def answer_texts(self, options):
         pass
 
     def build_pairs(self, options):
