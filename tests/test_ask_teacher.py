@@ -1,6 +1,7 @@
 """The request queue that asks the teacher, through its command line, against a bad endpoint."""
 
 import errno
+import itertools
 import random
 import re
 import signal
