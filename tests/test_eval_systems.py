@@ -190,7 +190,7 @@ def test_what_cannot_be_answered_is_said_in_a_line(finished_run, adapter, tiny_q
     (adapter / "adapter_config.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match=r"an adapter of another/base, not of .*tiny-qwen2"):
         systems_of(config, [str(adapter)])
-    assert "just train run" in one_error_line(run_stage(STAGE, finished_run, code=1))
+    assert "train it with `just train`" in one_error_line(run_stage(STAGE, finished_run, code=1))
     with pytest.raises(UserError, match="no second answers"):
         load_answers(config, load_test_rows(config, 4), ["second"])
 
