@@ -176,7 +176,7 @@ def sample(folder, tokenizer, *options, **kwargs):
 def test_all_kinds_of_input_give_the_same_extracts(tmp_path, tokenizer, serve):
     rows = documents(300)
     plain = write_jsonl(tmp_path / "in.jsonl", rows)
-    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
     (tmp_path / "in.jsonl.zst").write_bytes(zstandard.compress(plain.read_bytes()))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
     flat = [{"text": row["text"], **row["meta"]} for row in rows]
@@ -197,7 +197,7 @@ def test_all_kinds_of_input_give_the_same_extracts(tmp_path, tokenizer, serve):
 @pytest.mark.slow
 def test_compressed_files_are_sampled_by_line(tmp_path, tokenizer):
     lines = "".join(json.dumps(row) + "\n" for row in documents(2000))
-    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     options = ("--input", tmp_path / "in.jsonl.gz", "--fraction", 0.2)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         sample(tmp_path / name, tokenizer, *options, "--seed", seed)
@@ -265,6 +265,7 @@ def test_one_percent_of_a_2_gb_file_transfers_no_more_than_1_2_percent(tmp_path,
     assert len(set(starts)) == len(starts) == 20 and starts[-1] - starts[0] > size / 2
 
 
+TAR = b"a" + b"\0" * 256 + b"ustar  " + b"\0" * 300
 LINES_OF_TWO = b'{"text": "one"}\n{"text": "two"}\n'
 PARQUET = pyarrow.Table.from_pylist([{"text": b"one", "x": 1}, {"text": b"two", "x": 2}])
 
@@ -296,9 +297,12 @@ def read_all(path) -> list[str]:
         ("x.jsonl", LINES_OF_TWO.decode().encode("utf-16")),
         ("x.jsonl", LINES_OF_TWO.decode().encode("utf-16-be")),
         ("x.jsonl", LINES_OF_TWO.decode().encode("utf-32")),
-        ("x.jsonl.gz", gzip.compress(LINES_OF_TWO.decode().encode("utf-16"))),
-        ("x.JSONL.GZ", gzip.compress(LINES_OF_TWO)),
-        ("x.jsonl", gzip.compress(LINES_OF_TWO)),  # compressed, although its name does not say so
+        ("x.jsonl.gz", gzip.compress(LINES_OF_TWO.decode().encode("utf-16"), mtime=0)),
+        ("x.JSONL.GZ", gzip.compress(LINES_OF_TWO, mtime=0)),
+        (
+            "x.jsonl",
+            gzip.compress(LINES_OF_TWO, mtime=0),
+        ),  # compressed, although its name does not say so
         ("x.jsonl.gz", LINES_OF_TWO),  # nor is this, although its name does
         ("x.bz2", bz2.compress(LINES_OF_TWO)),
         ("x.xz", lzma.compress(LINES_OF_TWO)),
@@ -325,7 +329,11 @@ def test_a_file_is_what_its_bytes_say(tmp_path, name, content):
         ("x.json", b'{\n "text": "one"\n}\n', "JSON with an object over several lines"),
         ("x.docx", zip_bytes(a=b"x", b=b"y"), "a zip archive or an Office file"),
         ("x.pdf", b"%PDF-1.7 ...", "a PDF"),
-        ("x.tar.gz", gzip.compress(b"a" + b"\0" * 256 + b"ustar  " + b"\0" * 300), "a tar archive"),
+        (
+            "x.tar.gz",
+            gzip.compress(b"a" + b"\0" * 256 + b"ustar  " + b"\0" * 300, mtime=0),
+            "a tar archive",
+        ),
         ("x.html", b"<!DOCTYPE html><p>one", "HTML or XML"),
     ],
 )

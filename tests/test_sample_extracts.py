@@ -266,7 +266,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, tokenizer, corpus, 
 def test_passages_split_by_document_in_a_seeded_order(tmp_path, tokenizer):
     rows = [document(n, 600) for n in range(30)]
     plain = write_jsonl(tmp_path / "in.jsonl", rows)
-    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
     window = ["--min-tokens", 100, "--max-tokens", 300, "--min-chars", 200, "--max-chars", 800]
     options = ["--passages", *window]
     sample(tmp_path, tokenizer, "--input", plain, *options)
@@ -282,7 +282,7 @@ def test_passages_split_by_document_in_a_seeded_order(tmp_path, tokenizer):
 
 
 def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
-    packed = gzip.compress(corpus.read_bytes())
+    packed = gzip.compress(corpus.read_bytes(), mtime=0)
     (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     (tmp_path / "no.parquet").write_bytes(b"no parquet")
     server = RangeServer({"/good.jsonl": corpus.read_bytes()})
