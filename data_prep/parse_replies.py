@@ -12,6 +12,7 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from common.text import whole
 from prompts.schema import MARKUP, words_of
 from prompts.task import Task
 
@@ -27,7 +28,6 @@ CLOSING = re.compile(r"(?im)^[ \t]*+</(?:think\w{0,20}|reasoning)>[ \t]*+$")
 OPENING = re.compile(r"(?i)<(?:think\w{0,20}|reasoning)>")
 FENCE = re.compile(r"(?m)^[ \t]*+(?:`{3,}|~{3,})(?P<info>[\w+.#-]*)[ \t]*+$")  # "```python"
 RULE = re.compile(r"(?m)^[ \t]*+(?:-{3,}|\*{3,}|_{3,})[ \t]*+$")  # "---"
-SURROGATES = re.compile("([\ud800-\udbff])([\udc00-\udfff])|[\ud800-\udfff]")
 OPEN = r"^[ \t]*+(?:[-\u2022][ \t]++)?"  # what may stand before a label
 # Behind it a note in parentheses, then a colon, a dash or the end of the line.
 END = r"[ \t]*+(?:\([^()\n]*+\))?[ \t]*+(?::|[-\u2013\u2014=](?=[ \t])|$)"
@@ -170,7 +170,7 @@ def _bare(reply: str) -> str:
         raise ParseError("it is no text")
     if len(reply) > LONGEST:
         raise ParseError(f"over {LONGEST:,} characters")
-    text = SURROGATES.sub(_character, reply)
+    text = whole(reply)
     text = re.sub(r"\n{3,}", "\n\n", BREAKS.sub("\n", text)).strip().removeprefix("\ufeff")
     for _ in range(3):  # a fence in thoughts' wake, thoughts in a fence
         before, text = text, _unfenced(THOUGHT.sub("", text).strip()).strip()
@@ -184,13 +184,6 @@ def _bare(reply: str) -> str:
         if len(fences) % 2 == 0:  # in a code block the tag is quoted
             return _unfenced(text[end.end() :].strip()).strip()
     return text
-
-
-def _character(halves: re.Match) -> str:
-    """What two surrogates stand for; one alone (half an emoji) cannot be written to a file."""
-    if not halves[1]:
-        return "\ufffd"
-    return chr(0x10000 + (ord(halves[1]) - 0xD800) * 0x400 + ord(halves[2]) - 0xDC00)
 
 
 def _unfenced(text: str) -> str:

@@ -27,7 +27,7 @@ from common.files import (
 records = st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20)), max_size=8)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(records, st.integers(0, 400), st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
 def test_a_file_torn_at_any_byte_keeps_its_whole_lines(tmp_path_factory, before, cut, after):
     path = tmp_path_factory.mktemp("torn") / "log.jsonl"

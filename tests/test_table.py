@@ -32,7 +32,7 @@ def complete(path: Path, made_by: object, which) -> list[str]:
     return todo
 
 
-@examples(deadline=None, max_examples=40)
+@examples(deadline=None)
 @given(steps)
 def test_nothing_is_made_twice_and_everything_asked_for_is_found(asked):
     with TemporaryDirectory() as folder:
