@@ -99,7 +99,7 @@ test *options: setup _demo_models _lint
 # Lint and run the fast tests
 [group('start')]
 check *options: setup _demo_models _lint
-    {{ python }} -m pytest -n 2 --dist loadfile -m "not slow" "$@"
+    {{ python }} -m pytest -n 2 --dist loadfile -m "not slow" --ignore tests/slow "$@"
 
 _lint:
     {{ python }} -m ruff check .

@@ -99,7 +99,7 @@ class BatchServer:
         self.odd, self.more_lines = {}, b""  # what is odd in a reply by its id; in the output
         self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def file(self, name: str) -> dict:
         known = {"id": name, "bytes": len(self.files[name]), "created_at": 1, "filename": name}

@@ -423,7 +423,7 @@ def models_of(server, card):
             pass
 
     front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
-    threading.Thread(target=front.serve_forever, daemon=True).start()
+    threading.Thread(target=front.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{front.server_port}"
     front.shutdown()
     front.server_close()
