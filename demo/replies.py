@@ -1,6 +1,6 @@
 """The recorded replies of the demo's teacher: packed from a folder of replies, served on loopback.
 
-A small open model (Qwen2.5-Coder-1.5B-Instruct) really wrote them; docs/results.md says how to make
+A small open model (Qwen2.5-Coder-1.5B-Instruct) really wrote them; docs/demo.md says how to make
 them again. demo/recordings/TASK.jsonl.gz holds a line a reply, found by the hash of its prompt,
 behind a first line of what made them. With a command after `--`, answers from the recordings only
 while the command runs, which finds the endpoint in TOGETHER_BASE_URL and a placeholder key; keys

@@ -23,15 +23,7 @@ PAGES = {
     )
     if path.name != "CHANGELOG.md"  # it names what is gone
 } | {"Justfile": JUSTFILE}
-# In the order of the imports.
-PACKAGES = (
-    "common",
-    "prompts",
-    "data_prep",
-    "training",
-    "inference",
-    "eval",
-)  # in the order of the imports
+PACKAGES = ("common", "prompts", "data_prep", "training", "inference", "eval")  # as imports point
 MADE_BY_RUNNING = ("data/", "outputs/", "models/", ".venv")
 STAGES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
@@ -68,6 +60,27 @@ def test_every_recipe_named_exists(page):
     assert not named - recipes()
     if page == "README.md":
         assert len(named) > 10
+    for name in re.findall(r"just bench\s+([a-z]\w*)", PAGES[page]):
+        assert (ROOT / f"benchmarks/{name}.py").is_file(), name
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.endswith(".md")])
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    links = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", PAGES[page], re.MULTILINE)
+    for link in ("".join(pair) for pair in links):
+        if "://" in link:
+            continue
+        target, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), link
+        if anchor:
+            assert anchor in anchors(path.read_text()), link
 
 
 def test_every_config_named_exists():

@@ -8,7 +8,7 @@ from peft import load_peft_weights, set_peft_model_state_dict
 
 class Fp32Adapter(BasePlugin):
     """Trains the adapter of a 4-bit model in 32-bit floats, which round no small step away; TRL's
-    is bf16, as in QLoRA (arXiv:2305.14314). `just bench adapter_precision` compares the two."""
+    is bf16, as in QLoRA (arXiv:2305.14314). docs/lab-notes.md compares the two."""
 
     def post_trainer_create(self, cfg, trainer) -> None:
         for parameter in trainer.model.parameters():
