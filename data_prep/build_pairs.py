@@ -103,10 +103,10 @@ def load_replies(split: str, places: Places, options: PairOptions, task: Task) -
     """The replies of a split, none where no pair needs them. Raises UserError."""
     extracts = places.extracts / f"{split}.jsonl"
     path = places.replies / f"{split}.jsonl"
-    prompts = TeacherPrompts(task, load_extracts(extracts))
     if split == "train" and not options.need_replies:
-        return Replies(path, [], prompts)
+        return Replies(path, [], TeacherPrompts(task, load_extracts(extracts)))
     records = load_records(path, REPLY, "just replies")
+    prompts = TeacherPrompts(task, load_extracts(extracts))
     adopt_old(path, extracts, prompts, options.adopt_old)
     return Replies(path, list(fill_in(records, path)), prompts)
 

@@ -82,7 +82,7 @@ def read_pair(extract: dict, reply: dict, kind: str, rated: bool, task: Task) ->
     if reply.get("answers") == 1:
         if rated:
             raise UserError(
-                "the replies hold one answer each: --rejected corrupted, student, a RUN or none"
+                "the replies hold one answer each: --rejected student, corrupted, a RUN or none"
             )
         return pair | {"chosen": parse_answer(reply["text"], task)}
     answers, scores, criteria, best = parse_reply(reply["text"], task, rated)

@@ -20,10 +20,15 @@ NAMED = {
 }
 
 
+def telling(key: str, answer: str) -> dict:
+    """An extract that says what an answer says, not in its first sentence."""
+    return extract(key) | {"text": f"Text {key}. {answer} It says more about lakes and rivers."}
+
+
 def extracts_of(folder, *keys: str) -> None:
     """Extracts of the training split beside those that have a reply, each with facts of its own."""
     there = read_jsonl(folder / "data/extracts/train.jsonl")
-    more = [extract(key) | {"text": f"Text {key}. {NAMED[key]} It says more."} for key in keys]
+    more = [telling(key, NAMED[key]) for key in keys]
     write_jsonl(folder / "data/extracts/train.jsonl", there + more)
 
 
@@ -49,7 +54,7 @@ def choice(text: str, chosen: str, rejected: str, **more) -> dict:
 def test_a_corrupted_answer_differs_in_one_fact_and_asks_nobody(tmp_path):
     train = [single(key, answer) for key, answer in NAMED.items()]
     train.append(single("plain", "Lakes and rivers go on and on."))
-    texts = [extract(r["id"]) | {"text": f"{r['text']} {extract(r['id'])['text']}"} for r in train]
+    texts = [telling(r["id"], r["text"]) for r in train]
     options = ("--rejected", "corrupted")
     built = []
     for _ in range(2):
@@ -67,7 +72,7 @@ def test_a_corrupted_answer_differs_in_one_fact_and_asks_nobody(tmp_path):
     run_stage("data_prep.build_dataset", cwd=tmp_path)
     card = (tmp_path / "data/summarize/hub/README.md").read_text()
     assert "with one name or number exchanged" in card and "from other texts" in card
-    assert "not checked for similarity" in card and "Levenshtein" not in card
+    assert "not checked for difference, similarity" in card and "Levenshtein" not in card
 
 
 def test_an_exchange_within_the_text_takes_what_is_there(tmp_path):
@@ -173,7 +178,7 @@ def test_several_kinds_stand_together(tmp_path):
         tmp_path / "data/summarize/choices.jsonl",
         [choice("Text about lakes. " * 9, "Lakes freeze.", "Lakes melt.")],
     )
-    texts = [extract(r["id"]) | {"text": f"{r['text']} {extract(r['id'])['text']}"} for r in train]
+    texts = [telling(r["id"], r["text"]) for r in train]
     options = ("--rejected", "corrupted", "choices")
     result = build(tmp_path, train, [single("t", "Lakes.")], *options, texts=texts)
     assert [pair["kind"] for pair in pairs_in(tmp_path)] == ["corrupted", "corrupted", "choices"]

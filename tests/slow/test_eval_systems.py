@@ -555,3 +555,35 @@ def test_training_texts_of_a_config_that_is_not_trained(finished_run, tmp_path):
     run_stage(STAGE, "student", *options, *other, cwd=tmp_path)
     (path,) = (tmp_path / "outputs").glob("*/eval/answers/base.jsonl")
     assert path.parts[-4] == "plain-student" and [r["id"] for r in read_jsonl(path)] == ["e2"]
+
+
+def test_all_samples_of_unseen_texts_are_kept_and_made_once(finished_run, adapter, tmp_path):
+    """Of extracts without a reply; whatever the batch and whether the run was killed."""
+    shutil.copytree(adapter, finished_run.parent / "out", dirs_exist_ok=True)
+    rows = [{"id": f"e{i}", "text": "Lakes freeze. " * (i + 1)} for i in range(4)]
+    write_jsonl(tmp_path / "data/extracts/train.jsonl", rows)
+    options = ("--split", "unseen", "--data", tmp_path / "data", "--max-new-tokens", 12)
+    options = (finished_run, *options, "--samples", 3)
+    run_stage(STAGE, *options)
+    path = finished_run.parent / "out/eval/answers/samples.jsonl"
+    whole = {record["id"]: record for record in read_jsonl(path)}
+    assert sorted(whole) == ["e0", "e1", "e2", "e3"]
+    for record in whole.values():
+        assert len({sample["text"] for sample in record["samples"]}) == 3
+        assert record["settings"]["samples"] == 3 and "sampling" in record["settings"]
+    first = path.read_bytes().split(b"\n")[0]
+    path.write_bytes(first + b'\n{"id": "e')  # as a kill leaves it
+    run_stage(STAGE, *options, "--batch-tokens", 200)
+    again = read_jsonl(path)
+    assert {record["id"]: record for record in again} == whole and len(again) == 4
+    write_jsonl(tmp_path / "data/summarize/replies/train.jsonl", [{"id": f"e{i}"} for i in "03"])
+    run_stage(STAGE, *options, "--samples", 2)
+    fewer = read_jsonl(path)[4:]
+    assert sorted(record["id"] for record in fewer) == ["e1", "e2"]
+    for record in fewer:  # the first samples are the same, however many are drawn
+        assert record["samples"] == whole[record["id"]]["samples"][:2]
+    wrong = run_stage(STAGE, *options, "--systems", "base", code=1)
+    assert "only the tuned model is sampled" in one_error_line(wrong)
+    write_jsonl(tmp_path / "data/summarize/replies/train.jsonl", rows)
+    wrong = run_stage(STAGE, *options, code=1)
+    assert "has a reply" in one_error_line(wrong) and "just extracts" in one_error_line(wrong)
