@@ -17,9 +17,11 @@ from common.cli import positive, run, script_parser
 from common.files import share_of
 from common.stats import markdown
 from data_prep.load_extracts import load_extracts
-from data_prep.teacher import client
+from data_prep.teacher import client, prices
 from data_prep.teacher.ask import KEY, REFUSED, ask_all, find_refusals, prepare, teacher_options
-from data_prep.teacher.client import PRICES, TEACHERS, AskOptions
+from data_prep.teacher.client import AskOptions
+from data_prep.teacher.endpoints import make_client
+from data_prep.teacher.prices import PRICES, TEACHERS
 from data_prep.teacher.reply_table import adopt_old, find_replies
 from data_prep.teacher.teacher_prompts import TeacherPrompts
 from prompts.task import Task, add_task_options, data_folder, task_of
@@ -64,10 +66,10 @@ def lacking_of(
 def plan(args: argparse.Namespace) -> pd.DataFrame:
     """What the replies that the model lacks would take, also at the prices of other models."""
     task, options = task_of(args), client.ask_options(args)
-    prices = {args.model: client.price_of(args.model, args.price)}  # batch is shown beside it
+    by_model = {args.model: prices.price_of(args.model, args.price)}  # batch is shown beside it
     for name, price in PRICES.items():
         if price.get("served", True):
-            prices.setdefault(name, price)
+            by_model.setdefault(name, price)
     rows = {}
     splits = [read_prompts(args, split, task) for split in args.splits]
     for path, extracts, prompts in splits:
@@ -76,10 +78,10 @@ def plan(args: argparse.Namespace) -> pd.DataFrame:
         lacking = []
         for path, _, prompts in splits:
             lacking += lacking_of(path, prompts, answers, args.balance, options)
-        tokens_in = sum(map(client.prompt_bytes, lacking)) / client.BYTES_A_TOKEN
-        for model, price in prices.items():
-            a_reply = client.REPLY_TOKENS[answers] + price.get("reasoning", 0)
-            usd = client.cost_usd(tokens_in, len(lacking) * a_reply, price)
+        tokens_in = sum(map(prices.prompt_bytes, lacking)) / prices.BYTES_A_TOKEN
+        for model, price in by_model.items():
+            a_reply = prices.REPLY_TOKENS[answers] + price.get("reasoning", 0)
+            usd = prices.cost_usd(tokens_in, len(lacking) * a_reply, price)
             rows[f"{model} ({answers} a reply)"] = {
                 "requests": f"{len(lacking):,}",
                 "M tokens in": f"{tokens_in / 1e6:.2f}",
@@ -92,7 +94,7 @@ def plan(args: argparse.Namespace) -> pd.DataFrame:
 
 def explain_plan(task: Task) -> str:
     """How the plan's numbers were estimated, as text."""
-    tokens = client.REPLY_TOKENS
+    tokens = prices.REPLY_TOKENS
     answers = f"{tokens[1]} tokens an answer"
     if task.answers == 2:
         answers = f"{tokens[2]:,} tokens of two rated answers, {tokens[1]} of one"
@@ -130,7 +132,7 @@ def main() -> None:
         print(markdown(plan(args)))
         print(explain_plan(task))
         return
-    client.make_client(client.ask_options(args))  # a missing key is said before anything is read
+    make_client(client.ask_options(args))  # a missing key is said before anything is read
     left = 0
     for split in args.splits:
         path, extracts, prompts = read_prompts(args, split, task)

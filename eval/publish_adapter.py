@@ -19,7 +19,7 @@ from common.cli import UserError, run, script_parser
 from common.files import digest, is_made, read_json, write_text
 from common.hub import CARD, add_hub_options, hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
-from data_prep.teacher.client import teacher_terms
+from data_prep.teacher.prices import teacher_terms
 from eval.report import ALL_TITLES, table
 from eval.score_answers import load_scores
 from eval.systems import system_of

@@ -14,7 +14,7 @@ from conftest import one_error_line, read_jsonl, run_stage, start_stage, teacher
 
 from common.files import append_record
 from data_prep.teacher import ask, limits
-from data_prep.teacher.client import retry_after
+from data_prep.teacher.failures import retry_after
 from data_prep.teacher.limits import Budget, RateLimiter
 
 STAGE = "data_prep.generate_replies"

@@ -21,9 +21,11 @@ from tqdm import tqdm
 from common.cli import UserError, not_negative, over_zero, positive
 from common.files import append_record, appending
 from common.table import Key, key_of
-from data_prep.teacher import client
+from data_prep.teacher import client, prices
 from data_prep.teacher.batch import BATCH, run_batch
-from data_prep.teacher.client import AskOptions, Failure
+from data_prep.teacher.client import AskOptions
+from data_prep.teacher.endpoints import endpoint_url, make_client, post
+from data_prep.teacher.failures import FATAL, FORBIDDEN, Failure, read_failure
 from data_prep.teacher.limits import Budget, RateLimiter
 from data_prep.teacher.read_reply import NoReply, clean, parse_body
 from data_prep.teacher.reply_table import KEY, find_replies
@@ -80,8 +82,8 @@ class RequestQueue:
         self.waiting, self.options, self.refused_path = deque(requests), options, path
         self.answered = answered  # whether the endpoint ever gave a whole reply
         self.limiter = RateLimiter(options.concurrency, options.max_rate)
-        self.price = client.price_of(options.model, options.price, options.batch)
-        self.budget = Budget(path.parent, client.ceiling_of(options.budget_usd))
+        self.price = prices.price_of(options.model, options.price, options.batch)
+        self.budget = Budget(path.parent, prices.ceiling_of(options.budget_usd))
         self.gate, self.disk, self.in_flight, self.usd = asyncio.Lock(), asyncio.Lock(), 0, 0.0
         self.replies, self.busy, self.errors = 0, 0, 0
         self.unusable: Counter[str] = Counter()  # replies that are no answer, by reason
@@ -101,7 +103,7 @@ class RequestQueue:
         # In the order of the extracts, what failed in earlier runs would all come first in this one
         # and look like an endpoint that is down.
         random.shuffle(self.waiting)
-        async with client.make_client(self.options) as endpoint:
+        async with make_client(self.options) as endpoint:
             workers = min(self.options.concurrency, len(self.waiting))
             work = (self.work(endpoint, replies, refused, bar) for _ in range(workers))
             await asyncio.gather(*work)
@@ -138,20 +140,20 @@ class RequestQueue:
         """The record of a reply, or why there is none; whatever happens to one request, the others
         go on."""
         options = self.options
-        url = f"{client.endpoint_url(options.base_url)}/chat/completions"
+        url = f"{endpoint_url(options.base_url)}/chat/completions"
         fields = {"model": options.model, "messages": request["messages"]} | options.sampling
         body = None
         try:
             async with asyncio.timeout(SLACK * options.timeout):
-                content = await client.post(endpoint, url, fields)
+                content = await post(endpoint, url, fields)
             # Off the loop: an answer of megabytes would keep the others waiting.
             body = await asyncio.to_thread(parse_body, content)
             return client.to_reply(request, body, self.price, options)
         except NoReply as error:
-            cost = client.no_reply_cost(request, body, self.price, options.max_tokens)
-            return replace(client.read_failure(error), cost_usd=cost)
+            cost = prices.no_reply_cost(request, body, self.price, options.max_tokens)
+            return replace(read_failure(error), cost_usd=cost)
         except Exception as error:  # also what no one foresees: it must not end the other requests
-            return client.read_failure(error)
+            return read_failure(error)
 
     async def save(self, file: BinaryIO, records: list[dict]) -> None:
         """Append records. After an error of the disk, whose torn line the next run cuts off,
@@ -170,7 +172,7 @@ class RequestQueue:
         async with self.gate:
             while self.waiting and not self.stop:
                 request = self.waiting[0]
-                worst = client.worst_case_usd(request, self.price, self.options.max_tokens)
+                worst = prices.worst_case_usd(request, self.price, self.options.max_tokens)
                 unanswered = self.in_flight + len(self.refusals) + self.unusable.total()
                 early = not self.answered and unanswered >= FIRST
                 if (seconds := self.limiter.wait()) > 0:
@@ -197,9 +199,9 @@ class RequestQueue:
     def take_failure(self, turn: Turn, failure: Failure) -> None:
         """Stop, note that the text is not answered, or ask again later."""
         request, words = turn.request, failure.words
-        fatal = client.FATAL.get(failure.status)
+        fatal = FATAL.get(failure.status)
         if failure.status == 403 and not self.answered:
-            fatal = client.FORBIDDEN
+            fatal = FORBIDDEN
         if fatal:
             self.waiting.append(request)
             self.stop_for(fatal.format(reason=words, model=self.options.model))
@@ -340,8 +342,8 @@ def ask_all(
         if not wanted and not batch.exists():
             return 0
         if wanted:
-            price = client.price_of(options.model, options.price, options.batch)
-            client.check_ceiling(options, price, client.estimate_usd(wanted, price))
+            price = prices.price_of(options.model, options.price, options.batch)
+            client.check_ceiling(options, price, prices.estimate_usd(wanted, price))
         queue = RequestQueue(wanted, answered, path, options)
         bar = tqdm(total=len(requests), initial=len(requests) - len(wanted), desc=label)
         with appending(refused) as noted, bar:

@@ -17,7 +17,9 @@ from tqdm import tqdm
 from common.cli import UserError
 from common.files import append_record, read_json, read_records, write_text
 from common.table import Key, key_of
-from data_prep.teacher import client
+from data_prep.teacher import client, prices
+from data_prep.teacher.endpoints import make_client
+from data_prep.teacher.failures import ABOUT_THE_TEXT, Failure, read_failure
 from data_prep.teacher.read_reply import NoReply, parse_body, words_in
 
 BATCH = ".batch.json"  # in place of the .jsonl of the replies
@@ -38,7 +40,7 @@ async def start(endpoint: together.AsyncTogether, queue, path: Path) -> dict:
             if lines.tell() + len(line) > MOST_BYTES:
                 break
             lines.write(line)
-            worst = client.worst_case_usd(request, queue.price, options.max_tokens)
+            worst = prices.worst_case_usd(request, queue.price, options.max_tokens)
             asked.append(client.to_record(request, worst_usd=worst))
             usd += worst
     print(f"  {len(asked):,} in this batch, {len(queue.waiting) - len(asked):,} left for another")
@@ -56,7 +58,7 @@ async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[bytes]]:
         known = read_json(file)
     except ValueError:
         raise UserError(f"{file} is not valid JSON; it tells the batch that is paid for") from None
-    async with client.make_client(queue.options, RETRIES) as endpoint:
+    async with make_client(queue.options, RETRIES) as endpoint:
         if not known:
             known = await start(endpoint, queue, path)
             write_text(file, json.dumps(known))
@@ -83,9 +85,7 @@ async def fetch(queue, path: Path, bar: tqdm) -> tuple[dict, list[bytes]]:
     return known, [line for line in lines if line.strip()]
 
 
-def read_line(
-    line: bytes, known: dict, options: client.AskOptions
-) -> tuple[dict, dict | client.Failure]:
+def read_line(line: bytes, known: dict, options: client.AskOptions) -> tuple[dict, dict | Failure]:
     """(request, the record of its reply or why there is none) of a line of a batch's output.
 
     Raises NoReply where the line does not say which request it answers.
@@ -102,14 +102,14 @@ def read_line(
     try:
         reply = client.to_reply(request, body, known["price"], options)
     except NoReply as error:
-        is_refusal = answer.get("status_code") in client.ABOUT_THE_TEXT
+        is_refusal = answer.get("status_code") in ABOUT_THE_TEXT
         words, status = words_in(body) or str(error), answer.get("status_code", 0)
         cost = 0.0
         if status == 200:  # made, and charged as elsewhere
-            cost = client.no_reply_cost(request, body, known["price"], options.max_tokens)
+            cost = prices.no_reply_cost(request, body, known["price"], options.max_tokens)
             if cost is None:
-                cost = client.worst_case_usd(request, known["price"], options.max_tokens)
-        return request, client.Failure(words, "batch", cost, is_refusal=is_refusal)
+                cost = prices.worst_case_usd(request, known["price"], options.max_tokens)
+        return request, Failure(words, "batch", cost, is_refusal=is_refusal)
     return request, reply | {"batch": known.get("batch")}
 
 
@@ -120,7 +120,7 @@ async def run_batch(
     try:
         known, lines = await fetch(queue, path, bar)
     except together.APIError as error:
-        reason = client.read_failure(error).words
+        reason = read_failure(error).words
         raise UserError(f"{reason}; the same command goes on with the batch") from None
     asked_at = path.with_suffix(BATCH).stat().st_mtime
     replies_by_key: dict[str, dict] = {}  # a request that is answered twice was asked once
