@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from common.cli import UserError, one_line, warn
-from data_prep.teacher.endpoints import endpoint_url, is_own
+from data_prep.teacher.endpoints import endpoint_urls, is_own
 from data_prep.teacher.prices import TEACHERS, ceiling_of, is_free, usage_cost
 from data_prep.teacher.read_reply import clean, read_reply, read_usage
 
@@ -68,15 +68,16 @@ def json_object(text: str) -> dict:
 def check_ceiling(options: AskOptions, price: dict, estimate: float | None = None) -> None:
     """Refuse to ask what costs money without a ceiling. Raises UserError that says what to pass."""
     ceiling = ceiling_of(options.budget_usd)
+    are_own = all(map(is_own, endpoint_urls(options.base_url)))
     if "input" not in price:
         unknown = f"{TEACHERS.name} has no price of {options.model}"
-        if options.budget_usd is not None or not is_own(endpoint_url(options.base_url)):
+        if options.budget_usd is not None or not are_own:
             hint = "pass --price IN OUT, in $ per million tokens (0 0 if it costs nothing)"
             raise UserError(f"{unknown}; {hint}")
         warn(f"{unknown}: what this costs is not known here")
     elif ceiling is None and not is_free(price):
         about = "" if estimate is None else f" (about ${estimate:,.2f}, see `just plan`)"
-        own = ", or --price 0 0" if is_own(endpoint_url(options.base_url)) else ""
+        own = ", or --price 0 0" if are_own else ""
         raise UserError(f"asking {options.model} costs money{about}: pass --budget-usd, or set "
                         f"BUDGET_USD, as a ceiling{own}")  # fmt: skip
 

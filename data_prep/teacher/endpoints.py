@@ -11,14 +11,35 @@ TOGETHER = "https://api.together.ai/v1"
 NO_TEACHER = "no teacher to ask; set TOGETHER_API_KEY, or TOGETHER_BASE_URL to another"
 
 
+def endpoint_urls(base_url: str | None = None) -> list[str]:
+    """The addresses to which `/chat/completions` is added, each once: those of `base_url` as they
+    are, or of TOGETHER_BASE_URL with /v1 where it lacks that, or Together's. Several are parted by
+    commas. Raises UserError.
+    """
+    from_environment = os.environ.get("TOGETHER_BASE_URL")
+    if base_url:
+        name, urls = "--base-url", [url.strip().rstrip("/") for url in base_url.split(",")]
+    elif from_environment:
+        name, urls = "TOGETHER_BASE_URL", []
+        for url in from_environment.split(","):
+            urls.append(url.strip().rstrip("/").removesuffix("/v1") + "/v1")
+    else:
+        name, urls = "", [TOGETHER]
+    for url in urls:
+        check_url(url, name)
+    return list(dict.fromkeys(urls))
+
+
 def endpoint_url(base_url: str | None = None) -> str:
-    """The address to which `/chat/completions` is added: `base_url` as it is, or
-    TOGETHER_BASE_URL with /v1 where it lacks that, or Together's. Raises UserError."""
-    set_there = os.environ.get("TOGETHER_BASE_URL")
-    url, name = base_url, "--base-url"
-    if not base_url and set_there:
-        url, name = set_there.rstrip("/").removesuffix("/v1") + "/v1", "TOGETHER_BASE_URL"
-    url = (url or TOGETHER).rstrip("/")
+    """The address of the only endpoint. Raises UserError if several are named."""
+    url, *others = endpoint_urls(base_url)
+    if others:
+        raise UserError(f"{1 + len(others)} endpoints are named where one is wanted: {url}, ...")
+    return url
+
+
+def check_url(url: str, name: str) -> None:
+    """Raise UserError if what the option or variable `name` holds is no address."""
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -30,7 +51,12 @@ def endpoint_url(base_url: str | None = None) -> str:
     if parts.username is not None or parts.query or parts.fragment:
         hint = "the key goes into TOGETHER_API_KEY, and no ? or # can stand in it"
         raise UserError(f"{name} is an address with more than host and path: {hint}")
-    return url
+
+
+def name_of(url: str) -> str:
+    """An endpoint as records and messages name it: host, port and path."""
+    parts = urlsplit(url)
+    return f"{parts.netloc}{parts.path}"
 
 
 def is_own(url: str) -> bool:
@@ -42,25 +68,32 @@ def is_own(url: str) -> bool:
         return host == "localhost" or host.endswith((".localhost", ".local")) or "." not in host
 
 
-def make_client(options, retries: int = 0):
-    """A client of the endpoint. Raises UserError if there is none, or no key."""
-    import httpx
-    import together
-
-    key, url = os.environ.get("TOGETHER_API_KEY"), endpoint_url(options.base_url)
-    if not key and url == TOGETHER:
+def check_endpoints(base_url: str | None, batch: bool) -> list[str]:
+    """The addresses to ask. Raises UserError if there is none, or no key, or none for a batch."""
+    urls, key = endpoint_urls(base_url), os.environ.get("TOGETHER_API_KEY")
+    if not key and TOGETHER in urls:
         raise UserError(NO_TEACHER)
     if key and not (key.isascii() and key.isprintable()):
         raise UserError("TOGETHER_API_KEY holds characters that no key has; set it again")
-    if options.batch and not url.endswith("/v1"):
-        raise UserError(f"--batch is for Together's API, which {url} is not")
+    if batch:
+        url = endpoint_url(base_url)
+        if not url.endswith("/v1"):
+            raise UserError(f"--batch is for Together's API, which {url} is not")
+    return urls
+
+
+def make_client(url: str, concurrency: int, timeout: float, retries: int = 0):
+    """A together.AsyncTogether of an endpoint, which `check_endpoints` has seen."""
+    import httpx
+    import together
+
     # aiohttp underneath: httpx's own pool looks at all its connections for each request, and stalls
     # for seconds with 128 of them on a busy machine (seen in `just bench replies`).
-    limits = httpx.Limits(max_connections=options.concurrency)
+    limits = httpx.Limits(max_connections=concurrency)
     return together.AsyncTogether(
-        api_key=key or "none",
+        api_key=os.environ.get("TOGETHER_API_KEY") or "none",
         base_url=url.removesuffix("/v1"),  # the client adds it, for files and batches
-        timeout=options.timeout,
+        timeout=timeout,
         max_retries=retries,
         http_client=together.DefaultAioHttpClient(limits=limits),
     )
