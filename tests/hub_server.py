@@ -7,7 +7,6 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -16,7 +15,7 @@ from unittest.mock import patch
 from urllib.parse import parse_qs, unquote
 
 from huggingface_hub import RepoCard, constants
-from quiet_server import QuietServer
+from quiet_server import QuietHandler, Stub
 
 TOKEN = "hf_good"
 ROUTE = re.compile(
@@ -39,7 +38,7 @@ def file_entry(path: str, content: bytes) -> dict:
     return entry
 
 
-class Hub:
+class Hub(Stub):
     """`repos`: "datasets/me/name" or "models/me/name" -> {path: bytes}, of another branch than main
     "datasets/me/name@branch"; `commits`: summaries."""
 
@@ -55,18 +54,11 @@ class Hub:
         self.before_commit: list = []  # functions, the last called before the next commit
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
-            log_message = lambda *args: None  # noqa: E731
             do_GET = do_POST = do_PUT = do_HEAD = lambda self: hub.route(self)
 
-        self.server = QuietServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.serve(Handler)
 
     def environment(self, folder: Path, token: str = TOKEN) -> dict[str, str]:
         """What makes a stage use this Hub, with its cache below `folder`."""
