@@ -130,11 +130,7 @@ def run_on_ray(executor, address: str) -> None:
     try:
         import ray
     except ImportError:
-        hint = "pip install ray, of the cluster's version"
-        raise UserError(
-            f"--ray needs Ray, which is no requirement of this project: {hint}"
-        ) from None
-
+        raise UserError("--ray needs Ray: pip install ray, of the cluster's version") from None
     variables = {"PYTHONPATH": str(ROOT)}
     try:
         ray.init(address, log_to_driver=False, runtime_env={"env_vars": variables})

@@ -263,7 +263,8 @@ class Hub(Stub):
             files[path] = self.blobs[change["value"]["oid"]] if lfs else base64.b64decode(content)
             self.sent[-1].append(path)
         self.move_on(name)
-        url = f"{self.url}/{name.removeprefix('models/')}/commit/{self.sha(name)}"
+        repo = name.removeprefix("models/").partition("@")[0]
+        url = f"{self.url}/{repo}/commit/{self.sha(name)}"
         self.send(request, 200, {"commitUrl": url, "commitOid": self.sha(name), "success": True})
 
     def send_file(self, request, commit: str, files: dict, path: str) -> None:
