@@ -255,36 +255,60 @@ def _after(text: str, label: re.Match) -> str:
 
 def _read_section(text: str, task: Task, rated: bool) -> tuple[str, float | None, dict]:
     """The answer, its total and its criteria, from the part under a label. Raises ParseError."""
-    # An answer may hold lines like "Rating: R." too. So the fields are the first criterion with a
-    # plain number, or else the last total, what follows it, and the fields directly above it.
-    lines = text.translate(BLANKED).split("\n")
-    fields = [_patterns(task).field.match(line) for line in lines]
-    fields = [m if m and (m["score"] or m["prose"]) else None for m in fields]
-    rated_at = [i for i, m in enumerate(fields) if m and m["criterion"] and not m["word"]]
-    total_at = [i for i, m in enumerate(fields) if m and m["total"]]
-    start = min(rated_at, default=max(total_at, default=len(lines)))
-    written = text.split("\n")
-    passed = [not line.strip(" \t-") for line in lines]
-    # The fence of a code block at the answer's end is a part of it.
-    passed = [blank and not FENCE.fullmatch(w) for blank, w in zip(passed, written, strict=True)]
-    while start and (fields[start - 1] or passed[start - 1]):
-        start -= 1
+    written, lines = text.split("\n"), text.translate(BLANKED).split("\n")
+    fields = [_field_of(line, task) for line in lines]
+    start = _start_of_fields(fields, written, lines)
     answer = _clean("\n".join(written[:start]), task)
-    fields = [match for match in fields[start:] if match]
-    numbers = [m for m in fields if m["criterion"] and not m["range"]]
-    criteria = {_criterion(m["criterion"], task): float(m["score"]) for m in numbers}
-    last = [m for m in fields if m["total"]][-1:]
-    total, problem = float(last[0]["score"]) if last else None, ""
-    highest = task.highest_score
-    if not last or last[0]["range"] or float(last[0]["of"] or highest) != highest:
-        problem = "a score is missing or not a number"
-    elif not task.lowest_score <= total <= highest:
-        problem = f"a score outside {task.lowest_score} to {highest}"
-    elif len(criteria) == len(task.criteria) and sum(criteria.values()) != total:
-        problem = "a total that is not the sum of its criteria"
+    total, criteria, problem = _read_scores([match for match in fields[start:] if match], task)
     if problem and rated:
         raise ParseError(problem)
     return (answer, None, {}) if problem else (answer, total, criteria)
+
+
+def _field_of(line: str, task: Task) -> re.Match | None:
+    """A line of a rating: a name with a number, or one that a text follows."""
+    match = _patterns(task).field.match(line)
+    return match if match and (match["score"] or match["prose"]) else None
+
+
+def _start_of_fields(fields: list[re.Match | None], written: list[str], lines: list[str]) -> int:
+    """The number of the line at which an answer ends and its rating begins.
+
+    An answer may hold lines like "Rating: R." too. So the rating begins with the first criterion
+    that has a plain number, or else with the last total; and with the fields directly above it.
+    `lines` are those that were `written`, without markup.
+    """
+    rated_at = [i for i, m in enumerate(fields) if m and m["criterion"] and not m["word"]]
+    total_at = [i for i, m in enumerate(fields) if m and m["total"]]
+    start = min(rated_at, default=max(total_at, default=len(lines)))
+    while start:
+        above = start - 1
+        # The fence of a code block at the answer's end is a part of it.
+        is_blank = not lines[above].strip(" \t-") and not FENCE.fullmatch(written[above])
+        if not fields[above] and not is_blank:
+            break
+        start = above
+    return start
+
+
+def _read_scores(fields: list[re.Match], task: Task) -> tuple[float | None, dict[str, float], str]:
+    """(total, criteria, what is wrong with them or "") of the lines of a rating."""
+    numbers = [m for m in fields if m["criterion"] and not m["range"]]
+    criteria = {_criterion(m["criterion"], task): float(m["score"]) for m in numbers}
+    totals = [m for m in fields if m["total"]]
+    highest = task.highest_score
+    missing = "a score is missing or not a number"
+    if not totals:
+        return None, criteria, missing
+    last = totals[-1]
+    total = float(last["score"])
+    if last["range"] or float(last["of"] or highest) != highest:
+        return total, criteria, missing
+    if not task.lowest_score <= total <= highest:
+        return total, criteria, f"a score outside {task.lowest_score} to {highest}"
+    if len(criteria) == len(task.criteria) and sum(criteria.values()) != total:
+        return total, criteria, "a total that is not the sum of its criteria"
+    return total, criteria, ""
 
 
 def _criterion(shown: str, task: Task) -> str:

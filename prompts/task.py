@@ -130,13 +130,13 @@ class Task:
 
     def _write(self, name: str, variables: dict) -> str:
         with self._faults_told(name):
-            given = {
-                key: Offered(value) if isinstance(value, FunctionType) else value
+            functions = {
+                key: Offered(value)
                 for key, value in variables.items()
+                if isinstance(value, FunctionType)
             }
-            return self._environment.get_template(f"{name}.jinja").render(
-                task=self.public(), **given
-            )
+            template = self._environment.get_template(f"{name}.jinja")
+            return template.render({"task": self.public()} | variables | functions)
 
     def render(self, name: str, /, **variables: object) -> str:
         """The task's template `name`.jinja, or the shared one.
@@ -217,10 +217,10 @@ class Task:
         depends on it: the evaluation takes the prompts of the dataset apart again.
         """
         with self._faults_told("student"):
-            trees = [self._environment.parse(source) for source in self._sources("student")]
-            uses = [
-                one for tree in trees for one in tree.find_all(nodes.Name) if one.name == "text"
-            ]
+            uses = []
+            for source in self._sources("student"):
+                names = self._environment.parse(source).find_all(nodes.Name)
+                uses += [node for node in names if node.name == "text"]
         parts = [self._write("student", {"text": probe}).split(probe) for probe in PROBES]
         if len(uses) != 1 or len(parts[0]) != 2 or parts[0] != parts[1]:
             what = "must hold {{ text }} once and as it is: no filter, no condition on the text"

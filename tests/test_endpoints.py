@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from conftest import ROOT, clean_environment, make_tokenizer, one_error_line, read_jsonl, run_stage
 from test_ask_teacher import command, environment, extracts, refused, replied  # noqa: F401
-from test_sample_extracts import WINDOWS, document, write_jsonl
+from test_sample_extracts import document, write_jsonl
 
 from data_prep.teacher import limits
 from data_prep.teacher.endpoints import endpoint_url, endpoint_urls
@@ -169,7 +169,8 @@ def test_the_second_ctrl_c_stops_at_once_and_what_is_in_flight_stays_booked(tmp_
     rows = [document(n, 120) for n in range(20)] + [document(99, 4000)]
     path = write_jsonl(tmp_path / "in.jsonl", rows)
     server = endpoint(delay=600)
-    options = ["--input", path, "--data", tmp_path, *WINDOWS, "--tokenizer", tmp_path / "student"]
+    windows = ["--min-tokens", 200, "--extracts-max-tokens", 2000, "--min-chars", 10_000]
+    options = ["--input", path, "--data", tmp_path, *windows, "--tokenizer", tmp_path / "student"]
     options += ["--concurrency", 4, "--timeout", 900, "--budget-usd", 5]
     process = subprocess.Popen(
         [sys.executable, "-m", "data_prep.make_dataset", *map(str, options)],

@@ -54,15 +54,15 @@ def ask_options(args: argparse.Namespace, cut_counts: bool = False) -> AskOption
 def json_object(text: str) -> dict:
     """Fields of a request, for argparse; those that have options of their own are refused."""
     try:
-        found = json.loads(text)
-        json.dumps(found, allow_nan=False)  # NaN, which no endpoint takes, is no JSON
+        fields = json.loads(text)
+        json.dumps(fields, allow_nan=False)  # NaN, which no endpoint takes, is no JSON
     except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not JSON: {one_line(error)}") from None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise argparse.ArgumentTypeError('a JSON object is wanted, such as {"top_p": 0.9}')
-    if ours := ", ".join(name for name in OURS if name in found):
+    if ours := ", ".join(name for name in OURS if name in fields):
         raise argparse.ArgumentTypeError(f"{ours}: there is another option for it, or none")
-    return found
+    return fields
 
 
 def check_ceiling(options: AskOptions, price: dict, estimate: float | None = None) -> None:
@@ -82,11 +82,11 @@ def check_ceiling(options: AskOptions, price: dict, estimate: float | None = Non
                         f"BUDGET_USD, as a ceiling{own}")  # fmt: skip
 
 
-def to_record(request: dict, **found: object) -> dict:
-    """What became of a request: all of it but its messages, with what was found."""
+def to_record(request: dict, **outcome: object) -> dict:
+    """What became of a request: all of it but its messages, with what came of it."""
     left_out = ("messages", "worst_usd")
     record = {name: value for name, value in request.items() if name not in left_out}
-    return record | clean(found) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+    return record | clean(outcome) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def to_reply(request: dict, body: object, price: dict, options: AskOptions) -> dict:
@@ -94,11 +94,11 @@ def to_reply(request: dict, body: object, price: dict, options: AskOptions) -> d
     reply, usage = read_reply(body, options.also_whole, options.cut_counts), read_usage(body)
     if usage and reply.text.strip() and not usage["completion_tokens"]:
         usage = None  # words from no tokens
-    found = {"text": reply.text, "finish_reason": reply.finish_reason}
-    found["usage"] = usage and {
+    outcome = {"text": reply.text, "finish_reason": reply.finish_reason}
+    outcome["usage"] = usage and {
         name: usage[name] for name in ("prompt_tokens", "completion_tokens")
     }
-    found["cost_usd"] = usage_cost(request, usage, price, options.max_tokens)
+    outcome["cost_usd"] = usage_cost(request, usage, price, options.max_tokens)
     if reply.unusable:
-        found["unusable"] = reply.unusable
-    return to_record(request, **found)
+        outcome["unusable"] = reply.unusable
+    return to_record(request, **outcome)
