@@ -177,12 +177,16 @@ def parse_options(arguments: list[str] | None = None) -> SampleOptions:
     option("--max-per-source", type=positive, help="at most so many of a source in each split")
     option("--passages", action="store_true", help="cut documents at paragraphs into the windows")
     option("--seed", type=int, default=0, help="draws, orders and splits")
+    # Where None is the default, --help says in words what it means.
+    no_default, place = {"default": argparse.SUPPRESS}, parser.add_mutually_exclusive_group()
     workers = "tasks at a time (default: one a core, all of them on a cluster)"
-    option("--workers", type=positive, default=argparse.SUPPRESS, help=workers)
-    place = parser.add_mutually_exclusive_group()
-    place.add_argument("--slurm", metavar="PARTITION", help="run the tasks there, and wait")
-    place.add_argument("--ray", metavar="ADDRESS", help="run them at this Ray, HOST:PORT or auto")
-    given = {"workers": None} | vars(parser.parse_args(arguments))
+    option("--workers", type=positive, help=workers, **no_default)
+    place.add_argument(
+        "--slurm", metavar="PARTITION", help="run the tasks there, and wait", **no_default
+    )
+    ray = "run the tasks at this Ray cluster: HOST:PORT, or auto"
+    place.add_argument("--ray", metavar="ADDRESS", help=ray, **no_default)
+    given = {"workers": None, "slurm": None, "ray": None} | vars(parser.parse_args(arguments))
     is_red_pajama = given["input"] == RED_PAJAMA
     if given["fraction"] is None:
         given["fraction"] = 0.01 if is_red_pajama else 1.0
