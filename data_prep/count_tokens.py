@@ -43,7 +43,10 @@ def load_counter(name: str) -> TokenCounter:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core per task
     file = Path(name) / "tokenizer.json"
     try:
-        found = Tokenizer.from_file(str(file)) if file.exists() else Tokenizer.from_pretrained(name)
+        if file.exists():
+            tokenizer = Tokenizer.from_file(str(file))
+        else:
+            tokenizer = Tokenizer.from_pretrained(name)
     except Exception:  # the tokenizers package raises plain Exception
         raise UserError(f"no tokenizer at {name}, a model's folder or its id on the Hub") from None
-    return TokenCounter(found)
+    return TokenCounter(tokenizer)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from charset_normalizer import from_bytes
 
 from common.cli import UserError
+from common.text import BYTE_ORDER_MARKS
 
 SAMPLE = 100_000  # bytes or characters that are looked at where all of them would take long
 NOT_TEXT = "it is neither text nor HTML nor PDF"
@@ -45,14 +46,7 @@ ZIPPED = {
     b"ppt/": "a PowerPoint presentation",
 }
 
-# UTF-32 first: its mark begins with that of UTF-16.
-MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
+MARKS = {codecs.BOM_UTF8: "utf-8"} | BYTE_ORDER_MARKS
 # The labels that browsers read as a larger encoding (WHATWG, Encoding Standard, 4.2).
 LARGER = {
     "ascii": "cp1252",

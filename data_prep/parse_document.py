@@ -148,8 +148,8 @@ def memory_used() -> int:
     """The most bytes that this process held; 0 where the system does not tell. What getrusage
     tells is of the process that started this one, too."""
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(match[1]) * 1024 if match else 0
 
 
 def parse_html(data: bytes, _: int) -> dict:

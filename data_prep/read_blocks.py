@@ -198,11 +198,13 @@ def expand(path: str, lists: tuple[str, ...] = ()) -> list[str]:
     if "://" not in path and (kind := kind_of(path)):
         check_kind(path, kind)
         return [files.unstrip_protocol(name).removeprefix("file://")]
-    found = retrying(path, lambda: files.glob(name, detail=True))
+    details_by_match = retrying(path, lambda: files.glob(name, detail=True))
     matches = []
-    for match in sorted(found):
+    for match in sorted(details_by_match):
         is_local = "://" not in path
-        if found[match]["type"] == "directory" or (is_local and kind_of(match) != "file"):
+        if details_by_match[match]["type"] == "directory" or (
+            is_local and kind_of(match) != "file"
+        ):
             warn(f"{match} is no file, passed over")
         else:
             matches.append(match)

@@ -75,7 +75,8 @@ def describe_key(name: str, otherwise: str) -> str:
 def describe_address(address: str | None) -> str:
     if not address:
         return "not set; Together is asked"
-    whole = address.isprintable() and re.match(r"https?://[^/\s]", address)
+    parts = [part.strip() for part in address.split(",")]  # several endpoints as one teacher
+    whole = all(part.isprintable() and re.match(r"https?://[^/\s]", part) for part in parts)
     return "set" if whole else "not usable: it must begin with http:// or https://"
 
 
@@ -106,10 +107,10 @@ def main() -> None:
         "HF_TOKEN": "set" if token else "not set; `hf auth login` does as well",
     }
     hub = os.getenv("HF_ENDPOINT") or "https://huggingface.co"
-    addresses = {
-        "Hub": (hub.rstrip("/") + "/api/whoami-v2", token),
-        "teacher": (models_url(base or "https://api.together.ai"), key),
-    }
+    addresses = {"Hub": (hub.rstrip("/") + "/api/whoami-v2", token)}
+    for number, address in enumerate((base or "https://api.together.ai").split(","), 1):
+        name = "teacher" if number == 1 else f"teacher {number}"
+        addresses[name] = (models_url(address.strip()), key)
     here |= look_at_all(addresses)
     for recipe, *needs in (
         ("just demo",),

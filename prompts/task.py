@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
+from typing import Protocol
 
 from jinja2 import TemplateError, TemplateNotFound, nodes
 from jinja2.meta import find_referenced_templates
@@ -129,13 +130,13 @@ class Task:
 
     def _write(self, name: str, variables: dict) -> str:
         with self._faults_told(name):
-            given = {
-                key: Offered(value) if isinstance(value, FunctionType) else value
+            functions = {
+                key: Offered(value)
                 for key, value in variables.items()
+                if isinstance(value, FunctionType)
             }
-            return self._environment.get_template(f"{name}.jinja").render(
-                task=self.public(), **given
-            )
+            template = self._environment.get_template(f"{name}.jinja")
+            return template.render({"task": self.public()} | variables | functions)
 
     def render(self, name: str, /, **variables: object) -> str:
         """The task's template `name`.jinja, or the shared one.
@@ -216,10 +217,10 @@ class Task:
         depends on it: the evaluation takes the prompts of the dataset apart again.
         """
         with self._faults_told("student"):
-            trees = [self._environment.parse(source) for source in self._sources("student")]
-            uses = [
-                one for tree in trees for one in tree.find_all(nodes.Name) if one.name == "text"
-            ]
+            uses = []
+            for source in self._sources("student"):
+                names = self._environment.parse(source).find_all(nodes.Name)
+                uses += [node for node in names if node.name == "text"]
         parts = [self._write("student", {"text": probe}).split(probe) for probe in PROBES]
         if len(uses) != 1 or len(parts[0]) != 2 or parts[0] != parts[1]:
             what = "must hold {{ text }} once and as it is: no filter, no condition on the text"
@@ -271,6 +272,14 @@ def load_task(name: str = "summarize", folder: Path = FOLDER) -> Task:
     return task
 
 
+class TaskOptions(Protocol):
+    """What a command line with `add_task_options` holds."""
+
+    task: str
+    prompts_dir: Path
+    data: Path
+
+
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """The options that tell a stage its job, and where the data are."""
     option = parser.add_argument
@@ -279,12 +288,12 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     option("--data", type=Path, default=Path("data"), help="of the extracts and of all tasks' data")
 
 
-def task_of(args: argparse.Namespace) -> Task:
+def task_of(args: TaskOptions) -> Task:
     """The task of a command line with `add_task_options`. Raises UserError."""
     return load_task(args.task, args.prompts_dir)
 
 
-def data_folder(args: argparse.Namespace, stage: str, name: str = "") -> Path:
+def data_folder(args: TaskOptions, stage: str, name: str = "") -> Path:
     """DATA/extracts, which the tasks share, or a stage's DATA/TASK/STAGE, or STAGE-NAME there."""
     folder = args.data if stage == "extracts" else args.data / args.task
     return folder / (f"{stage}-{name}" if name else stage)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.stats import paired_bootstrap
@@ -12,6 +12,7 @@ from common.stats import paired_bootstrap
 numbers = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # so it is where others work
 @given(numbers)
 def test_the_bootstrap_is_seeded_paired_and_bracketed(pairs):
     a, b = zip(*pairs, strict=True)

@@ -91,6 +91,12 @@ def test_an_endpoint_of_ones_own_needs_no_key(machine, server):
     assert told["just dataset"] == "can run"
 
 
+def test_each_of_several_endpoints_is_looked_at(machine, server):
+    told = diagnose(HF_ENDPOINT=server.url, TOGETHER_BASE_URL=f"{server.url}, {NOWHERE}")
+    assert told["TOGETHER_BASE_URL"] == "set" and told["teacher"] == "answers"
+    assert told["teacher 2"].startswith("no answer")
+
+
 def test_a_key_that_is_refused_or_broken_is_told_and_never_shown(machine, server):
     server.pages["/api/whoami-v2"] = (401, {}, b"hf_secret")
     server.pages["/v1/models"] = (503, {}, b"tg_secret")

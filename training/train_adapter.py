@@ -16,6 +16,7 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -225,16 +226,24 @@ def follow(lines, log) -> tuple[bool, str]:
 def stop(process: Popen) -> None:
     """End a training and all that it started; return when they have let go of the run.
 
-    A Ctrl-C at the terminal reaches them too, and axolotl then saves what it has and leaves.
+    A Ctrl-C at the terminal reaches them too, and axolotl then saves what it has and leaves, which
+    takes a while. A second one kills them; what it tears the next run clears (`clear_torn`).
     """
     try:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.terminate()
+        started = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:  # it has ended by itself
-        pass
-    process.terminate()
-    for _ in process.stdout:
-        pass
+        started = []
+    started.append(process)
+    for child in started:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    try:
+        for _ in process.stdout:
+            pass
+    except KeyboardInterrupt:
+        for child in started:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
     process.wait()
 
 

@@ -30,11 +30,12 @@ def pair_requests(rows: list[dict], first: dict, second: dict, task: Task) -> li
 
 def points(requests: list[dict], replies: dict[str, dict], task: Task) -> pd.DataFrame:
     """By text and order: 1 if answer one won, 0 if it lost, 0.5 for a draw, NaN for no verdict."""
-    found = {order: {} for order in POINTS}
+    points_by_order: dict[str, dict] = {order: {} for order in POINTS}
     for request in requests:
         verdict = replies.get(request["id"])
         # A verdict that was cut or filtered is none, whatever its text seems to say.
         is_whole = verdict and not why_unusable(verdict)
         better = read_better(verdict["text"], task) if is_whole else None
-        found[request["order"]][request["text_id"]] = POINTS[request["order"]].get(better)
-    return pd.DataFrame(found, dtype=float)
+        order = request["order"]
+        points_by_order[order][request["text_id"]] = POINTS[order].get(better)
+    return pd.DataFrame(points_by_order, dtype=float)

@@ -9,6 +9,8 @@ import math
 import re
 from typing import NamedTuple
 
+import regex
+
 from common.cli import one_line
 from common.text import whole
 
@@ -30,6 +32,7 @@ ENDS = {
 }
 CUT = "cut at the token limit"
 MOST_TOKENS = 100_000_000  # a count over this is no count
+UNPRINTABLE = regex.compile(r"[\p{C}\p{Z}]")  # controls and all kinds of spaces
 WORDS_IN = ("error", "message", "detail", "msg", "reason", "description", "title", "code")
 
 
@@ -74,23 +77,23 @@ def parse_body(content: bytes) -> object:
         raise NoReply(f"not JSON ({one_line(error, 60)}): {said}") from None
 
 
-def words_in(found: object, most: int = 200) -> str:
-    """What the endpoint said, in one line: the innermost message of `found`, JSON or a text."""
-    for _ in range(20):
-        if isinstance(found, list) and found:
-            found = found[0]
-        elif isinstance(found, dict):
-            named = [found[name] for name in WORDS_IN if found.get(name)]
+def words_in(body: object, most: int = 200) -> str:
+    """What the endpoint said, in one line: the innermost message of `body`, JSON or a text."""
+    part = body
+    for _ in range(20):  # {"error": {"message": "..."}}, [{"detail": [...]}]
+        if isinstance(part, list) and part:
+            part = part[0]
+        elif isinstance(part, dict):
+            named = [part[name] for name in WORDS_IN if part.get(name)]
             if not named:
                 break
-            found = named[0]
-    if isinstance(found, dict | list):
-        found = "" if not found else "an answer without words"
-    if found is None:
+            part = named[0]
+    if isinstance(part, dict | list):
+        part = "an answer without words" if part else ""
+    if part is None:
         return ""
-    text = re.sub(r"(?s)<(style|script).*?</\1>|<[^<>]*>", " ", str(found)[: 50 * most])
-    printable = "".join(c if c.isprintable() else " " for c in clean(text))
-    return one_line(printable, most)
+    text = re.sub(r"(?s)<(style|script).*?</\1>|<[^<>]*>", " ", str(part)[: 50 * most])
+    return one_line(UNPRINTABLE.sub(" ", clean(text)), most)
 
 
 def read_reply(body: object, also_whole: tuple[str, ...] = (), cut_counts: bool = False) -> Reply:

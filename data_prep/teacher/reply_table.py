@@ -67,16 +67,17 @@ def why_unusable(record: dict) -> str:
 def find_replies(path: Path, wanted: Iterable[dict], key: Key = KEY) -> dict[str, dict]:
     """id -> the record of each of `wanted` that `path` has: the latest whole one, else the latest
     unusable one."""
-    ids = {key_of(one, key): str(one["id"]) for one in wanted}
+    ids_by_key = {key_of(request, key): str(request["id"]) for request in wanted}
     records = read_records(path) if path.exists() else ()
-    found: dict[str, dict] = {}
+    records_by_id: dict[str, dict] = {}
     for record in fill_in(records, path):
-        asked = ids.get(key_of(record, key))
-        if asked is None or not all(field in record for field in key):
+        request_id = ids_by_key.get(key_of(record, key))
+        if request_id is None or not all(field in record for field in key):
             continue
-        if not record.get("unusable") or found.get(asked, {"unusable": True}).get("unusable"):
-            found[asked] = record
-    return found
+        before = records_by_id.get(request_id)
+        if not before or before.get("unusable") or not record.get("unusable"):
+            records_by_id[request_id] = record
+    return records_by_id
 
 
 def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool = False) -> None:
@@ -108,8 +109,8 @@ def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool
                 left["their task's folder was changed later"] += 1
             else:
                 known = {"text_digest": prompts.text_digest(old["id"])}
-                if found := prompts.digest_for(old):
-                    known["prompt"] = found
+                if prompt := prompts.digest_for(old):
+                    known["prompt"] = prompt
                 adopted[record_digest(record)] = known
         if len(adopted) > before:
             write_text(path.with_suffix(ADOPTED), json.dumps(adopted))

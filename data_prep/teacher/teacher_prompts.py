@@ -50,8 +50,8 @@ class TeacherPrompts:
     def is_of_today(self, reply: dict) -> bool:
         """Whether a reply is to today's prompt about its extract, or, where its template is gone,
         at least to the extract's text of today."""
-        if found := self.digest_for(reply):
-            return reply.get("prompt") == found
+        if prompt := self.digest_for(reply):
+            return reply.get("prompt") == prompt
         return reply.get("text_digest") == self.text_digest(reply["id"])
 
     def changed_at(self, sha: str) -> float:
@@ -71,7 +71,7 @@ class TeacherPrompts:
 def moment(created: object) -> float:
     """Seconds since 1970 of a record's `created`; 0 where it is no moment with its time zone."""
     try:
-        found = datetime.fromisoformat(created)
+        parsed = datetime.fromisoformat(created)
     except (TypeError, ValueError):
         return 0.0
-    return found.timestamp() if found.tzinfo else 0.0
+    return parsed.timestamp() if parsed.tzinfo else 0.0
