@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, clean_environment, read_jsonl, run_stage, write_jsonl
 
-from demo.answer_logits import AnswerLogits
+from training.plugins import AnswerLogits
 from demo.prepare_parts import clean_markup
 from demo.replies import RECORDINGS, load_recordings
 

@@ -58,7 +58,7 @@ def test_a_method_takes_the_place_of_another_and_names_the_run():
 
 
 def test_a_warm_up_of_the_configs_own_outlives_its_method():
-    settings = with_method(resolve_config("qwen2-1.5b-simpo-qlora").settings, "dpo")
+    settings = with_method(resolve_config(DEFAULT, "simpo").settings | {"warmup_steps": 100}, "dpo")
     assert settings["warmup_steps"] == 100 and "simpo_gamma" not in settings
 
 
@@ -153,6 +153,7 @@ def test_several_gpus_by_a_launch():
     [
         ((DEFAULT, "--method", "magic"), "no method magic; methods.yaml has dpo, sft"),
         (("nowhere",), "no config named nowhere; there are the configs qwen2-1.5b-dpo-qlora"),
+        (("qwen2-1.5b-orpo-qlora",), "and for --method dpo, sft, dpo-sft, sft-then-dpo"),
         ((DEFAULT, "--task", "titel"), "no task titel"),
     ],
 )
@@ -387,6 +388,26 @@ def test_a_run_of_0_3_7_is_compared_by_what_it_recorded(run_of_all_inputs, tmp_p
     assert not train_adapter.is_trained(tmp_path / "out", inputs)
 
 
+@pytest.mark.parametrize("version", ["0.4.0", "0.3.7"])
+def test_a_plugin_that_moved_does_not_make_another_run(run_of_all_inputs, tmp_path, version):
+    """A finished run is not trained again, and its config.yaml trains and loads as it stands."""
+    config, _ = run_of_all_inputs
+    plugins = {"plugins": ["training.plugins.AnswerLogits", resolving.CPU_BF16]}
+    inputs = train_adapter.inputs_of(replace(config, settings=config.settings | plugins))
+    old_plugins = {"plugins": ["demo.answer_logits.AnswerLogits", resolving.CPU_BF16]}
+    old_settings = config.settings | old_plugins
+    old_inputs = inputs | {"config": old_settings}
+    if version == "0.3.7":
+        old_inputs = {key: old_inputs[key] for key in train_adapter.INPUTS_OF_0_3_7}
+    mark_made(tmp_path / "out", old_inputs)
+    assert train_adapter.is_trained(tmp_path / "out", inputs)
+    old_config = tmp_path / "out/config.yaml"
+    old_config.write_text(yaml.safe_dump(old_settings))
+    assert load_run_config(old_config).settings["plugins"] == plugins["plugins"]
+    again = resolve_config(old_config, run="out", task=config.task)
+    assert train_adapter.is_trained(again.output_dir, train_adapter.inputs_of(again))
+
+
 def test_a_model_is_told_by_more_than_its_weights(tmp_path):
     (tmp_path / "model.safetensors").write_text("weights")
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')
@@ -511,7 +532,7 @@ def test_a_machine_that_does_not_lead_takes_no_lock_and_writes_beside(tmp_path, 
 def test_the_plugins_are_found_from_any_folder(tmp_path):
     """Set-up installs this project, so axolotl and Ray's workers need no folder for them."""
     script = "from axolotl.integrations.base import PluginManager as P\n"
-    for plugin in ("training.plugins.Fp32Adapter", "demo.answer_logits.AnswerLogits"):
+    for plugin in ("training.plugins.Fp32Adapter", "training.plugins.AnswerLogits"):
         script += f"P.get_instance().register({plugin!r})\n"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True

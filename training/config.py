@@ -31,6 +31,10 @@ NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")  # 2e-5
 NEEDED = "base_model, datasets and output_dir"
 
 
+# What a plugin was called in the configs of earlier versions: 0.4.0 and before. Read as the same.
+OLD_NAMES = {"demo.answer_logits.AnswerLogits": "training.plugins.AnswerLogits"}
+
+
 # What our own code reads of a config; all else is axolotl's to check.
 KINDS = {
     "base_model": (str, "a folder or a Hub id"),
@@ -118,7 +122,16 @@ def read_settings(path: Path) -> dict:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path} must name {NEEDED}, as `key: value`")
-    return settings
+    return with_present_names(settings)
+
+
+def with_present_names(settings: dict) -> dict:
+    """`settings` with its plugins under the names that they have today."""
+    plugins = settings.get("plugins")
+    if not isinstance(plugins, list):
+        return settings
+    names = [OLD_NAMES.get(name, name) if isinstance(name, str) else name for name in plugins]
+    return settings | {"plugins": names}
 
 
 def check_settings(settings: dict, path: Path) -> None:

@@ -34,6 +34,7 @@ from training.config import (
     CPU_BF16,
     LAUNCHES,
     NUMBER,
+    OLD_NAMES,
     RunConfig,
     check_dataset,
     check_finished,
@@ -134,14 +135,19 @@ def inputs_of(config: RunConfig) -> dict:
     }
 
 
-def with_numbers(value: object) -> object:
-    """`value` as it is read today: version 0.3.7 kept a number such as 2e-5 as text."""
+def as_read_today(value: object) -> object:
+    """What an earlier version recorded, as it is read today.
+
+    Version 0.3.7 kept a number such as 2e-5 as text, 0.4.0 knew plugins by other names.
+    """
     if isinstance(value, dict):
-        return {key: with_numbers(one) for key, one in value.items()}
+        return {key: as_read_today(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [with_numbers(one) for one in value]
+        return [as_read_today(part) for part in value]
     if isinstance(value, str) and NUMBER.fullmatch(value):
         return float(value)
+    if isinstance(value, str):
+        return OLD_NAMES.get(value, value)
     return value
 
 
@@ -152,7 +158,7 @@ def made_of(folder: Path, inputs: dict) -> bool:
         return False
     present = json.loads(json.dumps(inputs))
     return all(
-        with_numbers(present.get(key)) == with_numbers(value) for key, value in recorded.items()
+        as_read_today(present.get(key)) == as_read_today(value) for key, value in recorded.items()
     )
 
 

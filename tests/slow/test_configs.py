@@ -96,8 +96,6 @@ COMPLETE = {  # the config of a method -> what is its own besides
     "dpo": PUBLISHED,
     "sft": {"plugins"},  # axolotl's own trainer casts no adapter
     "sft-then-dpo": {"lora_model_dir", "plugins"},
-    "orpo": set(),
-    "simpo": set(),
 }
 
 
