@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, clean_environment, read_jsonl, run_stage, write_jsonl
 
-from training.plugins import AnswerLogits
 from demo.prepare_parts import clean_markup
 from demo.replies import RECORDINGS, load_recordings
+from training.plugins import AnswerLogits
 
 TASKS = ("summarize", "title")
 

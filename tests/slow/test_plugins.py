@@ -28,8 +28,10 @@ def rows_of(lengths: list[tuple[int, int, int]]) -> Dataset:
     fields = ("prompt", "chosen", "rejected")
     rows = []
     for number, sizes in enumerate(lengths):
-        words = [" ".join(f"{field[0]}{number}{i}" for i in range(n)) for field, n in
-                 zip(fields, sizes, strict=True)]
+        words = [
+            " ".join(f"{field[0]}{number}{i}" for i in range(n))
+            for field, n in zip(fields, sizes, strict=True)
+        ]
         rows.append(dict(zip(fields, words, strict=True)))
     return Dataset.from_list(rows)
 
