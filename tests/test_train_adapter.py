@@ -410,8 +410,9 @@ def test_a_plugin_that_moved_does_not_make_another_run(run_of_all_inputs, tmp_pa
     old_config = tmp_path / "out/config.yaml"
     old_config.write_text(yaml.safe_dump(old_settings))
     assert load_run_config(old_config).settings["plugins"] == plugins["plugins"]
-    again = resolve_config(old_config, Overlay(run="out", task=config.task))
-    assert train_adapter.is_trained(again.output_dir, train_adapter.inputs_of(again))
+    again = resolve_config(old_config, Overlay(run=config.name, task=config.task))
+    assert again.output_dir == config.output_dir
+    assert train_adapter.is_trained(tmp_path / "out", train_adapter.inputs_of(again))
 
 
 def test_a_model_is_told_by_more_than_its_weights(tmp_path):
