@@ -16,8 +16,8 @@ import re
 import shlex
 import shutil
 import sys
-from contextlib import suppress
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
