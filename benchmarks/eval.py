@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
 
 from common.files import load_records
-from eval.measures import PARTS, BertScore, split_sentences
+from eval.bertscore import PARTS, BertScore
+from eval.sentences import split_sentences
 from eval.systems import load_test_rows
 from inference.generate import SeededNoise, build_prompt, draw_samples, generate_batch, pack_batches
 from inference.weights import load_model

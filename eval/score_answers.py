@@ -19,7 +19,9 @@ from common.cli import UserError, positive
 from common.files import digest, read_json, write_text
 from common.stats import RESAMPLES, paired_bootstrap
 from eval.answer_texts import load_answers
-from eval.measures import BertScore, Entailment, basics, extractiveness, is_entailment_model, rouge
+from eval.bertscore import BertScore
+from eval.entailment import Entailment, is_entailment_model
+from eval.measures import basics, extractiveness, rouge
 from eval.systems import load_test_rows
 from inference.weights import memory_told
 from prompts.task import Task

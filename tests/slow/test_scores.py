@@ -53,7 +53,7 @@ def scored(tmp_path_factory, tiny_qwen2, tiny_nli):
         texts = (NASTY, "", f"Ice floats, says {system}.", "Lakes freeze. Ice floats.")
         write_answers(config, system, texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.measures.Entailment.probabilities", word_overlap)
+        patch.setattr("eval.entailment.Entailment.probabilities", word_overlap)
         result = score(config, "--nli", tiny_nli)
     config.with_suffix(".out").write_text(result.stdout)
     return config
