@@ -17,6 +17,7 @@ from pyarrow import parquet
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
 from common.text import control_tokens, plain_text
+from data_prep.filter_pairs import sentences_of
 from data_prep.teacher.client import teacher_terms
 from prompts.task import Task, add_task_options, data_folder, load_task, task_of
 
@@ -113,6 +114,7 @@ def main() -> None:
     shutil.rmtree(hub, ignore_errors=True)  # files of an earlier state
     made["configs"] = write_files(hub, splits, task, tokens)
     facts = {"licences": licences, "example": example, "terms": teacher_terms(example["teacher"])}
+    facts["sentences"] = sentences_of(made["limits"], task)
     card = task.render("dataset_card.md", splits=splits, **made, **facts)
     write_text(hub / "README.md", card + "\n")
     print(f"staged in {hub}; `just publish-dataset NAME` pushes it")

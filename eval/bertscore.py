@@ -45,6 +45,7 @@ class BertScore:
         self.scorer._tokenizer.model_max_length = WINDOW
         self.scorer._model.float()
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)
+        self.settings = {"hash": self.scorer.hash, "rescale_baseline": self.baseline}
 
     def __call__(self, answers: list[str], rows: list[dict]) -> dict[str, list[float]]:
         """Precision, recall and F1, raw and rescaled as in bert-score: unrelated texts 0;

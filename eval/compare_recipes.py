@@ -28,7 +28,7 @@ from common.pages import render
 from common.stats import format_interval, markdown, paired_bootstrap
 from eval.answer_texts import add_generation_options, answer_all
 from eval.report import LEDGER, append_ledger, draw_intervals
-from eval.score_answers import add_scoring_options, load_scores, score_all
+from eval.score_answers import add_scoring_options, load_scores, score_all, scoring_options
 from eval.systems import load_test_rows
 from prompts.task import Task, add_task_options, data_folder, task_of
 from training.config import OUTPUTS, RunConfig, load_run_config, resolve_config
@@ -155,7 +155,7 @@ def score(compared: Comparison, rows: list[dict]) -> tuple[pd.DataFrame, dict]:
     def add(config: RunConfig, systems: list[str], seed: int, seconds: float, title: str) -> dict:
         args.systems = systems
         answer_all(config, rows, args)
-        score_all(config, rows, args)
+        score_all(config, rows, systems, scoring_options(args))
         scores = load_scores(config)
         for system in systems:
             values = pd.DataFrame(scores["per_text"][system], index=scores["ids"])

@@ -36,7 +36,8 @@ class Entailment:
         options = {"batch_size": batch_size, "truncation": True, "max_length": WINDOW}
         options |= {"dtype": "float32", "top_k": None}  # all labels
         self.classifier = pipeline("text-classification", model, **options)
-        self.settings = {"nli": model, "passage_sentences": PASSAGE, "passages": PASSAGES}
+        how = {"nli": model, "passage_sentences": PASSAGE, "passages": PASSAGES}
+        self.settings = {"faithfulness": how}
         self.support: dict[tuple[str, str], dict[str, float]] = {}  # (answer, text) -> sentences'
 
     def probabilities(self, pairs: list[tuple[str, str]]) -> list[float]:

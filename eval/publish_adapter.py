@@ -20,7 +20,8 @@ from common.files import digest, is_made, read_json, write_text
 from common.hub import CARD, add_hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
 from data_prep.teacher.client import teacher_terms
-from eval.report import ALL_TITLES, table
+from eval.measures import FIGURES
+from eval.report import table
 from eval.score_answers import load_scores
 from eval.systems import system_of
 from inference.weights import weights_of_run
@@ -105,7 +106,11 @@ def main() -> None:
     files = model_files(config, args.merged, base)
     recipe = yaml.safe_dump(without_places(config.settings), sort_keys=False)
     shown = {"config": config, "recipe": recipe, "scores": scores, "rows": load_rows(config)}
-    shown |= {"titles": ALL_TITLES, "teacher_terms": teacher_terms, "version": version}
+    shown |= {
+        "titles": {name: figure.title for name, figure in FIGURES.items()},
+        "teacher_terms": teacher_terms,
+        "version": version,
+    }
     shown |= {"repo": args.repo, "merged": args.merged, "data": pushed_data(config), **base}
     shown |= {"test": load_rows(config, "test")[0], "table": table}
     card = config.task.render("model_card.md", **shown) + "\n"
