@@ -52,19 +52,27 @@ def write_articles(path: Path) -> None:
     write_records(path, articles())
 
 
-def convert_gguf(source: Path, gguf: str, folder: Path, dtype: str) -> None:
-    """Turn a GGUF file into an ordinary model folder (about 30 s)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def packaged_tokenizer(source: Path, gguf: str):
+    """The tokenizer of a GGUF file."""
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=dtype)
     # The conversion takes the start of a turn for its end; the models were trained with these.
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.clean_up_tokenization_spaces = False  # it would eat spaces before punctuation
+    return tokenizer
+
+
+def convert_gguf(source: Path, gguf: str, folder: Path, dtype: str) -> None:
+    """Turn a GGUF file into an ordinary model folder (about 30 s)."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = packaged_tokenizer(source, gguf)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=dtype)
     for settings in (model.config, model.generation_config):
         settings.bos_token_id = tokenizer.bos_token_id
         settings.eos_token_id = tokenizer.eos_token_id
         settings.pad_token_id = tokenizer.pad_token_id
-    tokenizer.clean_up_tokenization_spaces = False  # it would eat spaces before punctuation
     tokenizer.model_max_length = model.config.max_position_embeddings
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -31,7 +31,7 @@ from eval.report import LEDGER, append_ledger, draw_intervals
 from eval.score_answers import add_scoring_options, load_scores, score_all, scoring_options
 from eval.systems import load_test_rows
 from prompts.task import Task, add_task_options, data_folder, task_of
-from training.config import OUTPUTS, RunConfig, load_run_config, resolve_config
+from training.config import OUTPUTS, Overlay, RunConfig, load_run_config, resolve_config
 
 RECIPES = {
     "sft": "SFT",
@@ -72,7 +72,8 @@ class Comparison:
         name = re.sub(r"[^\w.=-]", "_", "-".join([Path(args.config).stem, *args.set]))
         self.name, self.student = f"{folder}/{name}", f"compare/{name}"  # for a task, and without
         self.options = ["--task", args.task, "--prompts-dir", args.prompts_dir, "--data", args.data]
-        base = resolve_config(args.config, "", args.set, run=self.name, task=task, data=args.data)
+        overlay = Overlay(task=task, data=args.data, run=self.name, keys=tuple(args.set))
+        base = resolve_config(args.config, overlay)
         self.tokenizer = ["--tokenizer", base.base_model]
         args.max_new_tokens = args.max_new_tokens or task.max_new_tokens
         # As of a run, whose base these settings are.

@@ -12,6 +12,7 @@ from inference.weights import Weights, check_template, weights_in, weights_of_ru
 from prompts.task import Task, add_task_options, task_of
 from training.config import (
     OUTPUTS,
+    Overlay,
     RunConfig,
     check_model_folder,
     load_rows,
@@ -36,7 +37,7 @@ def run_of(args: argparse.Namespace) -> RunConfig:
     config = load_run_config(own if own.is_file() else args.config)
     if args.task in ("summarize", config.task.name):
         return config
-    return resolve_config(args.config, task=task_of(args), data=args.data)
+    return resolve_config(args.config, Overlay(task=task_of(args), data=args.data))
 
 
 def systems_of(config: RunConfig, names: list[str] | None) -> dict[str, System]:

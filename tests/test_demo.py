@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, clean_environment, read_jsonl, run_stage, write_jsonl
 
-from demo.answer_logits import AnswerLogits
 from demo.prepare_parts import clean_markup
 from demo.replies import RECORDINGS, load_recordings
+from training.plugins import AnswerLogits
 
 TASKS = ("summarize", "title")
 
@@ -140,7 +140,7 @@ def test_logits_at_the_answers_alone_give_the_same_loss_and_gradients(tiny_qwen2
     trainer, found = SimpleNamespace(data_collator=collate), []
     for plugged in (False, True):
         if plugged:
-            AnswerLogits().post_trainer_create(SimpleNamespace(rl="dpo"), trainer)
+            AnswerLogits().post_trainer_create(SimpleNamespace(rl="orpo"), trainer)
             assert trainer.data_collator is collate
             AnswerLogits().post_trainer_create(SimpleNamespace(rl=None), trainer)
         model.zero_grad()

@@ -18,6 +18,7 @@ from prompts.task import load_task
 from training import config as resolving
 from training import train_adapter
 from training.config import (
+    Overlay,
     RunConfig,
     fingerprint,
     is_unfinished,
@@ -46,36 +47,38 @@ def test_a_config_alone_is_trained_as_it_stands():
 
 
 def test_a_method_takes_the_place_of_another_and_names_the_run():
-    config = resolve_config(DEFAULT, "simpo")
+    config = resolve_config(DEFAULT, Overlay(method="simpo"))
     assert config.settings["rl"] == "simpo" and config.settings["simpo_gamma"] == 1.0
     assert "dpo_loss_type" not in config.settings and "warmup_ratio" not in config.settings
     assert config.settings["learning_rate"] == pytest.approx(1e-5)
     assert config.name == f"{DEFAULT}-simpo"
     assert config.settings["dataset_prepared_path"] == f"outputs/{DEFAULT}-simpo/prepared"
-    sft = resolve_config(DEFAULT, "sft")
+    sft = resolve_config(DEFAULT, Overlay(method="sft"))
     assert "rl" not in sft.settings and sft.settings["datasets"][0]["name"] == "sft"
     assert sft.dataset == "data/summarize/hub" and "field_chosen" not in sft.settings["datasets"][0]
 
 
 def test_a_warm_up_of_the_configs_own_outlives_its_method():
-    settings = with_method(resolve_config("qwen2-1.5b-simpo-qlora").settings, "dpo")
+    simpo = resolve_config(DEFAULT, Overlay(method="simpo")).settings
+    settings = with_method(simpo | {"warmup_steps": 100}, "dpo")
     assert settings["warmup_steps"] == 100 and "simpo_gamma" not in settings
 
 
 def test_a_task_has_its_own_data_and_its_own_run(tmp_path):
     title = load_task("title")
-    config = resolve_config(DEFAULT, "sft", task=title)
+    config = resolve_config(DEFAULT, Overlay(method="sft", task=title))
     assert config.dataset == "data/title/hub" and config.name == f"title-{DEFAULT}-sft"
     assert config.task is title
-    assert resolve_config(DEMO, task=title).dataset == "data/demo/title/hub"
-    assert resolve_config(DEMO, data=tmp_path).dataset == f"{tmp_path}/summarize/hub"
-    assert resolve_config(DEFAULT, run="mine", task=title).name == "mine"
+    assert resolve_config(DEMO, Overlay(task=title)).dataset == "data/demo/title/hub"
+    assert resolve_config(DEMO, Overlay(data=tmp_path)).dataset == f"{tmp_path}/summarize/hub"
+    assert resolve_config(DEFAULT, Overlay(run="mine", task=title)).name == "mine"
 
 
 @pytest.mark.parametrize("path", ["me/data", "my/texts", "data/other/hub-student"])
 def test_a_dataset_of_ones_own_stays(tmp_path, path):
     config = write_yaml(tmp_path / "run.yaml", datasets=[{"path": path}])
-    assert resolve_config(config, task=load_task("title"), data="elsewhere").dataset == path
+    elsewhere = Overlay(task=load_task("title"), data=Path("elsewhere"))
+    assert resolve_config(config, elsewhere).dataset == path
 
 
 def test_the_task_of_a_run_stands_in_its_folder(tmp_path):
@@ -83,7 +86,7 @@ def test_the_task_of_a_run_stands_in_its_folder(tmp_path):
     (tmp_path / "tasks/mine/task.yaml").write_text("{label: X, answers: 1, hub: {}}")
     mine = load_task("mine", tmp_path / "tasks")
     config = write_yaml(tmp_path / "run.yaml")
-    inputs = train_adapter.inputs_of(resolve_config(config, task=mine))
+    inputs = train_adapter.inputs_of(resolve_config(config, Overlay(task=mine)))
     assert (inputs["task"], inputs["prompts_dir"]) == ("mine", str(tmp_path / "tasks"))
     run = load_run_config(config)
     assert run.task.name == "summarize" and train_adapter.inputs_of(run)["prompts_dir"] is None
@@ -107,21 +110,23 @@ def test_bf16_on_a_cpu_follows_its_flags(tmp_path, monkeypatch, capsys, flags, i
     monkeypatch.setattr(resolving, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
     monkeypatch.setattr(resolving, "set_key", lambda *_: None)  # which would load axolotl
-    settings = resolve_config(DEMO, keys=keys, cpu=True).settings
+    overlay = Overlay(keys=tuple(keys), cpu=True)
+    settings = resolve_config(DEMO, overlay).settings
     assert settings["bf16"] is bf16 and (resolving.CPU_BF16 in settings["plugins"]) is bf16
     assert precision() == ("bfloat16" if bf16 or keys else "float32")  # of answers too
     assert ("this CPU computes in bf16" in capsys.readouterr().out) is bf16
     assert resolve_config(DEMO).settings["bf16"] is False
     again = tmp_path / "config.yaml"  # a resolved config is trained as it stands
     again.write_text(yaml.safe_dump(settings))
-    assert resolve_config(again, keys=keys, cpu=True).settings == settings
+    assert resolve_config(again, overlay).settings == settings
 
 
 @pytest.mark.slow
 def test_keys_are_yaml_reach_inside_and_win_over_all():
-    keys = ["learning_rate=1e-5", "bf16=false", "datasets.0.path=me/x", "dpo_loss_type=[a, b]"]
-    keys += ["deepspeed=mine.json", "output_dir=outputs/own"]
-    settings = resolve_config(DEFAULT, "ipo", keys, "zero2", "mine", cpu=True).settings
+    keys = ("learning_rate=1e-5", "bf16=false", "datasets.0.path=me/x", "dpo_loss_type=[a, b]")
+    keys += ("deepspeed=mine.json", "output_dir=outputs/own")
+    overlay = Overlay(method="ipo", keys=keys, launch="zero2", run="mine", cpu=True)
+    settings = resolve_config(DEFAULT, overlay).settings
     assert settings["learning_rate"] == 1e-5 and settings["bf16"] is False
     assert settings["tf32"] is False and resolve_config(DEFAULT).settings["tf32"] is True
     assert settings["datasets"][0]["path"] == "me/x"
@@ -143,9 +148,9 @@ def test_a_key_that_axolotl_would_ignore_is_refused():
 
 
 def test_several_gpus_by_a_launch():
-    path = Path(resolve_config(DEFAULT, launch="zero2").settings["deepspeed"])
+    path = Path(resolve_config(DEFAULT, Overlay(launch="zero2")).settings["deepspeed"])
     assert json.loads(path.read_text())["zero_optimization"]["stage"] == 2
-    assert resolve_config(DEFAULT, launch="fsdp2").settings["fsdp_version"] == 2
+    assert resolve_config(DEFAULT, Overlay(launch="fsdp2")).settings["fsdp_version"] == 2
 
 
 @pytest.mark.parametrize(
@@ -153,6 +158,7 @@ def test_several_gpus_by_a_launch():
     [
         ((DEFAULT, "--method", "magic"), "no method magic; methods.yaml has dpo, sft"),
         (("nowhere",), "no config named nowhere; there are the configs qwen2-1.5b-dpo-qlora"),
+        (("qwen2-1.5b-orpo-qlora",), "and for --method dpo, sft, dpo-sft, sft-then-dpo"),
         ((DEFAULT, "--task", "titel"), "no task titel"),
     ],
 )
@@ -308,8 +314,9 @@ def test_a_rate_is_a_number_in_every_form(tmp_path, text, rate):
     config = write_yaml(tmp_path / "run.yaml")
     config.write_text(f"{config.read_text()}learning_rate: {text}\nwandb_name: 2026-01-01\n")
     settings = resolve_config(config).settings
+    simpo = Overlay(method="simpo")
     assert settings["learning_rate"] == rate and settings["wandb_name"] == "2026-01-01"
-    assert resolve_config(config, "simpo").settings["learning_rate"] == pytest.approx(rate / 5)
+    assert resolve_config(config, simpo).settings["learning_rate"] == pytest.approx(rate / 5)
     assert yaml.safe_load(yaml.safe_dump(settings)) == settings  # as axolotl reads it
 
 
@@ -324,7 +331,7 @@ def test_a_method_shapes_every_dataset(tmp_path):
     config = write_yaml(
         tmp_path / "a.yaml", datasets=[{"path": "d1"}, {"path": "d2", "split": "x"}]
     )
-    entries = resolve_config(config, "sft").settings["datasets"]
+    entries = resolve_config(config, Overlay(method="sft")).settings["datasets"]
     assert [(entry["path"], entry["type"]) for entry in entries] == [
         ("d1", "chat_template"),
         ("d2", "chat_template"),
@@ -346,7 +353,7 @@ def run_of_all_inputs(tmp_path):
     config = write_yaml(tmp_path / "run.yaml", datasets=entries, learning_rate=2e-5)
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "model.safetensors").write_text("weights")
-    resolved = resolve_config(config, task=load_task("mine", tmp_path / "tasks"))
+    resolved = resolve_config(config, Overlay(task=load_task("mine", tmp_path / "tasks")))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/adapter_model.safetensors").touch()
     return resolved, task
@@ -385,6 +392,27 @@ def test_a_run_of_0_3_7_is_compared_by_what_it_recorded(run_of_all_inputs, tmp_p
     assert not train_adapter.is_trained(tmp_path / "out", train_adapter.inputs_of(config))
     mark_made(tmp_path / "out", {"task": "mine"})
     assert not train_adapter.is_trained(tmp_path / "out", inputs)
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "0.3.7"])
+def test_a_plugin_that_moved_does_not_make_another_run(run_of_all_inputs, tmp_path, version):
+    """A finished run is not trained again, and its config.yaml trains and loads as it stands."""
+    config, _ = run_of_all_inputs
+    plugins = {"plugins": ["training.plugins.AnswerLogits", resolving.CPU_BF16]}
+    inputs = train_adapter.inputs_of(replace(config, settings=config.settings | plugins))
+    old_plugins = {"plugins": ["demo.answer_logits.AnswerLogits", resolving.CPU_BF16]}
+    old_settings = config.settings | old_plugins
+    old_inputs = inputs | {"config": old_settings}
+    if version == "0.3.7":
+        old_inputs = {key: old_inputs[key] for key in train_adapter.INPUTS_OF_0_3_7}
+    mark_made(tmp_path / "out", old_inputs)
+    assert train_adapter.is_trained(tmp_path / "out", inputs)
+    old_config = tmp_path / "out/config.yaml"
+    old_config.write_text(yaml.safe_dump(old_settings))
+    assert load_run_config(old_config).settings["plugins"] == plugins["plugins"]
+    again = resolve_config(old_config, Overlay(run=config.name, task=config.task))
+    assert again.output_dir == config.output_dir
+    assert train_adapter.is_trained(tmp_path / "out", train_adapter.inputs_of(again))
 
 
 def test_a_model_is_told_by_more_than_its_weights(tmp_path):
@@ -450,7 +478,7 @@ def axolotl_says(folder: Path, monkeypatch, said: str, code: int) -> RunConfig:
 
 
 def train_once(config: RunConfig) -> None:
-    train_adapter.train(config, Path("prepared-1"), ["--cpu"], {"seed": 1}, 0)
+    train_adapter.train(train_adapter.Training(config, {"seed": 1}, ("--cpu",)), 0)
 
 
 def test_progress_and_warnings_are_lines_and_so_is_the_error(tmp_path, monkeypatch, capsys):
@@ -460,7 +488,7 @@ def test_progress_and_warnings_are_lines_and_so_is_the_error(tmp_path, monkeypat
     assert (tmp_path / "out/train.log").read_text().strip() == SAID.strip()
     out, err = capsys.readouterr()
     launched = f"accelerate launch --cpu -m axolotl.cli.train {tmp_path}/out/config.yaml"
-    assert f"{launched} --dataset_prepared_path=prepared-1" in out
+    assert f"{launched} --dataset_prepared_path={tmp_path}/out/prepared-" in out
     assert "\r1/2 [00:05<00:05, 5.0s/it] loss 1.7, margins 0.5\x1b[K" in err
     assert err.count("axolotl: it won't be trained") == 1
     assert "axolotl: Dropped 3 short sequences" in err
@@ -498,10 +526,10 @@ def test_what_a_kill_tore_is_cleared_and_what_is_whole_kept(tmp_path):
 
 def test_a_machine_that_does_not_lead_takes_no_lock_and_writes_beside(tmp_path, monkeypatch):
     config = axolotl_says(tmp_path, monkeypatch, "\n", 0)
-    options = ["--num_machines", "2", "--machine_rank=1"]
-    assert train_adapter.machine_rank(options) == 1 and train_adapter.machine_rank([]) == 0
+    options = ("--num_machines", "2", "--machine_rank=1")
+    assert train_adapter.machine_rank(options) == 1 and train_adapter.machine_rank(()) == 0
     with appending(tmp_path / "out.lock"):
-        train_adapter.train_beside(config, Path("prepared-1"), options)
+        train_adapter.train_beside(train_adapter.Training(config, {}, options))
     settings = yaml.safe_load((tmp_path / "out.rank1.yaml").read_text())
     assert settings == config.settings and not any(config.output_dir.iterdir())
     assert (tmp_path / "out.rank1.log").is_file()
@@ -511,7 +539,7 @@ def test_a_machine_that_does_not_lead_takes_no_lock_and_writes_beside(tmp_path, 
 def test_the_plugins_are_found_from_any_folder(tmp_path):
     """Set-up installs this project, so axolotl and Ray's workers need no folder for them."""
     script = "from axolotl.integrations.base import PluginManager as P\n"
-    for plugin in ("training.plugins.Fp32Adapter", "demo.answer_logits.AnswerLogits"):
+    for plugin in ("training.plugins.Fp32Adapter", "training.plugins.AnswerLogits"):
         script += f"P.get_instance().register({plugin!r})\n"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True

@@ -6,6 +6,7 @@ an answer that stands in what the template writes before it ("user", "AI") is cu
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from jinja2 import TemplateError
 
@@ -47,7 +48,7 @@ class Reader:
         messages = row[self.prompt_field]
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        messages = [{"role": one["role"], "content": one["content"]} for one in messages]
+        messages = [{"role": said["role"], "content": said["content"]} for said in messages]
         if not self.answer_fields:
             if messages[-1]["role"] != "assistant":
                 raise ValueError
@@ -65,9 +66,10 @@ class Reader:
 
     def fault(self, messages: list[dict], answer: str) -> str:
         """What is wrong with an answer or its prompt; "" for nothing."""
-        texts = [answer, *(one["content"] for one in messages)]
-        if found := [token for token in self.tokens if any(token in text for text in texts)]:
-            return f"hold the student's control token {found[0]}"
+        texts = [answer, *(message["content"] for message in messages)]
+        for token in self.tokens:
+            if any(token in text for text in texts):
+                return f"hold the student's control token {token}"
         if not answer.strip():
             return EMPTY
         try:
@@ -97,14 +99,20 @@ def reader_of(entry: dict, rl: str | None, tokenizer) -> Reader | None:
     kind = entry.get("type")
     if entry.get("message_property_mappings") or entry.get("roles"):
         return None
-    fields = (entry.get("field_messages") or "messages", ())
+    answer_fields = ()
     if rl and kind in PREFERENCE_TYPES:
-        chosen = entry.get("field_chosen") or "chosen"
-        fields = (fields[0], (chosen, entry.get("field_rejected") or "rejected"))
+        chosen, rejected = entry.get("field_chosen"), entry.get("field_rejected")
+        answer_fields = (chosen or "chosen", rejected or "rejected")
     elif rl or kind != SFT_TYPE:
         return None
-    lead, tail = answer_lead(tokenizer) or "", answer_tail(tokenizer)
-    return Reader(tokenizer, control_tokens(tokenizer), lead, tail, *fields)
+    return Reader(
+        tokenizer=tokenizer,
+        tokens=control_tokens(tokenizer),
+        lead=answer_lead(tokenizer) or "",
+        tail=answer_tail(tokenizer),
+        prompt_field=entry.get("field_messages") or "messages",
+        answer_fields=answer_fields,
+    )
 
 
 def check_rows(config: RunConfig, tokenizer) -> None:
@@ -127,7 +135,8 @@ def check_rows(config: RunConfig, tokenizer) -> None:
 def check_columns(rows, reader: Reader, path: str) -> None:
     """Raise UserError if the rows lack a column that the config names, or what must stand in it."""
     fields = (reader.prompt_field, *reader.answer_fields)
-    if lacking := [field for field in fields if field not in rows.column_names]:
+    lacking = [field for field in fields if field not in rows.column_names]
+    if lacking:
         raise UserError(f"{path} has no column {', '.join(lacking)}, which its entry names")
     if reader.answer_fields and any(answer is None for answer in rows[reader.answer_fields[1]]):
         raise UserError(f"{path} lacks rejected answers: --method sft, or `just pairs`")
@@ -150,32 +159,35 @@ def check_template(rows, reader: Reader, task: Task) -> None:
 
 def check_entry(rows, reader: Reader, settings: dict, path: str) -> None:
     """Raise UserError with the ids of the faulty rows of one dataset."""
-    eos = reader.tokenizer.eos_token or ""
-
-    def examine(row: dict) -> dict:
-        """A row's fault, and its tokens as trained on, of the longer of its conversations."""
-        try:
-            messages, answers = reader.parts(row)
-            faults = [reader.fault(messages, answer) for answer in answers]
-        except (TypeError, KeyError, IndexError, AttributeError, ValueError):
-            return {"fault": NO_CONVERSATION, "length": 0}
-        if any(faults):
-            return {"fault": max(faults), "length": 0}
-        texts = [reader.written(messages, answer) for answer in answers]
-        if reader.answer_fields:  # TRL ends with the eos whatever the template ends with
-            texts = [text if text.endswith(eos) else text + eos for text in texts]
-        ids = reader.tokenizer(texts, add_special_tokens=False).input_ids
-        return {"fault": "", "length": max(map(len, ids))}
-
     options = {"remove_columns": rows.column_names, "load_from_cache_file": False}
-    examined = rows.map(examine, desc="checking rows", **options)
+    examined = rows.map(partial(examine, reader), desc="checking rows", **options)
     row_ids = rows["id"] if "id" in rows.column_names else range(len(rows))
     row_ids = [str(row_id) for row_id in row_ids]
-    faults = list(zip(row_ids, examined["fault"], strict=True))
-    for fault in sorted({fault for _, fault in faults if fault}):
-        ids = [row_id for row_id, of_row in faults if of_row == fault]
+
+    ids_by_fault: dict[str, list[str]] = {}
+    for row_id, fault in zip(row_ids, examined["fault"], strict=True):
+        if fault:
+            ids_by_fault.setdefault(fault, []).append(row_id)
+    for fault, ids in sorted(ids_by_fault.items()):
         refuse(f"{len(ids)} of {len(rows)} rows of {path} {fault}", ids, settings)
     report_long(row_ids, examined["length"], settings)
+
+
+def examine(reader: Reader, row: dict) -> dict:
+    """A row's fault, and its tokens as trained on, of the longer of its conversations."""
+    try:
+        messages, answers = reader.parts(row)
+        faults = [reader.fault(messages, answer) for answer in answers]
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError):
+        return {"fault": NO_CONVERSATION, "length": 0}
+    if any(faults):
+        return {"fault": max(faults), "length": 0}
+    texts = [reader.written(messages, answer) for answer in answers]
+    eos = reader.tokenizer.eos_token or ""
+    if reader.answer_fields:  # TRL ends with the eos whatever the template ends with
+        texts = [text if text.endswith(eos) else text + eos for text in texts]
+    ids = reader.tokenizer(texts, add_special_tokens=False).input_ids
+    return {"fault": "", "length": max(map(len, ids))}
 
 
 def refuse(reason: str, ids: list[str], settings: dict) -> None:
@@ -188,10 +200,11 @@ def refuse(reason: str, ids: list[str], settings: dict) -> None:
 def report_long(row_ids: list[str], lengths: list[int], settings: dict) -> None:
     """Raise UserError for rows over sequence_len; warn where the config leaves them out."""
     limit = settings.get("sequence_len") or 512  # axolotl's default
-    long = [row_id for row_id, length in zip(row_ids, lengths, strict=True) if length > limit]
-    found = f"{len(long)} of {len(row_ids)} rows are longer than sequence_len {limit} (the longest "
-    found += f"{max(lengths)} tokens): {', '.join(long[:5])}"
-    if long and settings.get("excess_length_strategy") == "raise":
-        raise UserError(f"{found}; raise it, or `just pairs --check length={limit}` drops them")
-    if long:
-        warn(f"{found}; the config leaves them out")
+    too_long = [row_id for row_id, length in zip(row_ids, lengths, strict=True) if length > limit]
+    if not too_long:
+        return
+    reason = f"{len(too_long)} of {len(row_ids)} rows are longer than sequence_len {limit}"
+    reason += f" (the longest {max(lengths)} tokens): {', '.join(too_long[:5])}"
+    if settings.get("excess_length_strategy") == "raise":
+        raise UserError(f"{reason}; raise it, or `just pairs --check length={limit}` drops them")
+    warn(f"{reason}; the config leaves them out")

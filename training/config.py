@@ -6,7 +6,7 @@ and keys over it. What tells two states of a model or a dataset apart is here, t
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -16,21 +16,17 @@ from common.cli import UserError, one_line
 from common.files import digest, file_sha, read_json
 from prompts.task import FOLDER, Task, load_task
 
-WHERE_DATA_ARE = ("path", "split", "revision", "data_files", "ds_type")
-
-
-LAUNCHES = {"zero2": ["--use_deepspeed"], "fsdp2": ["--use_fsdp", "--fsdp_version", "2"]}
-
-
 CONFIGS, OUTPUTS = Path("axolotl_configs"), Path("outputs")
+CPUINFO = Path("/proc/cpuinfo")
+CPU_BF16, FIRST_ADAPTER = "training.plugins.CpuBf16", "training.plugins.FirstAdapter"
+# What a plugin was called in the configs of earlier versions: 0.4.0 and before. Read as the same.
+OLD_NAMES = {"demo.answer_logits.AnswerLogits": "training.plugins.AnswerLogits"}
 
-
+# What a launch of axolotl_configs/launch needs of accelerate; Ray starts its workers itself.
+LAUNCHES = {"zero2": ["--use_deepspeed"], "fsdp2": ["--use_fsdp", "--fsdp_version", "2"], "ray": []}
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")  # 2e-5, 1.5E6
-
-
 NEEDED = "base_model, datasets and output_dir"
-
-
+WHERE_DATA_ARE = ("path", "split", "revision", "data_files", "ds_type")
 # What our own code reads of a config; all else is axolotl's to check.
 KINDS = {
     "base_model": (str, "a folder or a Hub id"),
@@ -49,19 +45,11 @@ KINDS = {
     "chat_template": (str, "a template's name"),
     "chat_template_jinja": (str, "a template"),
 }
-
-
 # A folder that holds one of these is a run's; others are not written to.
 OF_A_RUN = ("inputs", "config.yaml", "train.log", "adapter_config.json", "checkpoint-*")
-
-
 OF_A_RUN += ("prepared*", "merged", "eval")
-
-
 # Beside its weights, what a model's answers depend on.
 SETTING_FILES = ("config.json", "generation_config.json", "adapter_config.json", "*token*.json")
-
-
 SETTING_FILES += ("*.model", "vocab.*", "merges.txt", "chat_template*", "*.jinja")
 
 
@@ -76,9 +64,10 @@ SettingsLoader.yaml_implicit_resolvers = {
     first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-
-
 SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
+
+
+# --- a config as it is read
 
 
 @dataclass(frozen=True)
@@ -89,23 +78,43 @@ class RunConfig:
     settings: dict
     asked_task: Task | None = None  # of a config that is not trained yet
 
-    base_model = property(lambda self: self.settings["base_model"])
-    base_revision = property(lambda self: self.settings.get("revision_of_model"))
-    four_bits = property(lambda self: bool(self.settings.get("load_in_4bit")))  # of its base
-    first_adapter = property(lambda self: self.settings.get("lora_model_dir"))  # to go on from
-    dataset = property(lambda self: self.settings["datasets"][0]["path"])
-    dataset_revision = property(lambda self: self.settings["datasets"][0].get("revision"))
-    output_dir = property(lambda self: Path(self.settings["output_dir"]))
-    name = property(lambda self: self.output_dir.name)
-    merged = property(lambda self: self.output_dir / "merged")
-    eval_dir = property(lambda self: self.output_dir / "eval")
+    # Read from the settings.
+    base_model: str = field(init=False)
+    base_revision: str | None = field(init=False)
+    four_bits: bool = field(init=False)  # of the base, where it is trained on
+    first_adapter: str | None = field(init=False)  # to go on from
+    dataset: str = field(init=False)
+    dataset_revision: str | None = field(init=False)
+    output_dir: Path = field(init=False)
+    name: str = field(init=False)
+    merged: Path = field(init=False)
+    eval_dir: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        first_entry, output_dir = settings["datasets"][0], Path(settings["output_dir"])
+        fields = {
+            "base_model": settings["base_model"],
+            "base_revision": settings.get("revision_of_model"),
+            "four_bits": bool(settings.get("load_in_4bit")),
+            "first_adapter": settings.get("lora_model_dir"),
+            "dataset": first_entry["path"],
+            "dataset_revision": first_entry.get("revision"),
+            "output_dir": output_dir,
+            "name": output_dir.name,
+            "merged": output_dir / "merged",
+            "eval_dir": output_dir / "eval",
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)  # the way of a frozen dataclass itself
 
     @property
     def task(self) -> Task:
         """The task that the run is trained for, summarize if nothing tells."""
+        if self.asked_task:
+            return self.asked_task
         made = read_json(self.output_dir / "inputs/made.json")
-        folder = Path(made.get("prompts_dir") or FOLDER)
-        return self.asked_task or load_task(made.get("task", "summarize"), folder)
+        return load_task(made.get("task", "summarize"), Path(made.get("prompts_dir") or FOLDER))
 
 
 def read_settings(path: Path) -> dict:
@@ -118,7 +127,16 @@ def read_settings(path: Path) -> dict:
         raise UserError(f"{path} is not YAML: {one_line(error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path} must name {NEEDED}, as `key: value`")
-    return settings
+    return with_present_names(settings)
+
+
+def with_present_names(settings: dict) -> dict:
+    """`settings` with its plugins under the names that they have today."""
+    plugins = settings.get("plugins")
+    if not isinstance(plugins, list):
+        return settings
+    names = [OLD_NAMES.get(name, name) if isinstance(name, str) else name for name in plugins]
+    return settings | {"plugins": names}
 
 
 def check_settings(settings: dict, path: Path) -> None:
@@ -138,15 +156,27 @@ def check_settings(settings: dict, path: Path) -> None:
 
 def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
     """A YAML by path, or by name that of a run, if `trained`, or a config's. Raises UserError."""
-    places = [Path(name), OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"]
-    path = next((p for p in places if p.is_file() and (trained or p != places[1])), None)
-    if not path:
-        there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*-*.yaml")))
-        what = "run or config" if trained else "config"
-        raise UserError(f"no {what} named {name}; there are the configs {there}")
+    path = find_config(name, trained)
     settings = read_settings(path)
     check_settings(settings, path)
     return RunConfig(path, settings)
+
+
+def find_config(name: str | Path, trained: bool) -> Path:
+    """The YAML that `load_run_config` reads. Raises UserError that tells what there is."""
+    of_run, of_book = OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"
+    places = [Path(name), of_run, of_book] if trained else [Path(name), of_book]
+    for path in places:
+        if path.is_file():
+            return path
+    configs = ", ".join(sorted(path.stem for path in CONFIGS.glob("*-*.yaml")))
+    if trained:
+        raise UserError(f"no run or config named {name}; there are the configs {configs}")
+    there = f"there are the configs {configs}, and for --method {', '.join(load_methods())}"
+    raise UserError(f"no config named {name}; {there}")
+
+
+# --- what a config names on disk
 
 
 def check_output_dir(folder: Path, path: Path) -> None:
@@ -185,7 +215,7 @@ def load_rows(config: RunConfig, split: str | None = None):
     """The rows of a split of the dataset, without `split` those that are trained on. UserError."""
     entry = config.settings["datasets"][0]
     if split:  # of the default subset, which holds the pairs
-        entry = {key: entry.get(key) for key in ("path", "revision")} | {"split": split}
+        entry = {"path": entry["path"], "revision": entry.get("revision"), "split": split}
     return load_entry(entry)
 
 
@@ -204,8 +234,9 @@ def load_entry(entry: dict):
     options = {"revision": entry.get("revision"), "data_files": entry.get("data_files")}
     file = Path(path)
     if file.is_file():  # as axolotl reads a file: by its kind
-        kind = entry.get("ds_type") or {".parquet": "parquet", ".csv": "csv"}.get(file.suffix)
-        path, options["data_files"] = kind or "json", str(file)
+        kind_by_suffix = {".parquet": "parquet", ".csv": "csv"}
+        path = entry.get("ds_type") or kind_by_suffix.get(file.suffix, "json")
+        options["data_files"] = str(file)
     try:
         rows = load_dataset(path, entry.get("name"), split=split, **options)
     except Exception as error:  # the datasets package raises many kinds for a bad repo or folder
@@ -216,6 +247,9 @@ def load_entry(entry: dict):
     return rows
 
 
+# --- what tells two models apart
+
+
 def weights_fingerprint(model: str) -> str:
     """What tells the weights of two models apart: its name, and the files if they are local."""
     weights = sorted(Path(model).glob("*.safetensors"))
@@ -224,9 +258,10 @@ def weights_fingerprint(model: str) -> str:
 
 def settings_fingerprint(model: str) -> str:
     """What tells two local models of the same weights apart: tokenizer, chat template, configs."""
-    folder = Path(model)
-    files = {file for pattern in SETTING_FILES for file in folder.glob(pattern) if file.is_file()}
-    return digest(*(f"{file.name} {file_sha(file)}" for file in sorted(files)))[:12]
+    files = set()
+    for pattern in SETTING_FILES:
+        files |= {path for path in Path(model).glob(pattern) if path.is_file()}
+    return digest(*(f"{path.name} {file_sha(path)}" for path in sorted(files)))[:12]
 
 
 def fingerprint(model: str) -> str:
@@ -234,7 +269,88 @@ def fingerprint(model: str) -> str:
     return digest(weights_fingerprint(model), settings_fingerprint(model))[:12]
 
 
-CPUINFO, CPU_BF16 = Path("/proc/cpuinfo"), "training.plugins.CpuBf16"
+# --- what a command line lays over a config
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What a command line lays over a config; later fields win."""
+
+    task: Task | None = None  # None: summarize
+    data: Path | None = None  # the folder of the tasks' data; None: the config's own
+    method: str = ""  # a preset of methods.yaml
+    launch: str = ""  # of LAUNCHES
+    run: str = ""  # the run's name; "": after task, config and method
+    cpu: bool = False  # trained on a CPU, in bf16 where it has that
+    keys: tuple[str, ...] = ()  # key=value, axolotl's
+
+
+def resolve_config(name: str | Path, overlay: Overlay = Overlay()) -> RunConfig:
+    """The config that a run trains, not yet on disk. Raises UserError."""
+    config = load_run_config(name, trained=False)
+    task = overlay.task or load_task()
+    settings = with_data_of(task, overlay.data, config.settings)
+    if overlay.method:
+        settings = with_method(settings, overlay.method)
+    if overlay.launch:
+        settings |= yaml.safe_load((CONFIGS / f"launch/{overlay.launch}.yaml").read_text())
+    run = overlay.run or name_of_run(task, config.name, overlay.method)
+    if run != config.name:
+        output = config.output_dir.parent / run
+        settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
+    if overlay.cpu:
+        settings = on_cpu(settings, overlay.keys)
+    for assignment in overlay.keys:
+        set_key(settings, assignment)
+    check_settings(settings, config.path)
+    if settings.get("lora_model_dir"):
+        settings = with_plugin(settings, FIRST_ADAPTER)
+    return replace(config, settings=settings, asked_task=task)
+
+
+def with_data_of(task: Task, data: Path | None, settings: dict) -> dict:
+    """`settings` on the data of a task; datasets that `just stage` did not make stay."""
+    entries = []
+    for entry in settings["datasets"]:
+        folder = Path(entry["path"])
+        if folder.parts[-2:] == ("summarize", "hub"):
+            folder = Path(data or folder.parents[1]) / task.name / "hub"
+            entry = entry | {"path": str(folder)}
+        entries.append(entry)
+    return settings | {"datasets": entries}
+
+
+def name_of_run(task: Task, config_name: str, method: str) -> str:
+    """TASK-CONFIG-METHOD, as far as they are told."""
+    name = config_name if task.name == "summarize" else f"{task.name}-{config_name}"
+    return f"{name}-{method}" if method else name
+
+
+def with_plugin(settings: dict, plugin: str) -> dict:
+    """`settings` with a plugin more, unless it is there."""
+    plugins = settings.get("plugins") or []
+    if plugin in plugins:
+        return settings
+    return settings | {"plugins": [*plugins, plugin]}
+
+
+def on_cpu(settings: dict, keys: tuple[str, ...]) -> dict:
+    """`settings` for a CPU; in bf16 where it has that, unless `keys` say otherwise."""
+    if settings.get("tf32"):  # transformers refuses it
+        settings = settings | {"tf32": False}
+    is_told = "bf16=false" in keys or CPU_BF16 in (settings.get("plugins") or [])
+    if is_told or not cpu_has_bf16():
+        return settings
+    print("this CPU computes in bf16, and so does the training (--set bf16=false: in 32 bits)")
+    return with_plugin(settings, CPU_BF16) | {"bf16": True}
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16, which is slower than 32 bits where it does not; oneDNN's
+    own ONEDNN_MAX_CPU_ISA=AVX2 keeps one that does to 32 bits."""
+    if os.getenv("ONEDNN_MAX_CPU_ISA") == "AVX2" or not CPUINFO.is_file():
+        return False
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(CPUINFO.read_text().split())
 
 
 def load_methods() -> dict[str, dict]:
@@ -247,14 +363,11 @@ def with_method(settings: dict, name: str) -> dict:
     if name not in methods:
         raise UserError(f"no method {name}; methods.yaml has {', '.join(methods)}")
     # What only a method has goes with it; a warm-up of the config's own stays where none is given.
-    of_methods = {key for one in methods.values() for key in one} - {"warmup_ratio", "warmup_steps"}
+    of_methods = set().union(*methods.values()) - {"warmup_ratio", "warmup_steps"}
     kept = {key: value for key, value in settings.items() if key not in of_methods}
     changed = kept | methods[name]
     (shape,) = changed["datasets"]
-    changed["datasets"] = [
-        {key: entry[key] for key in WHERE_DATA_ARE if key in entry} | shape
-        for entry in settings["datasets"]
-    ]
+    changed["datasets"] = [where_data_are(entry) | shape for entry in settings["datasets"]]
     times = changed.pop("learning_rate_times", None)
     if times and "learning_rate" not in settings:
         raise UserError(f"--method {name} is told by the config's learning_rate, which is missing")
@@ -263,41 +376,9 @@ def with_method(settings: dict, name: str) -> dict:
     return {key: value for key, value in changed.items() if value is not None}
 
 
-def load_by_name(name: str):
-    """What stands under a dotted name, such as training.plugins.CpuBf16."""
-    module, _, attribute = name.rpartition(".")
-    return getattr(import_module(module), attribute)
-
-
-def keys_of(schema) -> set[str]:
-    """The names under which a pydantic model reads its fields."""
-    keys = set()
-    for name, field in schema.model_fields.items():
-        choices = getattr(field.validation_alias, "choices", None) or [field.validation_alias]
-        keys |= {name, field.alias, *(one for one in choices if isinstance(one, str))}
-    return keys
-
-
-def unknown_keys(told: set[str], plugins: list[str]) -> set[str]:
-    """Those that neither axolotl nor a plugin reads, which axolotl leaves out. UserError."""
-    from axolotl.utils.schemas.config import AxolotlInputConfig
-
-    unknown = told - keys_of(AxolotlInputConfig)
-    for name in plugins if unknown else []:
-        try:
-            if schema := load_by_name(name)().get_input_args():
-                unknown -= keys_of(load_by_name(schema))
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"plugins: {name} cannot be loaded: {error}") from None
-    return unknown
-
-
-def check_keys(settings: dict, path: Path) -> None:
-    """Raise UserError for top-level keys that axolotl would leave out in silence."""
-    told = {str(key) for key, value in settings.items() if value is not None}
-    if unknown := unknown_keys(told, settings.get("plugins") or []):
-        keys = ", ".join(sorted(unknown))
-        raise UserError(f"{path}: axolotl knows no key {keys}, and would leave it out in silence")
+def where_data_are(entry: dict) -> dict:
+    """An entry of a config's datasets without the shape that its method gives it."""
+    return {key: entry[key] for key in WHERE_DATA_ARE if key in entry}
 
 
 def set_key(settings: dict, assignment: str) -> None:
@@ -317,42 +398,50 @@ def set_key(settings: dict, assignment: str) -> None:
         raise UserError(f"--set {assignment}: give it as key=value, e.g. seed=1") from None
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16, which is slower than 32 bits where it does not; oneDNN's
-    own ONEDNN_MAX_CPU_ISA=AVX2 keeps one that does to 32 bits."""
-    if os.getenv("ONEDNN_MAX_CPU_ISA") == "AVX2" or not CPUINFO.is_file():
-        return False
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(CPUINFO.read_text().split())
+# --- which keys axolotl reads
 
 
-def resolve_config(
-    name: str, method="", keys=(), launch="", run="", task: Task | None = None, data=None, cpu=False
-) -> RunConfig:
-    """The config that a run trains, not yet on disk; bf16 where a `cpu` has it. UserError."""
-    config, task = load_run_config(name, trained=False), task or load_task()
-    settings = config.settings
-    for entry in settings["datasets"]:
-        folder = Path(entry["path"])
-        if folder.parts[-2:] == ("summarize", "hub"):  # as `just stage` makes it
-            entry["path"] = str(Path(data or folder.parents[1]) / task.name / "hub")
-    if method:
-        settings = with_method(settings, method)
-    if launch:
-        settings |= yaml.safe_load((CONFIGS / f"launch/{launch}.yaml").read_text())
-    of_task = "" if task.name == "summarize" else task.name
-    run = run or "-".join(filter(None, [of_task, config.name, method]))
-    if run != config.name:
-        output = config.output_dir.parent / run
-        settings |= {"output_dir": str(output), "dataset_prepared_path": str(output / "prepared")}
-    settings |= {"tf32": False} if cpu and settings.get("tf32") else {}  # transformers refuses it
-    plugged = CPU_BF16 in (settings.get("plugins") or [])
-    if cpu and "bf16=false" not in keys and cpu_has_bf16() and not plugged:
-        print("this CPU computes in bf16, and so does the training (--set bf16=false: in 32 bits)")
-        settings |= {"bf16": True, "plugins": [*(settings.get("plugins") or []), CPU_BF16]}
-    for assignment in keys:
-        set_key(settings, assignment)
-    check_settings(settings, config.path)
-    if settings.get("lora_model_dir"):
-        plugins = [*(settings.get("plugins") or []), "training.plugins.FirstAdapter"]
-        settings["plugins"] = [*dict.fromkeys(plugins)]
-    return replace(config, settings=settings, asked_task=task)
+def load_by_name(name: str):
+    """What stands under a dotted name, such as training.plugins.CpuBf16."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+def keys_of(schema) -> set[str]:
+    """The names under which a pydantic model reads its fields."""
+    keys = set()
+    for name, of_field in schema.model_fields.items():
+        alias = of_field.validation_alias
+        choices = getattr(alias, "choices", None) or [alias]
+        keys |= {name, of_field.alias}
+        keys |= {choice for choice in choices if isinstance(choice, str)}
+    return keys
+
+
+def keys_of_plugin(name: str) -> set[str]:
+    """The keys that a plugin of axolotl's reads. Raises UserError if it cannot be loaded."""
+    try:
+        schema = load_by_name(name)().get_input_args()
+        return keys_of(load_by_name(schema)) if schema else set()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"plugins: {name} cannot be loaded: {error}") from None
+
+
+def unknown_keys(told: set[str], plugins: list[str]) -> set[str]:
+    """Those that neither axolotl nor a plugin reads, which axolotl leaves out. UserError."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    unknown = told - keys_of(AxolotlInputConfig)
+    if unknown:
+        for name in plugins:
+            unknown -= keys_of_plugin(name)
+    return unknown
+
+
+def check_keys(settings: dict, path: Path) -> None:
+    """Raise UserError for top-level keys that axolotl would leave out in silence."""
+    told = {str(key) for key, value in settings.items() if value is not None}
+    unknown = unknown_keys(told, settings.get("plugins") or [])
+    if unknown:
+        keys = ", ".join(sorted(unknown))
+        raise UserError(f"{path}: axolotl knows no key {keys}, and would leave it out in silence")

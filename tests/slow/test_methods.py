@@ -5,7 +5,6 @@ The configs of the small student are the same methods; `just compare` trains tho
 
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,6 +30,8 @@ BOOK = ROOT / "axolotl_configs"
 DEFAULT = "qwen2-1.5b-dpo-sft-qlora"
 PUBLISHED = "qwen2-1.5b-dpo-qlora"  # the one config whose adapter TRL casts to bf16
 METHODS = dict.fromkeys(load_methods(), DEFAULT) | {"published": PUBLISHED}
+# One of them again, computing less (training.plugins.AnswerLogits), the reference's part first.
+COMPUTES_LESS = "sft-then-dpo-sft-less"
 N_ROWS = 4
 ON_CPU = {
     "bf16": False,
@@ -40,6 +41,7 @@ ON_CPU = {
     "num_epochs": 1,
     "gradient_accumulation_steps": 2,
     "save_steps": 100,
+    "dataset_num_proc": 1,
     **{f"lora_{name}_kernel": False for name in ("mlp", "qkv", "o", "embedding")},
 }
 GPU_ONLY = ("attn_implementation", "gradient_checkpointing_kwargs", "revision_of_model")
@@ -108,28 +110,44 @@ def shrink(method: str, folder, model) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(folder, tiny_qwen2):
-    """Train every config in one process for its start-up time.
+    """Train every config, and one of them again as if killed, in one process for its start-up time.
 
     SFT comes before what goes on from it; those without a plugin come first, since axolotl keeps a
     process's plugins.
     """
     configs = {method: shrink(method, folder, tiny_qwen2) for method in METHODS}
-    order = sorted(METHODS, key=lambda m: ("plugins" in configs[m], "then" in m))
-    for method in order:
-        (folder / f"{method}.yaml").write_text(yaml.safe_dump(configs[method]))
-    train(folder, order)
+    order = sorted(METHODS, key=lambda method: ("plugins" in configs[method], "then" in method))
+    configs[COMPUTES_LESS] = configs["sft-then-dpo-sft"] | {
+        "output_dir": str(folder / COMPUTES_LESS),
+        "plugins": ["training.plugins.AnswerLogits", *configs["sft-then-dpo-sft"]["plugins"]],
+        "precompute_ref_log_probs": True,
+    }
+    for name, config in configs.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    train(folder, [*order, "sft-then-dpo", COMPUTES_LESS])
     return folder
 
 
-def train(folder, methods) -> None:
-    script = (
-        "import sys; from axolotl.cli.train import do_cli\nfor path in sys.argv[1:]: do_cli(path)"
-    )
+# A training whose adapter is there is one that was killed just before its end.
+TRAIN_ALL = """
+import sys
+from pathlib import Path
+from axolotl.cli.train import do_cli
+
+for config in map(Path, sys.argv[1:]):
+    adapter = config.with_suffix("") / "adapter_model.safetensors"
+    if adapter.exists():
+        adapter.rename(adapter.with_name("before.safetensors"))
+    do_cli(str(config))
+"""
+
+
+def train(folder, names: list[str]) -> None:
     environment = clean_environment(
-        ACCELERATE_USE_CPU="true", AXOLOTL_DO_NOT_TRACK="1", OMP_NUM_THREADS=str(os.cpu_count())
+        ACCELERATE_USE_CPU="true", AXOLOTL_DO_NOT_TRACK="1", OMP_NUM_THREADS="1"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *(str(folder / f"{method}.yaml") for method in methods)],
+        [sys.executable, "-c", TRAIN_ALL, *(str(folder / f"{name}.yaml") for name in names)],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -198,12 +216,24 @@ def test_it_goes_on_from_the_sft_adapter(runs, method):
 
 
 def test_a_killed_round_goes_on_from_its_checkpoint(runs):
-    adapter = runs / "sft-then-dpo/adapter_model.safetensors"
-    before = load_file(adapter)
-    adapter.unlink()  # as if killed before the end
-    train(runs, ["sft-then-dpo"])
-    after = load_file(adapter)
+    before = load_file(runs / "sft-then-dpo/before.safetensors")
+    after = load_file(runs / "sft-then-dpo/adapter_model.safetensors")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert history(runs, "sft-then-dpo")["global_step"] == N_ROWS // 2
+
+
+def test_computing_less_trains_the_same(runs):
+    """Logits at the answers alone, prompts read once, the reference's part before the first step
+    of the SFT adapter's copy and not of the bare base."""
+    figures = ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected")
+    for whole, less in zip(
+        history(runs, "sft-then-dpo-sft")["log_history"][:-1],
+        history(runs, COMPUTES_LESS)["log_history"][:-1],
+        strict=True,
+    ):
+        assert [less[name] for name in figures] == pytest.approx(
+            [whole[name] for name in figures], rel=1e-3, abs=1e-3
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
