@@ -6,6 +6,7 @@ A record is of the very messages that were answered (`prompt`) and tells all tha
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +15,14 @@ from common import table
 from common.cli import warn
 from common.files import append_record, appending, read_records
 from data_prep.teacher.teacher_prompts import prompt_digest
-from inference.generate import SAMPLING, answer_prompts, build_prompt, prompt_limit
+from inference.draw_samples import SAMPLING
+from inference.generate import (
+    answer_prompts,
+    build_prompt,
+    generate_batch,
+    prompt_limit,
+    sample_batch,
+)
 from inference.served_model import NoEndpoint, address_of, describe_served
 from inference.weights import Weights, load_model, precision
 from prompts.task import Task
@@ -24,11 +32,12 @@ from prompts.task import Task
 class System:
     """A model, its name behind an endpoint, or None for answers that need no model (lead, second),
     and the template around the text, None for the bare text; whether several answers are sampled
-    and the one most like them all is taken."""
+    and the one most like them all is taken, or every one."""
 
     model: Weights | str | None
     template: str | None = None
     consensus: bool = False
+    every_sample: bool = False
 
 
 KEY = ("id", "prompt", "settings")
@@ -52,7 +61,7 @@ def settings_of(
             warn(f"{error}; it is taken to serve what it did before")
             return settings | {"served": known.get("served")}
     settings |= {"max_prompt_tokens": args.max_prompt_tokens, "precision": precision()}
-    if system.consensus:
+    if system.consensus or system.every_sample:
         settings |= {"samples": args.samples, "sampling": SAMPLING}
     return settings | system.model.settings
 
@@ -104,11 +113,12 @@ def answer_rows(
         limit, template = prompt_limit(model, settings), system.template
         built = [build_prompt(tokenizer, texts[r["id"]], template, limit, task) for r in left]
         bar.reset(len(left))
-        samples = settings.get("samples", 0)
-        batch_tokens = args.batch_tokens // (samples or 1)
+        samples, n_new = settings.get("samples", 0), settings["max_new_tokens"]
+        make = sample_batch if system.every_sample else generate_batch
+        answer_batch = partial(make, model, tokenizer, n_new=n_new, samples=samples)
         prompts = [prompt for prompt, _ in built]
-        n_new = settings["max_new_tokens"]
-        for i, output in answer_prompts(model, tokenizer, prompts, n_new, batch_tokens, samples):
+        batch_tokens = args.batch_tokens // (samples or 1)
+        for i, output in answer_prompts(answer_batch, tokenizer, prompts, n_new, batch_tokens):
             about = {key: left[i][key] for key in KEY}
             append_record(log, about | {"n_cut_tokens": built[i][1]} | output)
             bar.update()
