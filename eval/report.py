@@ -94,15 +94,28 @@ def table(scores: dict, task: Task) -> str:
     return "\n\n".join([*parts, " ".join(said)])
 
 
-def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=False) -> None:
-    """(mean, low, high) of each name, the first on top; `zero`: with a line at 0."""
-    with drawing(path, (10, 1 + 0.45 * len(intervals))) as axes:
-        for name, (mean, low, high) in reversed(intervals.items()):
-            reach = [[max(0, mean - low)], [max(0, high - mean)]]
-            axes.errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
-        if zero:
-            axes.axvline(0, color="0.6", linewidth=1)
-        axes.set_xlabel(f"{label}; bars: 95% interval", loc="right")
+def draw_intervals(axes, intervals: dict[str, tuple], label: str) -> None:
+    """(mean, low, high) of each name, the first on top."""
+    for name, (mean, low, high) in reversed(intervals.items()):
+        reach = [[max(0, mean - low)], [max(0, high - mean)]]
+        axes.errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
+    axes.set_xlabel(f"{label}; bars: 95% interval", loc="right")
+
+
+def draw_gains(gains: dict[str, tuple], label: str, path: Path) -> None:
+    """Intervals with a line at 0."""
+    with drawing(path, (10, 1 + 0.45 * len(gains))) as axes:
+        draw_intervals(axes, gains, label)
+        axes.axvline(0, color="0.6", linewidth=1)
+
+
+def draw_panels(panels: dict[str, dict[str, tuple]], path: Path) -> None:
+    """label -> intervals of the same names, side by side."""
+    height = 1 + 0.45 * max(len(intervals) for intervals in panels.values())
+    with drawing(path, (5 + 5 * len(panels), height), len(panels)) as all_axes:
+        row = all_axes if len(panels) > 1 else [all_axes]
+        for axes, (label, intervals) in zip(row, panels.items(), strict=True):
+            draw_intervals(axes, intervals, label)
 
 
 def find_example(values: pd.DataFrame, target: str, task: Task) -> tuple[int, str]:
@@ -156,7 +169,7 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
     values = pd.DataFrame({s: found[chief.name] for s, found in scores["per_text"].items()})
     gains = {f"over {task.title(s)}": gain for s, gain in gains_in(scores, chief).items()}
     label = f"gain of {task.title(target)}, {chief.title}"
-    draw_intervals(gains, label, folder / "scores.png", zero=True)
+    draw_gains(gains, label, folder / "scores.png")
     frames = tables(scores, task)
     by_source = source_table(scores, rows, task)
     if by_source is not None:

@@ -152,7 +152,14 @@ def test_the_picture_holds_all_intervals_and_says_its_sides():
 
 def test_places_are_those_that_a_browser_counts():
     assert invented_places("\U0001f600 and Weber", "") == [(7, 12)]
-    rows = [{"id": "a", "source": "s", "text": "It is.", "reference": "It was made by Rossi in\r\n1951."}]
+    rows = [
+        {
+            "id": "a",
+            "source": "s",
+            "text": "It is.",
+            "reference": "It was made by Rossi in\r\n1951.",
+        }
+    ]
     scores = {"target": "tuned", "differences": {}, "systems": {"tuned": {"invented": 1}}}
     scores["per_text"] = {"tuned": {"bertscore_f1": [0.5]}}
     answers = {"tuned": {"a": {"text": "By Weber."}}}
