@@ -51,6 +51,9 @@ TITLES = {
     "sft+sft-then-dpo@corrupted": "SFT, then DPO on corrupted answers",
     "sft+sft-then-dpo@samples": "SFT, then DPO on its samples",
     "sft+sft-then-dpo@corrupted,samples": "SFT, then DPO on both",
+    "sft+sft-then-dpo-sft@corrupted": "SFT, then DPO+SFT on corrupted answers",
+    "sft+sft-then-dpo-sft@samples": "SFT, then DPO+SFT on its samples",
+    "sft+sft-then-dpo-sft@corrupted,samples": "SFT, then DPO+SFT on both",
     "sft+sft-then-dpo@previous": "SFT, then DPO against itself",
     "sft+sft-then-dpo@previous+sft-then-dpo@previous": "SFT, then two rounds of DPO",
 }

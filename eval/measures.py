@@ -220,8 +220,8 @@ MEASURES = (
             ),
             Figure(
                 "facts",
-                "facts",
-                "names and numbers an answer: who says nothing invents nothing",
+                "facts an answer",
+                "names and numbers in a mean answer: who says nothing invents nothing",
                 chief=True,
                 compared=True,
                 verdicts=("hold fewer facts than", "hold more facts than"),

@@ -9,7 +9,6 @@ from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
 
 from common.files import digest
 from demo.prepare_parts import package_folder
-from prompts.task import load_task
 from training.config import load_run_config
 
 pytestmark = pytest.mark.slow
@@ -30,7 +29,7 @@ def write_replies(folder):
             chosen = f"In the winter the harbour of town {i + 2 * (i == 6)} freezes."
             extracts.append({"id": f"{split}{i}", "source": "own", "url": "u", "text": text})
             replies.append(
-                {"id": f"{split}{i}", "model": "m", "prompt_sha": load_task().sha("teacher_single")}
+                {"id": f"{split}{i}", "model": "m", "prompt_sha": "p"}
                 | {"text": chosen, "answers": 1, "finish_reason": "stop", "cost_usd": 0.0}
                 | {"created": "2026-10-01", "text_digest": digest(text)}
             )
