@@ -186,6 +186,7 @@ def spelled_numbers(words: list[str]) -> set[float]:
             values.add(total + current)
             total = current = 0.0
         elif word in LARGE:
+            values.add(current)  # the twenty-first century
             current = max(current, 1) * value
             values.add(total + current)
             if value >= 1_000:
@@ -275,7 +276,7 @@ class Source:
         return len(parts) > 1 and all(readings_of(part) & self.values for part in parts)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)  # of long texts a megabyte each
 def read_source(text: str) -> Source:
     return Source(text)
 

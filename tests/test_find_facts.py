@@ -1,9 +1,12 @@
 """Names and numbers that an answer made up, by hand-written cases."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.find_facts import find_facts, invented_facts
 
+few = settings(max_examples=200, deadline=None)
 TEXT = """Dr. Anna Weber, born in Algeria in 1903, led the United Nations mission to Lake Baikal
 for twenty-five years. In March 1951 her team counted 1,250,000 trees, some of them 3.5 metres
 thick, and the Anglo-Russian expedition of O'Neill followed. Earthmen, she wrote in the 1960s, need
@@ -38,7 +41,7 @@ MORE = """In 2021-03 the U.S. Navy said it had spent $1,250,000 in 1914\u201318;
 Freetown, S\u00e3o Paulo and the Rocke\u00adfeller Institute. One hundred and twenty people came on
 2019-12-05, from Germany, Italy, Spain and Rome, in the Second World War and before, about 1847 and
 1990. Paul and Maria own 1.5 to 2 million shares; J. R. Smith, Mr. Parks and Br\u00f6nt\u00eb none.
-Three decades, two dozen ships; the twenty-first, the nineteenth; fund managers."""
+Three decades, two dozen ships; the twenty-first century, the nineteenth; fund managers."""
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,12 @@ def test_facts_stand_where_they_say():
     assert [fact.text for fact in facts] == ["1903", "Anna", "Weber", "Lake", "Baikal"]
     assert all(answer[fact.start : fact.end] == fact.text for fact in facts)
     assert [fact.kind for fact in facts] == ["number"] + ["name"] * 4
+
+
+@few
+@given(st.text(alphabet="aZé\u2019'.,-19 \n½٣MVIX%(\u0301", max_size=60))
+def test_what_a_text_says_itself_is_never_made_up(text):
+    assert invented_facts(text, text) == []
+    facts = find_facts(text)
+    assert all(text[fact.start : fact.end] == fact.text for fact in facts)
+    assert facts == sorted(set(facts))
