@@ -74,6 +74,6 @@ def conclude(scores: dict, figure: Figure, task: Task) -> str:
     )
 
 
-def conclusion(scores: dict, task: Task) -> str:
+def conclusions(scores: dict, task: Task) -> list[str]:
     """A sentence for every headline."""
-    return " ".join(conclude(scores, figure, task) for figure in headlines(scores))
+    return [conclude(scores, figure, task) for figure in headlines(scores)]

@@ -49,6 +49,7 @@ class Figure:
     headline: bool = False  # with a sentence and a picture at the head of the report
     compared: bool = False  # with the intervals of its differences beside those
     percent: bool = False
+    decimals: int = 3
     per: str = ""  # of a share of all: the column that it is divided by, both summed over the texts
     # What answers are where it is lower and where it is higher, in the report's sentence,
     verdicts: tuple[str, str] = ("are worse than", "are nearer to the teacher's than")
@@ -62,12 +63,13 @@ class Figure:
     def format(self, value: float) -> str:
         if self.percent:
             return f"{value:.1%}"
-        return f"{value:.3f}" if value % 1 else f"{value:.0f}"
+        return f"{value:.{self.decimals}f}" if value % 1 else f"{value:.0f}"
 
     def format_gain(self, mean: float, low: float, high: float) -> str:
         if self.percent:
             return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points"
-        return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        mean, low, high = (f"{end:+.{self.decimals}f}" for end in (mean, low, high))
+        return f"{mean} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,6 @@ def extractiveness(answers: list[str], rows: list[dict]) -> Columns:
     return {"coverage": coverage, "density": density}
 
 
-NAMES = "names (capitalized words inside a sentence) and numbers"
 MEASURES = (
     Measure(
         "bertscore",
@@ -199,8 +200,8 @@ MEASURES = (
             Figure(
                 "invented",
                 "answers that invent",
-                f"share of answers that hold a name or number which their text lacks, of their "
-                f"{NAMES} (Nan et al. 2021); less is better",
+                "share of answers with a name (a capitalized word inside a sentence) or a number "
+                "that their text lacks (Nan et al. 2021); less is better",
                 chief=True,
                 headline=True,
                 compared=True,
@@ -224,6 +225,7 @@ MEASURES = (
                 "names and numbers in a mean answer: who says nothing invents nothing",
                 chief=True,
                 compared=True,
+                decimals=2,
                 verdicts=("hold fewer facts than", "hold more facts than"),
                 sides=("fewer", "more"),
             ),
@@ -236,7 +238,12 @@ MEASURES = (
             Figure(
                 "coverage", "coverage", "share of words in runs that the text has (Newsroom, 2018)"
             ),
-            Figure("density", "density", "mean length of the run of the text that a word is in"),
+            Figure(
+                "density",
+                "density",
+                "mean length of the run of the text that a word is in",
+                decimals=1,
+            ),
         ),
     ),
     Measure(
@@ -248,6 +255,7 @@ MEASURES = (
                 "mean words",
                 "words an answer",
                 chief=True,
+                decimals=1,
                 verdicts=("are shorter than", "are longer than"),
                 sides=("shorter", "longer"),
             ),

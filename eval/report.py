@@ -14,7 +14,7 @@ from common.cli import UserError, one_line
 from common.files import locked, read_json, replacing, write_text
 from common.pages import render
 from common.stats import drawing, markdown, paired_bootstrap
-from eval.conclusion import chief_figure, conclusion, gains_in, headlines
+from eval.conclusion import chief_figure, conclusions, gains_in, headlines
 from eval.measures import CHIEF, COMPARED, FIGURES, averaged
 from eval.report_page import gain_picture, page_texts
 from prompts.task import Task
@@ -90,8 +90,8 @@ def table(scores: dict, task: Task) -> str:
     if scores["n"] < FEW:
         parts.append("n is under 30: read the intervals with care.")
     measured = set(scores["systems"][scores["target"]])
-    said = [f"{title}: {says}." for title, says in glossary(measured.intersection(CHIEF))]
-    return "\n\n".join([*parts, " ".join(said)])
+    said = [f"- {title}: {says}" for title, says in glossary(measured.intersection(CHIEF))]
+    return "\n\n".join([*parts, "\n".join(said)])
 
 
 def draw_intervals(axes, intervals: dict[str, tuple], label: str) -> None:
@@ -181,7 +181,7 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
     shown = {
         "scores": scores,
         "task": task,
-        "conclusion": conclusion(scores, task),
+        "conclusions": conclusions(scores, task),
         "glossary": glossary(scores["systems"][target]),
     }
     in_markdown = {

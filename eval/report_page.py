@@ -39,7 +39,7 @@ def gain_picture(scores: dict, figure: Figure, task: Task) -> Picture | None:
     gains = gains_in(scores, figure)
     if not gains:
         return None
-    ends = [end for gain in gains.values() for end in gain]
+    ends = [0.0, *(end for gain in gains.values() for end in gain)]
     width = (max(ends) - min(ends)) * (1 + MARGIN) or 1.0
     least = min(ends) - (width - (max(ends) - min(ends))) / 2
     most = least + width
@@ -59,7 +59,7 @@ def gain_picture(scores: dict, figure: Figure, task: Task) -> Picture | None:
         for system, (mean, low, high) in gains.items()
     ]
     lower, higher = figure.sides
-    caption = f"Gain of {task.title(scores['target'])} in {figure.title}"
+    caption = f"Difference of {task.title(scores['target'])} in {figure.title}"
     # A word has room on a side that takes a fifth of the width.
     left = f"\u2190 {lower}" if least < -0.2 * width else ""
     right = f"0 \u00b7 {higher} \u2192" if most > 0.2 * width else "0"

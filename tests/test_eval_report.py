@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from common.stats import paired_bootstrap
-from eval.conclusion import conclude, conclusion, headlines
+from eval.conclusion import conclude, conclusions, headlines
 from eval.measures import (
     CHIEF,
     COMPARED,
@@ -61,8 +61,8 @@ def test_of_what_is_invented_less_is_better_and_it_has_a_sentence_of_its_own():
     scores["systems"]["tuned"]["invented"] = 0.02
     scores["differences"]["base"]["invented"] = WORSE
     assert [figure.name for figure in headlines(scores)] == ["bertscore_f1", "invented"]
-    text = conclusion(scores, load_task())
-    assert text.index("nearer to the teacher's") < text.index("invent less than")
+    likeness, truth = conclusions(scores, load_task())
+    assert "nearer to the teacher's" in likeness and "invent less than" in truth
 
 
 def test_every_figure_says_what_it_is_and_no_two_are_called_alike():
@@ -81,9 +81,9 @@ def test_a_small_n_is_said_and_the_chief_figures_are_explained():
     scores["differences"] = {"base": gains}
     text = table(scores, load_task("title"))
     assert "+0.100 [+0.000, +0.200]" in text and "| tuned adapter minus base, bare text |" in text
-    assert "51.260" in text and "0.300" in text and "under 30" in text
+    assert "51.3" in text and "0.300" in text and "under 30" in text
     assert "25.0%" in text and "-5.0 [-10.0, +0.0] points" in text
-    assert f"{FIGURES['invented'].title}: {FIGURES['invented'].says}." in text
+    assert f"{FIGURES['invented'].title}: {FIGURES['invented'].says}" in text
     assert "answers without a word" not in text  # no chief figure
     assert "under 30" not in table({**scores, "n": 30}, load_task())
     assert ("empty", "answers without a word") in glossary(values)
@@ -144,6 +144,8 @@ def test_the_picture_holds_all_intervals_and_says_its_sides():
     assert worse.low == pytest.approx(better.high_from_right, abs=0.02)  # the margins
     assert (picture.left, picture.right) == ("\u2190 worse", "0 \u00b7 better \u2192")
     assert not worse.holds_zero and better.text == "+0.170 [+0.120, +0.220]"
+    picture = gain_picture(scores_of(base=BETTER), FIGURES["bertscore_f1"], load_task())
+    assert 0 < picture.zero < picture.bars[0].low and picture.left == ""  # 0 is always in it
     (bar,) = gain_picture(
         scores_of(figure="words", base=(0, 0, 0)), FIGURES["words"], load_task()
     ).bars

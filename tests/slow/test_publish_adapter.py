@@ -224,7 +224,7 @@ def test_the_card_tells_data_recipe_results_and_licences(pushed):
         "other, tiny-1",
         "Apache-2.0, which sets no terms on outputs",
         "that were scored 2.0% held a name or number that their text lacks",
-        "answers that invent: share of answers",
+        "- answers that invent: share of answers",
     ):
         assert said in card.content, said
 
