@@ -6,7 +6,6 @@ and resume as for replies; changed answers are judged anew), writes judge.json a
     TOGETHER_API_KEY=... python -m eval.judge_answers RUN --budget-usd 2
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from common.files import write_text
 from common.stats import paired_bootstrap
 from common.table import load
 from data_prep.teacher.ask import ask_all, teacher_options
+from data_prep.teacher.client import AskOptions, ask_options
 from data_prep.teacher.judge import pair_requests, points
 from eval.report import write_report
 from eval.score_answers import load_evaluation
@@ -51,7 +51,7 @@ def judge_system(
     return pd.concat([judged.dropna(), draws])
 
 
-def judge_all(config: RunConfig, options: argparse.Namespace) -> int:
+def judge_all(config: RunConfig, options: AskOptions) -> int:
     """Ask for what is missing, write judge.json and the report; how many pairs lack a verdict."""
     scores, rows, answers = load_evaluation(config)
     texts = {
@@ -84,7 +84,7 @@ def main() -> None:
     teacher_options(parser)
     parser.set_defaults(temperature=0.0, max_tokens=2048)
     args = parser.parse_args()
-    if n_left := judge_all(load_run_config(args.config), args):
+    if n_left := judge_all(load_run_config(args.config), ask_options(args)):
         raise UserError(f"{n_left} pairs got no verdict; run again to ask for them")
 
 
