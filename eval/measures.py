@@ -63,7 +63,7 @@ class Figure:
     def format(self, value: float) -> str:
         if self.percent:
             return f"{value:.1%}"
-        return f"{value:.{self.decimals}f}" if value % 1 else f"{value:.0f}"
+        return f"{value:.{self.decimals}f}"
 
     def format_gain(self, mean: float, low: float, high: float) -> str:
         if self.percent:
@@ -265,14 +265,16 @@ MEASURES = (
 )
 # What is counted of the answers' records, no mean.
 COUNTS: dict[Figure, Callable[[dict], bool]] = {
-    Figure("empty", "empty", "answers without a word"): lambda record: not record["text"].strip(),
-    Figure("no_answer", "no answer", "replies of an endpoint that were no answers"): (
+    Figure("empty", "empty", "answers without a word", decimals=0): lambda record: (
+        not record["text"].strip()
+    ),
+    Figure("no_answer", "no answer", "replies of an endpoint that were no answers", decimals=0): (
         lambda record: "unusable" in record
     ),
-    Figure("stopped_at_limit", "stopped at limit", "answers cut at the limit of tokens"): (
-        lambda record: record["finish_reason"] == "length"
-    ),
-    Figure("documents_cut", "documents cut", "texts of which the model saw the beginning alone"): (
+    Figure(
+        "stopped_at_limit", "stopped at limit", "answers cut at the limit of tokens", decimals=0
+    ): (lambda record: record["finish_reason"] == "length"),
+    Figure("documents_cut", "documents cut", "texts whose end the model did not see", decimals=0): (
         lambda record: record.get("n_cut_tokens", 0) > 0
     ),
 }
