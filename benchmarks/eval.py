@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.files import load_records
-from eval.measures import PARTS, BertScore, split_sentences
+from eval.bertscore import PARTS, BertScore
+from eval.sentences import split_sentences
 from eval.systems import load_test_rows
 from inference.draw_samples import draw_samples
 from inference.generate import build_prompt, generate_batch, pack_batches

@@ -14,7 +14,8 @@ import pandas as pd
 
 from common.cli import positive, run, script_parser
 from common.files import load_records, replacing
-from eval.measures import BASELINES, PARTS, BertScore, encoder_key, split_sentences
+from eval.bertscore import BASELINES, PARTS, BertScore, encoder_key
+from eval.sentences import split_sentences
 
 
 def unrelated_pairs(texts: list[str], n: int, seed: int = 0) -> list[tuple[str, str]]:

@@ -52,11 +52,12 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 @contextmanager
-def drawing(path: Path, inches: tuple[float, float]) -> Iterator:
-    """matplotlib's axes of a plot that is saved as PNG when the block ends well."""
+def drawing(path: Path, inches: tuple[float, float], panels: int = 1) -> Iterator:
+    """matplotlib's axes of a plot that is saved as PNG when the block ends well; of several panels,
+    an array of axes that share their names on the left."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, layout="constrained")
-    yield figure.subplots()
+    yield figure.subplots(1, panels, sharey=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -21,24 +21,33 @@ def measure(pairs: list[dict]) -> pd.DataFrame:
     return frame
 
 
+def share_with_interval(marks: pd.Series) -> tuple[float, float, float]:
+    """The share of true ones, and its interval."""
+    result = binomtest(int(marks.sum()), len(marks))
+    interval = result.proportion_ci(method="wilson")
+    return result.statistic, interval.low, interval.high
+
+
 def audit(frame: pd.DataFrame) -> str:
     """How often the longer and the first answer won, by source, and warnings, as Markdown."""
-    rows, warnings = {}, []
-    for group, members in {"all": frame, **dict(iter(frame.groupby("source")))}.items():
-        sides = [side for side in SIDES if members[side].any()]
-        means = {f"words, {side}": f"{members[side].mean():.1f}" for side in sides}
-        rows[group] = {"pairs": f"{len(members):,}", **means}
+    lines, warnings = {}, []
+    groups = {"all": frame} | dict(iter(frame.groupby("source")))
+    for group, members in groups.items():
+        line = {"pairs": f"{len(members):,}"}
+        for side in SIDES:
+            if members[side].any():
+                line[f"words, {side}"] = f"{members[side].mean():.1f}"
         for name in ("longer wins", "first wins"):
             marks = members[name].dropna()
             if marks.empty:
                 continue
-            result = binomtest(int(marks.sum()), len(marks))
-            won, (low, high) = result.statistic, result.proportion_ci(method="wilson")
-            rows[group][name] = f"{won:.1%} [{low:.1%}, {high:.1%}]"
+            won, low, high = share_with_interval(marks)
+            line[name] = f"{won:.1%} [{low:.1%}, {high:.1%}]"
             if group == "all" and (low > 0.6 or high < 0.4):  # a signal of its own
                 which = f"the {name.split()[0]} answer wins in {won:.0%} of the pairs"
                 warnings.append(f"**A student may learn this, not quality: {which}.**")
-    return "\n\n".join([markdown(pd.DataFrame(rows).T.fillna("")), *warnings])
+        lines[group] = line
+    return "\n\n".join([markdown(pd.DataFrame(lines).T.fillna("")), *warnings])
 
 
 def length_match(frame: pd.DataFrame) -> set[str]:

@@ -18,6 +18,7 @@ from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
 from common.text import control_tokens, plain_text
 from data_prep.candidates import NOT_CHECKED
+from data_prep.filter_pairs import sentences_of
 from data_prep.teacher.prices import teacher_terms
 from prompts.task import Task, add_task_options, data_folder, load_task, task_of
 
@@ -132,6 +133,7 @@ def main() -> None:
     only = made["rejected"][0]  # the kind of pairs that do not tell it, of version 0.4.0
     facts["rejected_by"] = {p.get("kind", only): p["rejected_by"] for p in splits["train"]}
     facts["not_checked"] = not_checked(made["rejected"], made["limits"])
+    facts["sentences"] = sentences_of(made["limits"], task)
     card = task.render("dataset_card.md", splits=splits, **made, **facts)
     write_text(hub / "README.md", card + "\n")
     print(f"staged in {hub}; `just publish-dataset NAME` pushes it")

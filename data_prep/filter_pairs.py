@@ -1,19 +1,23 @@
 """The checks that a pair must pass, each with the limit that the task (or --check) names.
 
-An answer's checks are made of the chosen one, and of the rejected one only if the teacher wrote it:
-a student's bad answer is a good one to reject. Of a test pair only the chosen answer counts.
+A check is one entry of CHECKS, which says also what the dataset's card tells of it: a new one is a
+function and an entry in this file, and a test. An answer's checks are made of the chosen one, and
+of the rejected one only if the teacher wrote it: a student's bad answer is a good one to reject. Of
+a test pair only the chosen answer counts.
 """
 
 import re
-from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
-from math import inf, nan
+from math import nan
+from typing import Protocol
 
 from rapidfuzz.distance import Levenshtein
 
 from common.cli import UserError, one_line
 from data_prep.count_tokens import load_counter
+from data_prep.find_facts import invented_facts
 from prompts.task import Task
 
 # What a text may be told to be; of the smaller languages some are taken for lists of names.
@@ -24,44 +28,6 @@ FUNCTION_WORDS = set(re.findall(r"\w+", "the of and to in a is that for it as wa
 REFUSAL = re.compile(
     r"(?i)(I('m| am) (sorry|unable|not able)|I (cannot|can't|won't)|As an? (AI|language model))\b"
 )
-# check -> least and largest limit, of which a larger share or number could never be passed
-CHECKS = {
-    "difference": (0, 1000),
-    "similarity": (0, 1),
-    "length": (1, 10_000_000),
-    "longer": (0, 1_000_000),
-    "refusal": (0, 1),
-    "repetition": (0, 1),
-    "lead": (0, 1),
-    "language": (0, 1),
-}
-SWITCHES = ("refusal", "lead", "language")
-WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
-
-
-def limits_of(task: Task, given: list[str], keep: list[str]) -> dict[str, float]:
-    """check -> limit, of the checks to make; `given`: NAME=LIMIT. Raises UserError."""
-    options, path = dict(one.partition("=")[::2] for one in given), task.folder / "task.yaml"
-    for place, names in {path: task.checks, "--check": options, "--keep": keep}.items():
-        if unknown := ", ".join(sorted(set(names) - CHECKS.keys())):
-            raise UserError(f"{place}: no check {unknown}; the checks are {', '.join(CHECKS)}")
-    limits = {name: _limit(f"{path}: checks", name, value) for name, value in task.checks.items()}
-    limits |= {name: _limit("--check", name, value) for name, value in options.items()}
-    return {name: limit for name, limit in limits.items() if name not in keep}
-
-
-def _limit(place: str, name: str, value: object) -> float:
-    """A check's limit as a number. Raises UserError if it is none, or out of range."""
-    least, largest = CHECKS[name]
-    wanted = "true or false" if name in SWITCHES else f"a number from {least} to {largest:,}"
-    try:
-        limit = WORDS.get(str(value).strip().lower())
-        limit = float(value) if limit is None else limit
-    except (TypeError, ValueError):
-        limit = nan
-    if not least <= limit <= largest or (name in SWITCHES and limit not in (0, 1)):
-        raise UserError(f"{place}: {name} is {wanted}, not {one_line(repr(value), 40)}")
-    return limit
 
 
 def repetition(text: str, n: int = 4) -> float:
@@ -99,42 +65,212 @@ def n_tokens(pair: dict, most: float, tokenizer: str, task: Task) -> int:
     texts = prompt, pair["chosen"], pair["rejected"]
     whole, *answers = (len(text.encode(errors="replace")) for text in texts)
     if whole + max(answers) + TURN_TOKENS > most:  # so short pairs need no tokenizer
-        whole, *answers = map(load_counter(tokenizer).count, texts)
+        count = load_counter(tokenizer).count
+        whole, *answers = (count(text) for text in texts)
     return whole + max(answers) + TURN_TOKENS
 
 
-def answer_faults(answer: str, text: str, limits: dict) -> Iterator[tuple[str, str]]:
-    """(check, detail) an answer fails: is it one at all?"""
-    words, text_words = answer.split(), text.split()
-    if len(words) > limits.get("longer", inf) * len(text_words):
-        yield "longer", f"{len(words)} of {len(text_words)} words"
-    if limits.get("refusal") and REFUSAL.match(answer):
-        yield "refusal", answer[:60]
-    if (repeated := repetition(answer)) > limits.get("repetition", inf):
-        yield "repetition", f"{repeated:.0%} of 4-grams"
-    if limits.get("lead") and words == text_words[: len(words)]:
-        yield "lead", "it opens the text word for word"
-    languages = (language(answer), language(text[:1000])) if limits.get("language") else ()
-    if len({*languages} - {""}) > 1:
-        yield "language", "{} for {}".format(*languages)
+class Checking(Protocol):
+    """What the checks are made with: check -> limit, and the tokenizer that counts a length."""
+
+    limits: dict[str, float]
+    tokenizer: str
 
 
-def pair_faults(pair: dict, split: str, args: Namespace, task: Task) -> Iterator[tuple[str, str]]:
+@dataclass(frozen=True)
+class Check:
+    """A reason to drop a pair.
+
+    `fault` says what is wrong, "" if nothing is: of a pair and the limit where the check is one of
+    `of_pair`, of an answer, its text and the limit where it is one of `of_answer`. `sentence` is
+    what the card says: of what kind of pair is dropped, with {limit} and the task's word {answer}.
+    """
+
+    name: str
+    least: float  # limits, of which a smaller or larger one could never be met or failed
+    largest: float
+    sentence: str
+    of_pair: Callable[[dict, float, Checking, Task], str] | None = None
+    of_answer: Callable[[str, str, float], str] | None = None
+    chosen_alone: bool = False  # a rejected answer may well have this fault
+    is_switch: bool = False  # its limit is true or false
+    in_test: bool = True
+
+    def sentence_for(self, limit: float, task: Task) -> str:
+        return self.sentence.format(limit=limit, answer=task.hub["answer"])
+
+
+def fault_of_difference(pair: dict, limit: float, checking: Checking, task: Task) -> str:
+    if not pair["ratings"]:
+        return ""
+    chosen, rejected = pair["ratings"]
+    return f"scores {chosen:g} and {rejected:g}" if chosen - rejected <= limit else ""
+
+
+def fault_of_similarity(pair: dict, limit: float, checking: Checking, task: Task) -> str:
+    # Below the cutoff, which two unlike long texts reach soon, it says 0.
+    alike = Levenshtein.normalized_similarity(pair["chosen"], pair["rejected"], score_cutoff=limit)
+    return f"Levenshtein similarity {alike:.3f}" if alike > limit else ""
+
+
+def fault_of_length(pair: dict, limit: float, checking: Checking, task: Task) -> str:
+    length = n_tokens(pair, limit, checking.tokenizer, task)
+    return f"{length} tokens" if length > limit else ""
+
+
+def fault_of_longer(answer: str, text: str, limit: float) -> str:
+    n_answer, n_text = len(answer.split()), len(text.split())
+    return f"{n_answer} of {n_text} words" if n_answer > limit * n_text else ""
+
+
+def fault_of_refusal(answer: str, text: str, limit: float) -> str:
+    return answer[:60] if REFUSAL.match(answer) else ""
+
+
+def fault_of_repetition(answer: str, text: str, limit: float) -> str:
+    repeated = repetition(answer)
+    return f"{repeated:.0%} of 4-grams" if repeated > limit else ""
+
+
+def fault_of_lead(answer: str, text: str, limit: float) -> str:
+    words = answer.split()
+    opens = words == text.split()[: len(words)]
+    return "it opens the text word for word" if opens else ""
+
+
+def fault_of_language(answer: str, text: str, limit: float) -> str:
+    ours, theirs = language(answer), language(text[:1000])
+    return f"{ours} for {theirs}" if ours and theirs and ours != theirs else ""
+
+
+def fault_of_invented(answer: str, text: str, limit: float) -> str:
+    return ", ".join(fact.text for fact in invented_facts(answer, text))
+
+
+# The first fault is the one that is told, so what is quick or says most stands first.
+_CHECKS = (
+    Check(
+        *("difference", 0, 1000),
+        "the two scores differ by {limit:g} or less",
+        of_pair=fault_of_difference,
+    ),
+    Check(
+        *("similarity", 0, 1),
+        "the two are alike, with a Levenshtein similarity over {limit:g}",
+        of_pair=fault_of_similarity,
+    ),
+    Check(
+        *("length", 1, 10_000_000),
+        "prompt and {answer} together have more than {limit:,.0f} tokens",
+        of_pair=fault_of_length,
+    ),
+    Check(
+        *("longer", 0, 1_000_000),
+        "the {answer} has more words than {limit:g} times those of its text",
+        of_answer=fault_of_longer,
+    ),
+    Check(
+        *("refusal", 0, 1), "the {answer} is a refusal", of_answer=fault_of_refusal, is_switch=True
+    ),
+    Check(
+        *("repetition", 0, 1),
+        "over {limit:.0%} of the {answer}'s 4-grams are repeated",
+        of_answer=fault_of_repetition,
+    ),
+    Check(
+        *("lead", 0, 1),
+        "the {answer} opens the text word for word",
+        of_answer=fault_of_lead,
+        is_switch=True,
+    ),
+    Check(
+        *("language", 0, 1),
+        "the {answer} is in another language than its text",
+        of_answer=fault_of_language,
+        is_switch=True,
+    ),
+    Check(
+        *("invented", 0, 1),
+        "the chosen {answer} of a training pair holds a name or number that its text lacks",
+        of_answer=fault_of_invented,
+        chosen_alone=True,
+        is_switch=True,
+        # A test text on which the teacher slips is one on which others slip: without it, all would
+        # look truer than they are.
+        in_test=False,
+    ),
+)
+CHECKS = {check.name: check for check in _CHECKS}
+WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
+
+
+def limits_of(task: Task, given: list[str], keep: list[str]) -> dict[str, float]:
+    """check -> limit, of the checks to make; `given`: NAME=LIMIT. Raises UserError."""
+    path = task.folder / "task.yaml"
+    options = {}
+    for option in given:
+        name, _, value = option.partition("=")
+        options[name] = value
+    for place, names in {path: task.checks, "--check": options, "--keep": keep}.items():
+        if unknown := ", ".join(sorted(set(names) - CHECKS.keys())):
+            raise UserError(f"{place}: no check {unknown}; the checks are {', '.join(CHECKS)}")
+    limits = {name: _limit(f"{path}: checks", name, value) for name, value in task.checks.items()}
+    limits |= {name: _limit("--check", name, value) for name, value in options.items()}
+    return {name: limit for name, limit in limits.items() if name not in keep}
+
+
+def _limit(place: str, name: str, value: object) -> float:
+    """A check's limit as a number. Raises UserError if it is none, or out of range."""
+    check = CHECKS[name]
+    number = f"a number from {check.least} to {check.largest:,}"
+    wanted = "true or false" if check.is_switch else number
+    limit = WORDS.get(str(value).strip().lower())
+    if limit is None:
+        try:
+            limit = float(value)
+        except (TypeError, ValueError):
+            limit = nan
+    in_range = check.least <= limit <= check.largest
+    if not in_range or (check.is_switch and limit not in (0, 1)):
+        raise UserError(f"{place}: {name} is {wanted}, not {one_line(repr(value), 40)}")
+    return limit
+
+
+def sentences_of(limits: dict[str, float], task: Task) -> dict[str, str]:
+    """check -> what the dataset's card says of it, of the checks that are made."""
+    sentences = {}
+    for name, limit in limits.items():
+        if limit or not CHECKS[name].is_switch:
+            sentences[name] = CHECKS[name].sentence_for(limit, task)
+    return sentences
+
+
+def checks_for(limits: dict[str, float], split: str) -> list[tuple[Check, float]]:
+    """The checks with their limits that are made of the pairs of a split."""
+    made = []
+    for name, check in CHECKS.items():
+        limit = limits.get(name)
+        is_off = limit is None or (check.is_switch and not limit)
+        is_of_train = check.of_pair or not check.in_test
+        if not is_off and (split == "train" or not is_of_train):
+            made.append((check, limit))
+    return made
+
+
+def pair_faults(
+    pair: dict, split: str, checking: Checking, task: Task
+) -> Iterator[tuple[str, str]]:
     """(check, detail) a pair fails: does it teach a clear preference between two answers?"""
-    limits, sides = args.limits, ["chosen"]
-    if split == "train":
-        ratings = pair["ratings"] or (inf, -inf)
-        if ratings[0] - ratings[1] <= limits.get("difference", -inf):
-            yield "difference", "scores {:g} and {:g}".format(*ratings)
-        most_alike = limits.get("similarity", 1.0)
-        # Below the cutoff, which two unlike long texts reach soon, it says 0.
-        sides_of = pair["chosen"], pair["rejected"]
-        alike = Levenshtein.normalized_similarity(*sides_of, score_cutoff=most_alike)
-        if alike > most_alike:
-            yield "similarity", f"Levenshtein similarity {alike:.3f}"
-        most = limits.get("length", inf)
-        if (length := n_tokens(pair, most, args.tokenizer, task)) > most:
-            yield "length", f"{length} tokens"
-        sides += ["rejected"] * (pair["rejected_by"] == "teacher")
+    checks = checks_for(checking.limits, split)
+    for check, limit in checks:
+        if check.of_pair and (fault := check.of_pair(pair, limit, checking, task)):
+            yield check.name, fault
+    sides = ["chosen"]
+    if split == "train" and pair["rejected_by"] == "teacher":
+        sides.append("rejected")
     for side in sides:
-        yield from answer_faults(pair[side], pair["prompt"], limits)
+        for check, limit in checks:
+            if not check.of_answer or (check.chosen_alone and side != "chosen"):
+                continue
+            if fault := check.of_answer(pair[side], pair["prompt"], limit):
+                yield check.name, fault

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from common.cli import run, script_parser
 from eval.answer_texts import add_generation_options, answer_all, answer_options
 from eval.report import LEDGER, record, write_report
-from eval.score_answers import add_scoring_options, score_all
+from eval.score_answers import add_scoring_options, score_all, scoring_options
 from eval.systems import add_run_options, load_test_rows, run_of
 from inference.merge_adapter import merge_run
 from training.config import check_model_folder
@@ -35,16 +35,17 @@ def main() -> None:
     config = run_of(args)
     check_model_folder(args.encoder)
     rows = load_test_rows(config, args.n)
+    note = args.record
     if not args.scores_only:
         merge_run(config)
         answer_all(config, rows, args.systems, answer_options(args))
-        args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
-    scores, answers = score_all(config, rows, args)
+        note = note or shlex.join(["just", "eval", *sys.argv[1:]])
+    scores, answers = score_all(config, rows, args.systems, scoring_options(args))
     write_report(config.eval_dir, scores, rows, answers, config.task)
     print((config.eval_dir / "scores.md").read_text().split("## More")[0])
     print(f"more in {config.eval_dir / 'report.html'}")
-    if args.record is not None:
-        record(scores, args.record, args.ledger)
+    if note is not None:
+        record(scores, note, args.ledger)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ and resume as for replies; changed answers are judged anew), writes judge.json a
 """
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
@@ -15,11 +16,12 @@ from common.files import write_text
 from common.stats import paired_bootstrap
 from common.table import load
 from data_prep.teacher.ask import ask_all, teacher_options
-from data_prep.teacher.client import ask_options
+from data_prep.teacher.client import AskOptions, ask_options
 from data_prep.teacher.judge import pair_requests, points
 from eval.report import write_report
 from eval.score_answers import load_evaluation
-from training.config import load_run_config
+from prompts.task import Task
+from training.config import RunConfig, load_run_config
 
 KEY = ("id", "model", "settings")
 
@@ -37,35 +39,53 @@ def win_rates(found: pd.DataFrame) -> dict:
     }
 
 
+def judge_system(
+    path: Path, requests: list[dict], ids: list[str], model: str, task: Task
+) -> pd.DataFrame:
+    """The target's points against a system by text and order, from the table of verdicts at `path`;
+    two answers that are alike are a draw that nobody was asked for."""
+    replies = load(path, [request | {"model": model} for request in requests], KEY)
+    judged = points(requests, replies, task)
+    alike = [text_id for text_id in ids if text_id not in judged.index]
+    draws = pd.DataFrame(0.5, alike, judged.columns)
+    return pd.concat([judged.dropna(), draws])
+
+
+def judge_all(config: RunConfig, options: AskOptions) -> int:
+    """Ask for what is missing, write judge.json and the report; how many pairs lack a verdict."""
+    scores, rows, answers = load_evaluation(config)
+    texts = {
+        system: {text_id: record["text"] for text_id, record in by_id.items()}
+        for system, by_id in answers.items()
+    }
+    path, target = config.eval_dir / "judge.jsonl", scores["target"]
+    ids = [row["id"] for row in rows]
+    win_rates_by_system, n_left = {}, 0
+    for other in scores["differences"]:
+        requests = pair_requests(rows, texts[target], texts[other], config.task)
+        n_left += ask_all(requests, path, options, f"verdicts on {other}", key=KEY)
+        judged = judge_system(path, requests, ids, options.model, config.task)
+        if lacking := len(rows) - len(judged):
+            warn(f"{other}: {lacking} pairs lack a verdict and are left out")
+        if len(judged):
+            win_rates_by_system[other] = win_rates(judged)
+            print(f"{target} against {other}: {win_rates_by_system[other]}")
+    verdicts = {"model": options.model, "target": target, "systems": win_rates_by_system}
+    for name in ("generation", "answers"):  # what was judged
+        verdicts[name] = scores["settings"].get(name)
+    write_text(config.eval_dir / "judge.json", json.dumps(verdicts, indent=1))
+    write_report(config.eval_dir, scores, rows, answers, config.task)
+    return n_left
+
+
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("config", help="the run: its name, or the path of its YAML")
     teacher_options(parser)
     parser.set_defaults(temperature=0.0, max_tokens=2048)
     args = parser.parse_args()
-    config = load_run_config(args.config)
-    scores, rows, answers = load_evaluation(config)
-    texts = {s: {i: one["text"] for i, one in found.items()} for s, found in answers.items()}
-    path, target, systems, left = config.eval_dir / "judge.jsonl", scores["target"], {}, 0
-    for other in scores["differences"]:
-        requests = pair_requests(rows, texts[target], texts[other], config.task)
-        left += ask_all(requests, path, ask_options(args), f"verdicts on {other}", key=KEY)
-        replies = load(path, [{**request, "model": args.model} for request in requests], KEY)
-        judged = points(requests, replies, config.task)
-        alike = [row["id"] for row in rows if row["id"] not in judged.index]  # draws, not asked
-        whole = pd.concat([judged.dropna(), pd.DataFrame(0.5, alike, judged.columns)])
-        if lacking := len(rows) - len(whole):
-            warn(f"{other}: {lacking} pairs lack a verdict and are left out")
-        if len(whole):
-            systems[other] = win_rates(whole)
-            print(f"{target} against {other}: {systems[other]}")
-    verdicts = {"model": args.model, "target": target, "systems": systems}
-    for name in ("generation", "answers"):  # what was judged
-        verdicts[name] = scores["settings"].get(name)
-    write_text(config.eval_dir / "judge.json", json.dumps(verdicts, indent=1))
-    write_report(config.eval_dir, scores, rows, answers, config.task)
-    if left:
-        raise UserError(f"{left} pairs got no verdict; run again to ask for them")
+    if n_left := judge_all(load_run_config(args.config), ask_options(args)):
+        raise UserError(f"{n_left} pairs got no verdict; run again to ask for them")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from common.files import digest, is_made, read_json, write_text
 from common.hub import CARD, add_hub_options, hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
 from data_prep.teacher.prices import teacher_terms
-from eval.report import ALL_TITLES, table
+from eval.measures import FIGURES
+from eval.report import table
 from eval.score_answers import load_scores
 from eval.systems import system_of
 from inference.weights import weights_of_run
@@ -75,15 +76,57 @@ def model_files(config: RunConfig, merged: bool, base: dict) -> dict[str, bytes 
     folder = config.merged if merged else config.output_dir
     if merged and not is_made(folder, weights_of_run(config).settings):
         raise UserError(f"{folder} is not there or out of date; run `just merge {config.name}`")
-    found = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
     kinds = {"ignore_patterns": ["made.json"]} if merged else {"allow_patterns": OF_ADAPTER}
-    files = {name: folder / name for name in filter_repo_objects(found, **kinds)}
+    files = {name: folder / name for name in filter_repo_objects(names, **kinds)}
     for name in {"config.json", "tokenizer_config.json", ADAPTER[0]} & files.keys():
         settings = without_places(read_json(files[name]))
         if name == ADAPTER[0]:
             settings |= {"base_model_name_or_path": base["base"], "revision": base["revision"]}
         files[name] = (json.dumps(settings, indent=2) + "\n").encode()
     return files
+
+
+def check_trained(config: RunConfig) -> None:
+    """Raise UserError unless the adapter is there, and of this config, base and data."""
+    weights_of_run(config)  # raises where there is no adapter
+    if not is_trained(config.output_dir, inputs_of(config)):
+        what = f"{config.output_dir} was not made of this config, base and data"
+        raise UserError(f"{what}; `just train` trains anew")
+
+
+def share_invented(scores: dict) -> str:
+    """The share of the adapter's answers that invent something, "" if it was not measured."""
+    figure = FIGURES["invented"]
+    share = scores["systems"]["tuned"].get(figure.name) if scores else None
+    return "" if share is None else figure.format(share)
+
+
+def write_card(
+    config: RunConfig, base: dict, scores: dict, recipe: str, repo: str, merged: bool
+) -> str:
+    """The model card, which is also kept beside the run."""
+    card = config.task.render(
+        "model_card.md",
+        config=config,
+        recipe=recipe,
+        scores=scores,
+        table=table,
+        invented=share_invented(scores),
+        titles={name: figure.title for name, figure in FIGURES.items()},
+        rows=load_rows(config),
+        test=load_rows(config, "test")[0],
+        data=pushed_data(config),
+        repo=repo,
+        merged=merged,
+        teacher_terms=teacher_terms,
+        version=version,
+        **base,
+    )
+    path = config.output_dir / "model_card.md"
+    write_text(path, card + "\n")
+    print(f"card: {path}")
+    return card + "\n"
 
 
 def main() -> None:
@@ -96,25 +139,16 @@ def main() -> None:
     option("--unevaluated", action="store_true", help="publish without scores; the card says so")
     args = parser.parse_args()
     config = load_run_config(args.config)
-    weights_of_run(config)  # raises where there is no adapter
-    if not is_trained(config.output_dir, inputs_of(config)):
-        what = f"{config.output_dir} was not made of this config, base and data"
-        raise UserError(f"{what}; `just train` trains anew")
+    check_trained(config)
     scores = {} if args.unevaluated else scores_of(config)
     base = base_on_hub(config, args.base, args.dry_run)
     files = model_files(config, args.merged, base)
     recipe = yaml.safe_dump(without_places(config.settings), sort_keys=False)
-    shown = {"config": config, "recipe": recipe, "scores": scores, "rows": load_rows(config)}
-    shown |= {"titles": ALL_TITLES, "teacher_terms": teacher_terms, "version": version}
-    shown |= {"repo": args.repo, "merged": args.merged, "data": pushed_data(config), **base}
-    shown |= {"test": load_rows(config, "test")[0], "table": table}
-    card = config.task.render("model_card.md", **shown) + "\n"
-    write_text(config.output_dir / "model_card.md", card)
-    print(f"card: {config.output_dir / 'model_card.md'}")
+    card = write_card(config, base, scores, recipe, args.repo, args.merged)
     files |= {CARD: card.encode(), f"{config.name}.yaml": recipe.encode()}
-    lock = config.output_dir.with_name(f"{config.name}{'-merged' * args.merged}.hub.lock")
-    obsolete = ADAPTER if args.merged else ()
-    publish(hub_options(args), "model", files, lock, obsolete)
+    name = f"{config.name}-merged" if args.merged else config.name
+    lock = config.output_dir.with_name(f"{name}.hub.lock")
+    publish(hub_options(args), "model", files, lock, obsolete=ADAPTER if args.merged else ())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Show the scores of a run: a sentence, tables, a plot, one self-contained page; record them.
+"""Show the scores of a run: sentences, tables, a plot, one self-contained page; record them.
 
 Reads outputs/RUN/eval/judge.json where it is of the answers that were scored; writes scores.md,
 scores.png and report.html beside it (no network, every text escaped), and adds the scores to
@@ -13,52 +13,109 @@ import pandas as pd
 from common.cli import UserError, one_line
 from common.files import locked, read_json, replacing, write_text
 from common.pages import render
-from common.stats import drawing, format_interval, markdown
-from eval.score_answers import COMPARED, MORE_TITLES, TITLES
+from common.stats import drawing, markdown, paired_bootstrap
+from eval.conclusion import chief_figure, conclusions, gains_in, headlines
+from eval.measures import CHIEF, COMPARED, FIGURES, averaged
+from eval.report_page import gain_picture, page_texts
 from prompts.task import Task
 
 LEDGER, DIFFERENCE = Path("results/ledger.csv"), "difference [95% interval]"
-ALL_TITLES = TITLES | MORE_TITLES
+FEW = 30  # texts, under which a reader is warned
+LEAST_OF_SOURCE = 10  # texts of a source that has a line of its own
+
+
+def table_of(rows: dict[str, dict], figures: Iterable[str], corner: str | None) -> pd.DataFrame:
+    """A line a row, a column a figure that any row has, under the figures' titles."""
+    frame = pd.DataFrame(rows).T
+    frame = frame[[name for name in figures if name in frame]]
+    titles = {name: figure.title for name, figure in FIGURES.items()}
+    return frame.rename(columns=titles).rename_axis(corner)
 
 
 def tables(scores: dict, task: Task) -> list[pd.DataFrame]:
-    """Chief scores, chief differences, all other scores, and all differences a row a measure."""
-    measured, gained, target = {}, {}, task.title(scores["target"])
+    """Chief scores, chief differences, all other scores, and all differences a row a figure."""
+    measured, gained = {}, {}
     for system, values in scores["systems"].items():
-        shown = {m: f"{v:.3f}" if v % 1 else f"{v:.0f}" for m, v in values.items()}
+        shown = {name: FIGURES[name].format(value) for name, value in values.items()}
         measured[task.title(system)] = shown | {"n": scores["n"]}
+    target = task.title(scores["target"])
     for other, gains in scores["differences"].items():
-        shown = {measure: format_interval(*gain) for measure, gain in gains.items()}
+        shown = {name: FIGURES[name].format_gain(*gain) for name, gain in gains.items()}
         gained[f"{target} minus {task.title(other)}"] = shown
-
-    def part(rows: dict[str, dict], measures: Iterable[str], name: str | None) -> pd.DataFrame:
-        frame = pd.DataFrame(rows).T
-        frame = frame[[measure for measure in measures if measure in frame]]
-        return frame.rename(columns=ALL_TITLES).rename_axis(name)
-
+    others = [name for name in FIGURES if name not in CHIEF]
     return [
-        part(measured, [*TITLES, "n"], "system"),
-        part(gained, COMPARED, DIFFERENCE),
-        part(measured, [*MORE_TITLES, "n"], "system"),
-        part(gained, ALL_TITLES, None).T.rename_axis(DIFFERENCE),
+        table_of(measured, [*CHIEF, "n"], "system"),
+        table_of(gained, COMPARED, DIFFERENCE),
+        table_of(measured, [*others, "n"], "system"),
+        table_of(gained, FIGURES, None).T.rename_axis(DIFFERENCE),
     ]
 
 
+def source_table(scores: dict, rows: list[dict], task: Task) -> pd.DataFrame | None:
+    """The target's figures by the texts' source, and its gains over the others in the chief one.
+
+    None unless several sources have LEAST_OF_SOURCE texts or more; others have no line.
+    """
+    sources = pd.Series([row["source"] for row in rows])
+    counts = sources.value_counts()
+    enough = counts[counts >= LEAST_OF_SOURCE].index
+    if len(enough) < 2:
+        return None
+    chief = chief_figure(scores)
+    values = {system: pd.DataFrame(found) for system, found in scores["per_text"].items()}
+    ours = values.pop(scores["target"])
+    lines = {}
+    for source in sorted(enough):
+        is_here = (sources == source).to_numpy()
+        means = averaged(ours[is_here]).mean()
+        line = {"n": f"{counts[source]}"}
+        for name in [name for name in [*COMPARED, "words"] if name in means]:
+            line[FIGURES[name].title] = FIGURES[name].format(means[name])
+        for system, theirs in values.items():
+            gain = paired_bootstrap(ours.loc[is_here, chief.name], theirs.loc[is_here, chief.name])
+            line[f"{chief.title} minus {task.title(system)}"] = chief.format_gain(*gain)
+        lines[source] = line
+    return pd.DataFrame(lines).T.rename_axis(f"{task.title(scores['target'])}, by source")
+
+
+def glossary(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(title, what it says) of figures, in the order of the tables."""
+    names = set(names)
+    return [(figure.title, figure.says) for name, figure in FIGURES.items() if name in names]
+
+
 def table(scores: dict, task: Task) -> str:
-    """The chief scores and differences as Markdown."""
-    few = "\n\nn is under 30: read the intervals with care." if scores["n"] < 30 else ""
-    return "\n\n".join(map(markdown, tables(scores, task)[:2])) + few
+    """The chief scores and differences as Markdown, and what the chief figures say."""
+    parts = [markdown(frame) for frame in tables(scores, task)[:2]]
+    if scores["n"] < FEW:
+        parts.append("n is under 30: read the intervals with care.")
+    measured = set(scores["systems"][scores["target"]])
+    said = [f"- {title}: {says}" for title, says in glossary(measured.intersection(CHIEF))]
+    return "\n\n".join([*parts, "\n".join(said)])
 
 
-def draw_intervals(intervals: dict[str, tuple], label: str, path: Path, zero=False) -> None:
-    """(mean, low, high) of each name, the first on top; `zero`: with a line at 0."""
-    with drawing(path, (10, 1 + 0.45 * len(intervals))) as axes:
-        for name, (mean, low, high) in reversed(intervals.items()):
-            reach = [[max(0, mean - low)], [max(0, high - mean)]]
-            axes.errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
-        if zero:
-            axes.axvline(0, color="0.6", linewidth=1)
-        axes.set_xlabel(f"{label}; bars: 95% interval", loc="right")
+def draw_intervals(axes, intervals: dict[str, tuple], label: str) -> None:
+    """(mean, low, high) of each name, the first on top."""
+    for name, (mean, low, high) in reversed(intervals.items()):
+        reach = [[max(0, mean - low)], [max(0, high - mean)]]
+        axes.errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
+    axes.set_xlabel(f"{label}; bars: 95% interval", loc="right")
+
+
+def draw_gains(gains: dict[str, tuple], label: str, path: Path) -> None:
+    """Intervals with a line at 0."""
+    with drawing(path, (10, 1 + 0.45 * len(gains))) as axes:
+        draw_intervals(axes, gains, label)
+        axes.axvline(0, color="0.6", linewidth=1)
+
+
+def draw_panels(panels: dict[str, dict[str, tuple]], path: Path) -> None:
+    """label -> intervals of the same names, side by side."""
+    height = 1 + 0.45 * max(len(intervals) for intervals in panels.values())
+    with drawing(path, (5 + 5 * len(panels), height), len(panels)) as all_axes:
+        row = all_axes if len(panels) > 1 else [all_axes]
+        for axes, (label, intervals) in zip(row, panels.items(), strict=True):
+            draw_intervals(axes, intervals, label)
 
 
 def find_example(values: pd.DataFrame, target: str, task: Task) -> tuple[int, str]:
@@ -80,31 +137,72 @@ def is_judged(verdicts: dict, settings: dict) -> bool:
     return bool(verdicts) and all(verdicts.get(name) == settings.get(name) for name in about)
 
 
+def judge_rows(verdicts: dict, scores: dict, task: Task) -> list[dict[str, str]]:
+    """A line of the judge's table for each system: title -> what stands there."""
+    figure, target = FIGURES["invented"], scores["target"]
+    lines = []
+    for system, verdict in verdicts["systems"].items():
+        mean, low, high = verdict["win_rate"]
+        line = {"against": task.title(system)}
+        line["win rate [95% interval]"] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        line["first shown wins"] = str(verdict["first_wins"])
+        line["depends on the order"] = str(len(verdict["disagreements"]))
+        shares = [scores["systems"][name].get(figure.name) for name in (target, system)]
+        if None not in shares:
+            line[figure.title] = " against ".join(figure.format(share) for share in shares)
+        lines.append(line | {"n": str(verdict["n"])})
+    return lines
+
+
+def head_of_page(scores: dict, task: Task) -> dict[str, str]:
+    """The page's title: what of which model, by its base."""
+    answers, made = task.hub.get("answers", "answers"), scores["settings"]["generation"]
+    settings = made.get("base") or made.get("instructed") or {}
+    base = (settings.get("model") or scores["settings"]["config"]).strip("/").split("/")[-1]
+    tuned = ", tuned" if scores["target"] == "tuned" else ""
+    return {"title": f"{answers[0].upper()}{answers[1:]} by {base}{tuned}"}
+
+
 def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, task: Task) -> None:
     """Write scores.md, scores.png and report.html into `folder`."""
-    frames, measured, target = tables(scores, task), scores["per_text"], scores["target"]
-    chief = next(measure for measure in (*COMPARED, "words") if measure in measured[target])
-    values = pd.DataFrame({system: found[chief] for system, found in measured.items()})
+    chief, target = chief_figure(scores), scores["target"]
+    values = pd.DataFrame({s: found[chief.name] for s, found in scores["per_text"].items()})
+    gains = {f"over {task.title(s)}": gain for s, gain in gains_in(scores, chief).items()}
+    label = f"gain of {task.title(target)}, {chief.title}"
+    draw_gains(gains, label, folder / "scores.png")
+    frames = tables(scores, task)
+    by_source = source_table(scores, rows, task)
+    if by_source is not None:
+        frames.insert(2, by_source)
     example, example_title = find_example(values, target, task)
-    intervals = {f"over {task.title(s)}": g[chief] for s, g in scores["differences"].items()}
-    label = f"gain of {task.title(target)}, {TITLES[chief]}"
-    draw_intervals(intervals, label, folder / "scores.png", zero=True)
+    texts = page_texts(scores, rows, answers, chief, task)
     verdicts = read_json(folder / "judge.json")
-    shown = {"scores": scores, "rows": rows, "answers": answers, "task": task}
-    shown |= {
-        "table": table(scores, task),
-        "more": list(map(markdown, frames[2:])),
-        "tables": [frame.reset_index().to_html(border=0, index=False) for frame in frames],
-        "row": rows[example],
-        "example_title": example_title,
-        "values": values.to_dict("list"),
-        "measure": chief,
-        "titles": ALL_TITLES,
-        "verdicts": verdicts,
-        "current": is_judged(verdicts, scores["settings"]),
+    is_current = is_judged(verdicts, scores["settings"])
+    shown = {
+        "scores": scores,
+        "task": task,
+        "conclusions": conclusions(scores, task),
+        "glossary": glossary(scores["systems"][target]),
     }
-    write_text(folder / "scores.md", render("eval/scores.md.jinja", **shown) + "\n")
-    write_text(folder / "report.html", render("eval/report.html.jinja", **shown))
+    in_markdown = {
+        "table": table(scores, task),
+        "more": [markdown(frame) for frame in frames[2:]],
+        "example": texts[example],
+        "example_title": example_title,
+    }
+    on_page = head_of_page(scores, task) | {
+        "chief": chief,
+        "pictures": [gain_picture(scores, figure, task) for figure in headlines(scores)],
+        "tables": [frame.reset_index().to_html(border=0, index=False) for frame in frames],
+        "n_open": len(frames) - 2,  # all but the last two, which are long
+        "texts": texts,
+        "others": [task.title(system) for system in scores["differences"]],
+        "judge": verdicts if is_current else None,
+        "judge_rows": judge_rows(verdicts, scores, task) if is_current else [],
+        "few": scores["n"] < FEW,
+    }
+    write_text(folder / "scores.md", render("eval/scores.md.jinja", **shown, **in_markdown) + "\n")
+    write_text(folder / "report.html", render("eval/report.html.jinja", **shown, **on_page))
 
 
 def append_ledger(lines: list[tuple], about: dict, ledger: Path) -> None:
@@ -123,11 +221,12 @@ def append_ledger(lines: list[tuple], about: dict, ledger: Path) -> None:
 
 
 def record(scores: dict, note: str, ledger: Path) -> None:
-    """Add a run's scores and differences to the ledger."""
+    """Add a run's chief figures and differences to the ledger."""
     lines, settings = [], scores["settings"]
     for system, values in scores["systems"].items():
-        lines += [(system, m, values[m], None, None) for m in (*COMPARED, "words") if m in values]
+        lines += [(system, name, values[name], None, None) for name in CHIEF if name in values]
     for other, gains in scores["differences"].items():
-        lines += [(f"{scores['target']} - {other}", m, *gains[m]) for m in COMPARED if m in gains]
+        name = f"{scores['target']} - {other}"
+        lines += [(name, figure, *gains[figure]) for figure in COMPARED if figure in gains]
     about = {key: settings[key] for key in ("date", "commit", "config")} | {"command": note}
     append_ledger(lines, about | {"encoder": settings["hash"], "n": scores["n"]}, ledger)

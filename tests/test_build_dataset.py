@@ -9,6 +9,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from data_prep.audit_pairs import audit, measure
+from data_prep.filter_pairs import CHECKS
 from prompts.task import FOLDER, load_task
 
 STAGE = "data_prep.build_dataset"
@@ -90,6 +91,17 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
         assert said in re.sub(" +", " ", card)
     for column in row:
         assert f"`{column}`" in card
+
+
+def test_every_check_has_its_sentence_on_the_card(stage):
+    limits = dict.fromkeys(CHECKS, 1.0) | {"length": 3072.0, "lead": 0.0}
+    hub, _ = stage([pair("a")], [pair("t")], made={"limits": limits})
+    card = (hub / "README.md").read_text()
+    for name, check in CHECKS.items():
+        sentence = check.sentence_for(limits[name], load_task())
+        assert (f"- `{name}`: {sentence}\n" in card) == (name != "lead")  # which is off
+        assert "{" not in sentence
+    assert "more than 3,072 tokens" in card and "over 100% of the summary's 4-grams" in card
 
 
 def test_the_card_and_the_rows_of_a_task_with_the_students_answers_rejected(stage):

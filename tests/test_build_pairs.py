@@ -188,6 +188,16 @@ def test_each_check_finds_its_fault_and_is_made_only_if_named(name, monkeypatch)
     assert (name in faults_of(by_student)) == (name == "length")
 
 
+def test_a_chosen_answer_that_makes_something_up_is_no_training_pair():
+    bad = pair_of("The lake of Weber froze in 1951 or so.", text="Weber says: it froze. " * 9)
+    args = Namespace(limits={"invented": 1.0}, tokenizer="any")
+    assert list(pair_faults(bad, "train", args, load_task())) == [("invented", "1951")]
+    assert not faults_of(bad, without="invented") and not faults_of(bad, invented=0.0)
+    assert not faults_of(bad, "test")  # a test text stays, or all would look truer than they are
+    swapped = bad | {"chosen": bad["rejected"], "rejected": bad["chosen"]}
+    assert not faults_of(swapped)  # to be rejected it is good
+
+
 def test_plain_english_french_and_short_texts_are_told_apart():
     assert language(LONG_ENGLISH) == "en" and language(FRENCH) == "fr" and language("Eis.") == ""
 
@@ -502,4 +512,4 @@ def test_length_match_accounts_for_what_it_leaves_out(tmp_path):
 
 
 def test_checks_are_those_that_tasks_name():
-    assert set(load_task().checks) == set(CHECKS) > set(load_task("title").checks)
+    assert set(CHECKS) >= set(load_task().checks) > set(load_task("title").checks)

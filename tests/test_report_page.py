@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from eval.measures import COMPARED
 from eval.report import write_report
-from eval.score_answers import COMPARED
 from prompts.task import load_task
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -21,7 +21,7 @@ SYSTEMS = ("base", "instructed", "tuned", "lead", "models/another-with-a-long-na
 OPTIONS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
 OPTIONS += "--disable-background-networking --disable-component-update"
 TEXT = "Ice floats on water, <b>as</b> it is lighter. Fish live under it all winter. "
-COPIED = "Ice floats on water, they\n say. Whales sing in the autumn."
+COPIED = "Ice floats on water, they\n say. Whales sing in the autumn, says Weber."
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def report(tmp_path_factory):
     }
     found = {measure: [i / n for i in range(n)] for measure in COMPARED}
     lower = {measure: [0.5] * n for measure in COMPARED}
-    support = {"Ice floats on water, they say.": 0.4, "Whales sing in the autumn.": 0.6}
+    support = {"Ice floats on water, they say.": 0.4, "Whales sing in the autumn, says Weber.": 0.6}
     scores = {
         "n": n,
         "target": "tuned",
@@ -100,13 +100,14 @@ def test_a_narrow_window_has_one_column_and_scrolls_down_only(browser, report):
         assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_what_is_copied_and_what_is_unsupported_is_marked_as_it_is_reached(browser, report):
+def test_what_is_copied_unsupported_or_invented_is_marked_as_it_is_reached(browser, report):
     with opened(browser, report, 1200) as page:
         base = page.locator("article >> nth=0").locator("section >> nth=1")
         assert base.locator("mark").all_inner_texts() == ["Ice floats on water"]
-        assert "36% copied" in base.inner_text()
+        assert "31% copied" in base.inner_text()
         spans = base.locator(".unsupported").all_text_contents()
         assert "".join(spans) == "Ice floats on water, they\n say."
+        assert base.locator(".invented").all_inner_texts() == ["Weber"]
         assert base.locator(".text").text_content() == COPIED
         last = page.locator("article").last
         assert last.locator("mark").count() == 0

@@ -13,19 +13,11 @@ from hypothesis import strategies as st
 from common.cli import UserError
 from common.text import words_of
 from demo.prepare_parts import package_folder
-from eval import measures
-from eval.measures import (
-    PARTS,
-    BertScore,
-    Entailment,
-    basics,
-    extractiveness,
-    fragments,
-    is_entailment_model,
-    rescale_baseline,
-    rouge,
-    split_sentences,
-)
+from eval import entailment
+from eval.bertscore import PARTS, BertScore, rescale_baseline
+from eval.entailment import Entailment, is_entailment_model
+from eval.measures import basics, extractiveness, fragments, rouge
+from eval.sentences import split_sentences
 
 pytestmark = pytest.mark.slow
 
@@ -186,8 +178,7 @@ def test_the_entailment_label_is_the_configs(tiny_nli, tmp_path):
             "label2id": {label: i for i, label in enumerate(labels)},
         }
         (folder / "config.json").write_text(json.dumps({**config, **names}))
-        entailment = Entailment(str(folder), batch_size=2)
-        total += entailment.probabilities(pairs)
+        total += Entailment(str(folder), batch_size=2).probabilities(pairs)
     assert total == pytest.approx(1, abs=1e-5)  # each of the three columns once
     assert is_entailment_model(str(tiny_nli)) and not is_entailment_model(str(MINILM))
 
@@ -214,7 +205,7 @@ def test_a_sentence_is_supported_by_its_best_passage():
 def test_a_document_is_split_once_for_all_systems(monkeypatch):
     split = []
     monkeypatch.setattr(
-        measures, "split_sentences", lambda text: split.append(text) or split_sentences(text)
+        entailment, "split_sentences", lambda text: split.append(text) or split_sentences(text)
     )
     document = "Ice floats on water, as it is lighter. Fish live under it."
     for answer in ("Ice floats.", "Fish live. Ice floats."):

@@ -69,7 +69,7 @@ def write_models(base, folder, name: str) -> None:
 
 
 def write_scores(run) -> None:
-    scores = {"bertscore_f1": 0.71234, "rouge_l": 0.5, "words": 9.0}
+    scores = {"bertscore_f1": 0.71234, "rouge_l": 0.5, "words": 9.0, "invented": 0.02}
     interval = {"bertscore_f1": [0.1, 0.05, 0.15], "rouge_l": [0.2, 0.1, 0.3]}
     result = {
         "n": 3,
@@ -223,6 +223,8 @@ def test_the_card_tells_data_recipe_results_and_licences(pushed):
         "under 30",
         "other, tiny-1",
         "Apache-2.0, which sets no terms on outputs",
+        "that were scored 2.0% held a name or number that their text lacks",
+        "- answers that invent: share of answers",
     ):
         assert said in card.content, said
 

@@ -1,6 +1,5 @@
 """Scores, their report and the judge on answers written by hand."""
 
-import argparse
 import json
 from html.parser import HTMLParser
 
@@ -14,8 +13,9 @@ from common.files import digest, mark_made
 from data_prep.teacher.teacher_prompts import prompt_digest
 from demo.prepare_parts import package_folder
 from eval.judge_answers import win_rates
-from eval.report import append_ledger, find_example, render, table
-from eval.score_answers import TITLES, commit, load_measures, score_texts
+from eval.measures import FIGURES, ScoringOptions, load_scorers
+from eval.report import append_ledger, find_example, table
+from eval.score_answers import commit, score_texts
 from eval.systems import load_test_rows
 from prompts.task import load_task
 from training.config import load_run_config
@@ -50,10 +50,11 @@ def scored(tmp_path_factory, tiny_qwen2, tiny_nli):
     rows[0]["prompt"][0]["content"] += NASTY
     write_jsonl(config.parent / "hub/test.jsonl", rows)
     for system in ("base", "tuned"):
-        texts = (NASTY, "", f"Ice floats, says {system}.", "Lakes freeze. Ice floats.")
+        made_up = " It was Weber, in 1951." if system == "base" else ""
+        texts = (NASTY, "", f"Ice floats, says {system}.{made_up}", "Lakes freeze. Ice floats.")
         write_answers(config, system, texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.measures.Entailment.probabilities", word_overlap)
+        patch.setattr("eval.entailment.Entailment.probabilities", word_overlap)
         result = score(config, "--nli", tiny_nli)
     config.with_suffix(".out").write_text(result.stdout)
     return config
@@ -109,18 +110,48 @@ def test_scores_hold_their_settings_and_every_system(scored):
     values = {s: scores["per_text"][s]["bertscore_f1"] for s in ("tuned", "base")}
     assert mean == pytest.approx(np.mean(values["tuned"]) - np.mean(values["base"]))
     assert low <= mean <= high and mean != 0
-    assert scores["differences"]["base"]["words"] == [0, 0, 0]
+    assert scores["differences"]["base"]["words"][0] == -5 / 4
     support = scores["support"]["tuned"]
     assert support[1] == {} and support[3] == {"Lakes freeze.": 0, "Ice floats.": 1}
+
+
+def test_every_figure_has_a_title_and_stands_where_a_person_looks(scored):
+    """In the tables of scores.md and of the page, and in what they say of the figures."""
+    figures = set(load(scored)["systems"]["tuned"])
+    assert figures <= set(FIGURES) and {"invented", "facts", "faithfulness"} <= figures
+    markdown = (scored.parent / "out/eval/scores.md").read_text()
+    headings = {cell.strip() for line in markdown.splitlines() for cell in line.split("|")}
+    page = page_of(scored)
+    for figure in (FIGURES[name] for name in figures):
+        assert figure.title in headings and f"- {figure.title}: {figure.says}" in markdown
+        assert figure.title in page.text and figure.says in page.text
+
+
+def test_what_is_invented_is_counted_compared_and_marked(scored):
+    scores = load(scored)
+    base, tuned = (scores["systems"][system] for system in ("base", "tuned"))
+    assert (base["invented"], tuned["invented"]) == (0.25, 0)
+    assert base["facts"] == 6 / 4 and base["invented_facts"] == pytest.approx(2 / 6)
+    assert scores["per_text"]["base"]["invented_facts"] == [0, 0, 2, 0]
+    mean, low, high = scores["differences"]["base"]["invented"]
+    assert mean == -0.25 and low <= mean <= high
+    assert scores["differences"]["base"]["invented_facts"][0] == pytest.approx(-2 / 6)
+    folder = scored.parent / "out/eval"
+    assert "invent less than those" in (folder / "scores.md").read_text() or high == 0
+    page = page_of(scored)
+    marked = [json.loads(a["data-invented"]) for tag, a in page.tags if tag == "section"]
+    answer = "Ice floats, says base. It was Weber, in 1951."
+    places = [[answer.index(word), answer.index(word) + len(word)] for word in ("Weber", "1951")]
+    assert [places] == [place for place in marked if place]
 
 
 def test_the_report_shows_the_tables_an_example_and_a_plot(scored):
     folder, shown = scored.parent / "out/eval", scored.with_suffix(".out").read_text()
     markdown, chief = (folder / "scores.md").read_text(), table(load(scored), load_task())
     assert chief in shown and chief in markdown and "report.html" in shown
-    assert "The summaries of the tuned adapter" in shown and "on 4 held-out texts" in shown
+    assert "The summaries of the tuned adapter" in markdown and "on 4 held-out texts" in shown
     assert "The text of median gain" in shown and "The text of median gain" in markdown
-    assert "| stopped at limit" in markdown.replace("   ", " ") and "| rouge lsum" in markdown
+    assert "| stopped at limit" in markdown.replace("   ", " ") and "| ROUGE-Lsum" in markdown
     assert (folder / "scores.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -217,44 +248,6 @@ def test_a_score_that_is_not_a_number_is_named():
         score_texts(["A."], rows, broken)
 
 
-def conclusion(task="title", measure="bertscore_f1", n=64, **gains):
-    differences = {other: {measure: gain} for other, gain in gains.items()}
-    scores = {"target": "tuned", "n": n, "differences": differences}
-    options = {"task": load_task(task), "measure": measure, "titles": TITLES}
-    return render("eval/conclusion.jinja", scores=scores, **options)
-
-
-def test_the_conclusion_tells_better_from_unclear_and_worse():
-    better, unclear, worse = (0.17, 0.12, 0.22), (0.01, -0.02, 0.04), (-0.1, -0.2, -0.01)
-    assert conclusion(instructed=better) == (
-        "The titles of the tuned adapter are nearer to the teacher's than those of the base, "
-        "instructed to title (+0.170 [+0.120, +0.220]): "
-        "BERTScore F1 on 64 held-out texts, 95% intervals over texts."
-    )
-    text = conclusion("summarize", lead=unclear, n=1)
-    assert "show no clear difference from those of the text's first sentences (+0.010" in text
-    assert "on 1 held-out text," in text and "nearer" not in text and "worse" not in text
-    assert "adapter are worse than those of the base, bare text (-0.1" in conclusion(base=worse)
-    text = conclusion(base=better, lead=worse, instructed=unclear, **{"models/other": better})
-    assert text.index("nearer") < text.index("no clear difference") < text.index("; are worse")
-    assert "[+0.120, +0.220]) and models/other (+0.170" in text
-    assert "no clear difference" in conclusion(base=(0.1, 0.0, 0.2))
-    assert "stand alone: BERTScore F1" in conclusion()
-    assert "are longer than those" in conclusion(measure="words", base=better)
-    assert "are less true than those" in conclusion(measure="faithfulness", base=worse)
-
-
-def test_a_small_n_is_said():
-    scores = {"bertscore_f1": 0.3, "rouge_l": 0.4, "words": 51.26, "empty": 2}
-    gains = {"bertscore_f1": (0.1, 0.0, 0.2), "rouge_l": (0, 0, 0)}
-    result = {"n": 8, "target": "tuned", "systems": {"base": scores, "tuned": scores}}
-    result["differences"] = {"base": gains}
-    text = table(result, load_task("title"))
-    assert "+0.100 [+0.000, +0.200]" in text and "| tuned adapter minus base, bare text |" in text
-    assert "51.260" in text and "0.300" in text and "under 30" in text
-    assert "under 30" not in table({**result, "n": 30}, load_task())
-
-
 def test_only_the_measures_that_the_task_names_are_computed(finished_run, tmp_path):
     folder = write_task(tmp_path / "prompts/rhyme", "[rouge]")
     mark_made(finished_run.parent / "out/inputs", {"task": "rhyme", "prompts_dir": str(folder)})
@@ -296,9 +289,9 @@ def test_there_may_be_no_git(monkeypatch):
 def test_a_measure_that_does_not_exist_is_named(tmp_path):
     task = load_task("rhyme", write_task(tmp_path / "prompts/rhyme", "[rouge, blue]"))
     with pytest.raises(
-        UserError, match=r"rhyme/task.yaml: measures: no blue; there are basics, bertscore"
+        UserError, match=r"rhyme/task.yaml: measures: no blue; there are bertscore, rouge"
     ):
-        load_measures(task, argparse.Namespace(nli=None, encoder="x"))
+        load_scorers(task, ScoringOptions("x"))
 
 
 def write_task(folder, measures):
