@@ -234,11 +234,9 @@ class Conversation:
             said += f" of {engine.context}"
             raise Refusal(400, said, "messages", "context_length_exceeded")
         self.job = Job(
-            engine.adapters[asked.model],
-            engine.tokenizers[asked.model],
+            engine.answerers[asked.model],
             prompt_ids,
             asked.longest or min(LONGEST_UNASKED, room),
-            engine.ends[asked.model],
             self._receive,
             stops=asked.stop,
             streams=bool(asked.stream),
@@ -275,15 +273,15 @@ class Conversation:
         choice = {"index": 0, "message": message, "logprobs": None}
         choice["finish_reason"] = self.job.finish
         kind = {"object": "chat.completion", "choices": [choice]}
-        return self.about | kind | {"usage": self.usage}
+        return self.about | kind | {"usage": self.usage, "timings": self.job.timings}
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events: the role once, the pieces, why it ended, and the usage if asked."""
         options = self.asked.stream_options
         counted = bool(options and options.include_usage)
 
-        def event(choices: list[dict], usage: dict | None = None) -> str:
-            chunk = self.about | {"object": "chat.completion.chunk", "choices": choices}
+        def event(choices: list[dict], usage: dict | None = None, **more: object) -> str:
+            chunk = self.about | {"object": "chat.completion.chunk", "choices": choices} | more
             if counted:
                 chunk["usage"] = usage
             return f"data: {json.dumps(chunk)}\n\n"
@@ -298,7 +296,7 @@ class Conversation:
         except Refusal as error:
             yield f"data: {json.dumps(error_body(error.status_code, error.detail))}\n\n"
             return
-        yield event(choice({}, self.job.finish))
+        yield event(choice({}, self.job.finish), timings=self.job.timings)
         if counted:
             yield event([], self.usage)
         yield "data: [DONE]\n\n"
@@ -321,8 +319,8 @@ class EventStream(StreamingResponse):
 
 async def start_conversation(engine: Engine, asked: Chat) -> Conversation:
     """Queue a request. Raises Refusal for one that cannot be answered."""
-    if asked.model not in engine.adapters:
-        there = ", ".join(engine.adapters)
+    if asked.model not in engine.answerers:
+        there = ", ".join(engine.answerers)
         said = f"no model {asked.model[:200]}; there are {there}"
         raise Refusal(404, said, "model", "model_not_found")
     try:

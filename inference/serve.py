@@ -1,8 +1,8 @@
 """Serve adapters over one copy of their base, on an OpenAI-compatible endpoint.
 
 `model` picks the adapter, by its run's task or its folder's name, or the base. With vLLM on a GPU
-this is `vllm serve` (inference/vllm_line.py). Elsewhere requests that wait at the same time are
-answered in one batch, whichever adapters they name (inference/serving_engine.py), greedily, as
+this is `vllm serve` (inference/vllm_line.py). Elsewhere requests of one adapter that wait at the
+same time are answered in one batch (inference/serving_engine.py), greedily, as
 inference/run_task.py answers; inference/chat_api.py says what the endpoint understands.
 
     python -m inference.serve smollm2-135m-dpo-sft-lora title-smollm2-135m-dpo-sft-lora

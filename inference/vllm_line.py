@@ -70,15 +70,27 @@ def check_for_vllm(name: str, folder: str) -> int:
 
     check_adapter(name, folder)
     config = PeftConfig.from_pretrained(folder)
-    rank = max([config.r, *config.rank_pattern.values()])
-    reason = None
-    if rank > RANKS[-1]:
-        reason = f"its rank {rank} is too large"
-    if config.modules_to_save:
-        reason = f"it holds whole layers ({', '.join(config.modules_to_save)})"
+    reason = unfit_for_vllm(config)
     if reason:
         raise UserError(f"vLLM cannot serve {name}: {reason}; merge it, and serve merged/")
-    return rank
+    return largest_rank(config)
+
+
+def largest_rank(config) -> int:
+    return max([config.r, *config.rank_pattern.values()])
+
+
+def unfit_for_vllm(config) -> str | None:
+    """Why vLLM cannot take an adapter of this configuration, None if it can."""
+    if config.peft_type.value != "LORA":
+        return f"it is of the type {config.peft_type.value}"
+    if config.use_dora:
+        return "it is a DoRA adapter"
+    if config.modules_to_save:
+        return f"it holds whole layers ({', '.join(config.modules_to_save)})"
+    if largest_rank(config) > RANKS[-1]:
+        return f"its rank {largest_rank(config)} is too large"
+    return None
 
 
 def chat_template(adapters: dict[str, Weights]) -> str:
