@@ -20,30 +20,18 @@ function showSize(note = "") {
   size.textContent = note || (words ? many(words, "word") : "");
 }
 
-// What a task's systems are: its adapters, bare, and every model that is no adapter, bare and instructed.
-function systemsOf(task) {
-  const names = served.tasks.map(one => one.name), models = Object.entries(served.models), [bare] = task.asked;
-  const own = models.filter(([id, adapter]) => adapter && (names.includes(id) ? id : "summarize") === task.name);
-  const bases = models.filter(([, adapter]) => !adapter);
-  return [
-    ...own.map(([id]) => ({ id, adapter: true, title: id, about: "adapter", messages: bare[1] })),
-    ...bases.flatMap(([id]) => task.asked.map(([title, messages]) => ({ id, adapter: false, title, about: id, messages }))),
-  ].map(system => ({ ...system, task: task.name, longest: task.longest }));
-}
-
 const choices = [];
 function showTasks() {
-  const found = served.tasks.map(task => [task, systemsOf(task)]).filter(([, systems]) => systems.length);
-  const adapted = ([, systems]) => systems.some(system => system.adapter);
+  const found = served.tasks.filter(task => task.systems.length);
+  const adapted = task => task.systems.some(system => system.adapter);
   const picked = found.some(adapted) ? adapted : one => one === found[0];
-  for (const one of found) {
-    const [task, systems] = one;
-    const chosen = make("input", { type: "checkbox", checked: picked(one) });
+  for (const task of found) {
+    const chosen = make("input", { type: "checkbox", checked: picked(task) });
     const legend = make("legend", {}, make("label", {}, chosen, make("span", {}, task.name)));
     const list = make("div", { className: "choices" });
     const fieldset = make("fieldset", { className: "panel", disabled: !chosen.checked }, legend, list);
     chosen.onchange = () => { fieldset.disabled = !chosen.checked; };
-    for (const system of systems) {
+    for (const system of task.systems) {
       const box = make("input", { type: "checkbox", checked: true });
       list.append(make("label", {}, box, make("span", {}, system.title, " ", make("span", { className: "quiet" }, system.about))));
       choices.push({ box, chosen, system });
@@ -98,10 +86,10 @@ function readAddress() {
   else address.focus();
 }
 
-// The pieces of a streamed answer; throws where it ends before its end.
+// The events of a streamed answer; throws where it ends before its end.
 async function* stream(system, content, signal) {
   const messages = system.messages.map(one => ({ ...one, content: one.content.split("\0").join(content) }));
-  const asked = { model: system.id, messages, max_tokens: system.longest, temperature: 0, stream: true };
+  const asked = { model: system.id, messages, max_tokens: system.longest, temperature: 0, stream: true, stream_options: { include_usage: true } };
   const response = await ask("/v1/chat/completions", { body: JSON.stringify(asked), signal, headers: { "Content-Type": "application/json" } });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = "", done, value; !done;) {
@@ -113,35 +101,95 @@ async function* stream(system, content, signal) {
       if (data === "[DONE]") return;
       const found = JSON.parse(data);
       if (found.error) throw new Error(found.error.message ?? "the endpoint failed");
-      yield found.choices[0] ?? {};
+      yield found;
     }
   }
   throw new Error("the answer broke off; the endpoint may say why");
 }
 
+// What an answer waited and what it took itself, in seconds, and its tokens a second. An endpoint that times
+// its answers, as just serve and llama.cpp do (`timings`), knows best: reading and writing are the answer's own,
+// the rest was waiting. Of others the page sees when the first piece came and when the last.
+function timesOf({ asked, first, last, timings, tokens }) {
+  const total = (last - asked) / 1000;
+  const timed = Number.isFinite(timings?.prompt_ms) && Number.isFinite(timings?.predicted_ms);
+  const own = timed ? (timings.prompt_ms + timings.predicted_ms) / 1000 : (last - first) / 1000;
+  const made = timed ? timings.predicted_n : tokens - 1; // the first one came before the seconds that are seen
+  return { waited: Math.max(0, total - own), own, rate: own > 0 && made > 0 ? made / own : null };
+}
+function showTimes(clock) {
+  if (!clock.first) return [];
+  const { waited, own, rate } = timesOf(clock);
+  const parts = [`waited ${waited.toFixed(1)} s`, `answered in ${own.toFixed(1)} s`];
+  return rate ? [...parts, `${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`] : parts;
+}
+
+// Shows a system's answer as it comes; what it was, for a choice among several.
 async function answer(system, content, card, signal) {
   const [shown, figures, failure] = ["answer", "figures", "failure"].map(name => card.querySelector(`.${name}`));
-  const start = performance.now();
-  let said = "", finish = "", last = 0;
+  const clock = { asked: performance.now() }, result = { system, card, text: "", finish: null, whole: false };
+  let end = "", lastShown = 0;
   const show = () => {
-    last = performance.now();
-    const copied = markCopied(shown, said, content), seconds = (last - start) / 1000;
-    const parts = [many(countWords(said), "word"), `${seconds.toFixed(1)} s`, `${Math.round(100 * copied)} % copied`];
-    figures.textContent = [...parts, ...(finish ? [finish] : [])].join(" · ");
+    lastShown = performance.now();
+    const copied = markCopied(shown, result.text, content);
+    const parts = [many(countWords(result.text), "word"), `${Math.round(100 * copied)} % copied`, ...showTimes(clock), end];
+    figures.textContent = parts.filter(part => part).join(" · ");
   };
   try {
-    for await (const choice of stream(system, content, signal)) {
-      said += choice.delta?.content ?? "";
-      if (choice.finish_reason === "length") finish = `cut off at ${system.longest} tokens`;
-      if (performance.now() - last > 150) show();
+    for await (const event of stream(system, content, signal)) {
+      const { delta, finish_reason } = event.choices?.[0] ?? {};
+      if (delta?.content) {
+        clock.last = performance.now();
+        clock.first ??= clock.last;
+        result.text += delta.content;
+      }
+      clock.timings = event.timings ?? clock.timings;
+      clock.tokens = event.usage?.completion_tokens ?? clock.tokens;
+      result.finish = finish_reason ?? result.finish;
+      if (performance.now() - lastShown > 150) show();
     }
+    if (result.finish === "length") end = `cut off at ${system.longest} tokens`;
+    result.whole = true;
   } catch (error) {
-    if (error.name === "AbortError") finish = "stopped";
+    if (error.name === "AbortError") end = "stopped";
     else failure.textContent = error.message;
   }
-  if (said || !failure.textContent) show();
+  if (result.text || !failure.textContent) show();
   card.ariaBusy = "false";
   if (shown.scrollHeight > shown.clientHeight) shown.tabIndex = 0;
+  return result;
+}
+
+// A button at each answer of a task, where they differ; the server keeps which one was clicked.
+function offerChoice(task, content, results, note) {
+  const whole = results.filter(result => result.whole && result.text.trim());
+  if (new Set(whole.map(result => result.text.trim())).size < 2) return;
+  const buttons = whole.map(chosen => {
+    const button = make("button", { type: "button", className: "better", ariaPressed: "false", ariaLabel: `${chosen.system.title} is better` }, "Better");
+    button.onclick = async () => {
+      for (const one of buttons) one.disabled = true;
+      if (await choose(task, content, chosen, whole.filter(one => one !== chosen), note))
+        for (const one of buttons) one.ariaPressed = String(one === button);
+      for (const one of buttons) one.disabled = false;
+      button.focus();
+    };
+    chosen.card.append(button);
+    return button;
+  });
+  note.textContent = "Which one is better? A click is kept, and can make a preference pair.";
+}
+async function choose(task, content, chosen, others, note) {
+  const said = ({ system: { id, fingerprint, template }, text, finish }) => ({ text, model: id, fingerprint, template, finish_reason: finish });
+  const body = JSON.stringify({ task, text: content, chosen: said(chosen), others: others.map(said) });
+  try {
+    const response = await ask("/choices", { body, headers: { "Content-Type": "application/json" } });
+    const kept = await response.json();
+    note.textContent = `Kept in ${kept.path}: ${chosen.system.title} is better (${many(kept.pairs, "pair")}). Another click changes it.`;
+    return true;
+  } catch (error) {
+    note.textContent = error.message;
+    return false;
+  }
 }
 
 async function runAll() {
@@ -152,25 +200,28 @@ async function runAll() {
     return;
   }
   const content = text.value, groups = Object.groupBy(asked, system => system.task), waiting = [];
+  let done = 0;
+  const tell = () => { progress.textContent = `${done} of ${many(asked.length, "answer")} done`; };
   stopping = new AbortController();
   answers.replaceChildren();
   for (const [task, systems] of Object.entries(groups)) {
-    const cards = make("div", { className: "cards" });
-    answers.append(make("h2", {}, task), cards);
+    const cards = make("div", { className: "cards" }), note = make("p", { className: "note quiet", role: "status" }), results = [];
+    answers.append(make("h2", {}, task), cards, note);
     for (const system of systems) {
       const head = make("header", {}, make("h3", {}, system.title), make("p", { className: "quiet" }, system.about));
       const parts = [make("p", { className: "answer" }), make("p", { className: "failure", role: "alert" }), make("p", { className: "figures quiet" }, "waiting")];
       const card = make("article", { className: system.adapter ? "panel adapter" : "panel", ariaBusy: "true" }, head, ...parts);
       cards.append(card);
-      waiting.push(answer(system, content, card, stopping.signal));
+      const result = answer(system, content, card, stopping.signal);
+      results.push(result);
+      waiting.push(result.then(() => { done++; tell(); }));
     }
+    waiting.push(Promise.all(results).then(all => offerChoice(task, content, all, note)));
   }
   answers.append(make("p", { className: "quiet", style: "margin-top: 1rem" }, make("mark", {}, "Marked"), " runs of four words or more stand in the text too; the share is that of the answer’s words in them."));
   [runButton.disabled, stopButton.disabled] = [true, false];
-  let done = 0;
-  const tell = () => { progress.textContent = `${done} of ${many(asked.length, "answer")} done`; };
   tell();
-  await Promise.all(waiting.map(one => one.then(() => { done++; tell(); })));
+  await Promise.all(waiting);
   [runButton.disabled, stopButton.disabled] = [false, true];
 }
 
