@@ -19,10 +19,11 @@ import torch
 import uvicorn
 
 from common.cli import UserError, positive, run, script_parser, warn
+from inference.adapters import check_adapter
 from inference.chat_api import LOCAL, make_app
-from inference.serving_engine import Engine, base_of, check_adapter
+from inference.serving_engine import Engine
 from inference.vllm_line import vllm_line
-from inference.weights import Weights, find_weights, trained_for
+from inference.weights import Weights, base_of, find_weights, trained_for
 
 
 def base_name(model: str) -> str:

@@ -10,17 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from common.cli import UserError, one_line, warn
-from inference.weights import Weights, add_adapter, ends_of, load_model, load_tokenizer
+from inference.adapters import add_adapter, check_adapter
+from inference.weights import Weights, base_of, ends_of, load_model, load_tokenizer, model_ends
 from training.chat import build_chat
-from training.config import check_finished
 
 GATHER = 0.02  # seconds; requests that come within them are answered together
 MOST_WAITING = 1000  # requests; more are told to come again
@@ -124,37 +123,6 @@ class Job:
             self.send(piece)
         if self.finish:
             self.send(None)
-
-
-def model_ends(weights: Weights) -> GenerationConfig:
-    """The generation settings that a model is published with; those of its config without a file.
-    Raises OSError where the model cannot be had."""
-    try:
-        return GenerationConfig.from_pretrained(weights.model, revision=weights.revision)
-    except OSError:
-        config = AutoConfig.from_pretrained(weights.model, revision=weights.revision)
-        return GenerationConfig.from_model_config(config)
-
-
-def base_of(served: dict[str, Weights]) -> Weights:
-    """The base that all of them share, at the revision that one of them names."""
-    first = next(iter(served.values()))
-    revisions = [one.revision for one in served.values() if one.revision]
-    return replace(first, adapter=None, revision=next(iter(revisions), None))
-
-
-def check_adapter(name: str, folder: str) -> None:
-    """Raise UserError for an adapter that cannot share its base with others."""
-    from peft import PeftConfig
-
-    check_finished(Path(folder))
-    try:
-        config = PeftConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder} is no adapter of peft: {one_line(error, 200)}") from None
-    if getattr(config, "bias", "none") != "none":
-        merge = f"merge it (`just merge`) and serve the folder merged/ in {folder}"
-        raise UserError(f"{name} changes the base's biases, so it needs a base of its own; {merge}")
 
 
 class Engine:

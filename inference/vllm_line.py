@@ -15,8 +15,8 @@ from pathlib import Path
 
 from common.cli import UserError, one_line
 from common.files import digest, is_made, locked, mark_made, write_text
-from inference.serving_engine import check_adapter, model_ends
-from inference.weights import NF4, Weights, ends_of, load_base, load_tokenizer
+from inference.adapters import check_adapter
+from inference.weights import NF4, Weights, ends_of, load_base, load_tokenizer, model_ends
 from training.chat import NO_THINKING, stop_ids
 from training.config import OUTPUTS, fingerprint
 
