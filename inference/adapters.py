@@ -39,6 +39,22 @@ def add_adapter(model, folder: str, name: str = "default"):
     the file does not fill (peft passes over both), if a shape differs, if it holds NaN or changes
     nothing, or if it is of a type that cannot be merged.
     """
+    adapted, keys = load_into(model, folder, name)
+    config = adapted.peft_config[name]
+    if not hasattr(adapted, "merge_and_unload") or config.is_prompt_learning:
+        kind = config.peft_type.value
+        raise UserError(f"the adapter {folder} is of type {kind}, which cannot be merged")
+    check_keys(keys, folder, name)
+    for key, tensor in adapted.named_parameters():
+        if belongs_to(key, name) and not tensor.isfinite().all():
+            raise UserError(f"the adapter {folder} holds NaN or infinity; its training diverged")
+    if not changes_base(adapted, name):
+        raise UserError(f"the adapter {folder} changes nothing in its base; was it trained?")
+    return adapted
+
+
+def load_into(model, folder: str, name: str) -> tuple:
+    """(the model with an adapter by peft, its keys that were missing or not expected). UserError"""
     import torch
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -49,7 +65,7 @@ def add_adapter(model, folder: str, name: str = "default"):
         with warnings.catch_warnings(action="ignore"):  # of the keys, which are told in a line
             if not isinstance(model, PeftModel):
                 model = PeftModel.from_pretrained(model, folder, name)
-            loaded = model.load_adapter(folder, name)  # once more, for what only this says
+            return model, model.load_adapter(folder, name)  # once more, for what only this says
     except torch.OutOfMemoryError:
         raise
     except KeyError as error:
@@ -57,25 +73,24 @@ def add_adapter(model, folder: str, name: str = "default"):
     except (ValueError, TypeError, RuntimeError, SafetensorError, *OF_PICKLE) as error:
         said = one_line(error) or type(error).__name__
         raise UserError(f"the adapter {folder} does not fit its base: {said}") from None
-    config = model.peft_config[name]
-    if not hasattr(model, "merge_and_unload") or config.is_prompt_learning:
-        kind = config.peft_type.value
-        raise UserError(f"the adapter {folder} is of type {kind}, which cannot be merged")
+
+
+def belongs_to(key: str, name: str) -> bool:
+    """Whether a parameter, as peft names it, is of the adapter `name`: `...lora_A.name.weight`."""
+    return f".{name}." in f"{key}."
+
+
+def check_keys(keys, folder: str, name: str) -> None:
+    """Raise UserError if the file and the places in the base are not one to one."""
     faults = []
-    if loaded.unexpected_keys:
-        faults.append(f"has no place for {name_some(loaded.unexpected_keys)}")
+    if keys.unexpected_keys:
+        faults.append(f"has no place for {name_some(keys.unexpected_keys)}")
     # peft looks for the name anywhere in a key, so that those of other adapters are among them.
-    missing = [key for key in loaded.missing_keys if f".{name}." in f"{key}."]
+    missing = [key for key in keys.missing_keys if belongs_to(key, name)]
     if missing:
         faults.append(f"gets nothing for {name_some(missing)}")
     if faults:
         raise UserError(f"the adapter {folder} does not fit its base, which {' and '.join(faults)}")
-    for key, tensor in model.named_parameters():
-        if f".{name}." in f"{key}." and not tensor.isfinite().all():
-            raise UserError(f"the adapter {folder} holds NaN or infinity; its training diverged")
-    if not changes_base(model, name):
-        raise UserError(f"the adapter {folder} changes nothing in its base; was it trained?")
-    return model
 
 
 def changes_base(adapted, name: str) -> bool:

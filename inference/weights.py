@@ -86,15 +86,25 @@ def weights_in(folder: Path, config: RunConfig | None = None) -> Weights:
         check_model_folder(str(folder))
         return Weights(str(folder))
     adapter = read_adapter_config(path)
-    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
     config = config or find_run_config(folder)
+    if config and config.settings.get("overrides_of_model_config"):
+        raise UserError(f"{config.path}: overrides_of_model_config is not known here")
+    revision = adapter.get("revision")
     if config:
-        if config.settings.get("overrides_of_model_config"):
-            raise UserError(f"{config.path}: overrides_of_model_config is not known here")
-        return Weights(base, config.base_revision or revision, str(folder), config.four_bits)
-    trained_on = read_json(folder / "config.json")  # the base as axolotl had it
-    quantized = (trained_on.get("quantization_config") or {}).get("load_in_4bit", False)
-    return Weights(base, revision, str(folder), quantized if trained_on else None)
+        revision = config.base_revision or revision
+        four_bits = config.four_bits
+    else:
+        four_bits = trained_on_four_bits(folder)
+    return Weights(adapter["base_model_name_or_path"], revision, str(folder), four_bits)
+
+
+def trained_on_four_bits(folder: Path) -> bool | None:
+    """What the base's config.json that axolotl leaves beside an adapter tells, None without one."""
+    base = read_json(folder / "config.json")
+    if not base:
+        return None
+    quantization = base.get("quantization_config") or {}
+    return quantization.get("load_in_4bit", False)
 
 
 def read_adapter_config(path: Path) -> dict:
