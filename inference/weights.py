@@ -143,11 +143,12 @@ def weights_of_run(config: RunConfig) -> Weights:
     its training has not ended."""
     folder, base = config.output_dir, config.base_model
     check_finished(folder)
-    there = (folder / "adapter_model.safetensors").is_file()
-    if not there or (weights := weights_in(folder, config)).model != base:
-        reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
-        raise UserError(f"{reason}; train it with `just train`")
-    return weights
+    if (folder / "adapter_model.safetensors").is_file():
+        weights = weights_in(folder, config)
+        if weights.model == base:
+            return weights
+    reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
+    raise UserError(f"{reason}; train it with `just train`")
 
 
 def find_weights(name: str, base: bool = False) -> Weights:
