@@ -8,7 +8,6 @@ decoded as transformers' are. It ends with us, however we end.
 
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,12 +18,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 
 from common.cli import UserError, one_line
-from inference.vllm_line import unfit_for_vllm, vllm_line
+from inference.vllm_line import find_vllm, unfit_for_vllm, vllm_line
 from inference.weights import Weights, base_of, ends_of, load_tokenizer, model_ends
 
 ENGINES = ("auto", "transformers", "vllm")
@@ -33,12 +31,6 @@ AT_ONCE = 256  # requests; vLLM itself decides how many it works on
 PATIENCE = 900  # seconds until it must be up: a large model is read, and compiled for
 END_PATIENCE = 15  # seconds until it must have ended by itself
 OF_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # GiB; where asked
-
-
-def find_vllm() -> str | None:
-    """The command of the vLLM that is installed beside us, or on the PATH."""
-    beside = Path(sys.executable).with_name("vllm")
-    return str(beside) if beside.is_file() else shutil.which("vllm")
 
 
 def choose_engine(asked: str, weights: Weights) -> str:
@@ -101,32 +93,54 @@ def environment() -> dict[str, str]:
     return OF_CPU | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | kept
 
 
-class VllmServer:
-    """A running `vllm serve` for one model; within `with`.
+class VllmModel:
+    """A model that a `vllm serve` of its own answers with, which runs while `answer_prompts` does.
 
-    `context`: most tokens of a prompt and its answer; `log`: where its output goes. Raises
-    UserError in one line if it does not start, fails or is killed.
+    `settings`: of its answers, as `answers.settings_of` makes them; `log`: the file for what vLLM
+    says. Raises UserError for an adapter that vLLM cannot take.
     """
 
-    def __init__(self, weights: Weights, dtype: str, context: int, log: Path):
-        self.command, self.log = find_vllm(), log
-        port = free_port()
-        self.line = serving_line(weights, port, dtype, context)
-        tokenizer = load_tokenizer(weights)
+    def __init__(self, weights: Weights, settings: dict, log: Path):
+        from transformers import AutoConfig
+
+        self.weights, self.log = weights, log
+        self.process: subprocess.Popen | None = None
+        self.dtype = settings["precision"]
+        config = AutoConfig.from_pretrained(weights.model, revision=weights.revision)
+        self.config = config.get_text_config()
+        most = settings["max_prompt_tokens"] + settings["max_new_tokens"]
+        self.context = min(most, getattr(self.config, "max_position_embeddings", None) or most)
+        self.tokenizer = load_tokenizer(weights)
         name = weights.adapter or weights.model
-        self.ends = ends_of(tokenizer, model_ends(base_of({NAME: weights})), name)
-        self.tokenizer = tokenizer
+        self.ends = ends_of(self.tokenizer, model_ends(base_of({NAME: weights})), name)
+
+    def answer_prompts(self, prompts: list[str], n_new: int) -> Iterator[tuple[int, dict]]:
+        """(index of a prompt, its record) as they come. Raises UserError, in one line, where vLLM
+        does not start, refuses or is killed."""
+        encoded = self.tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            self._start()
+            futures = {pool.submit(self._answer, ids, n_new): i for i, ids in enumerate(encoded)}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            # It ends first, after Ctrl-C too, or what is on its way would hold the pool up.
+            self._stop()
+            pool.shutdown(cancel_futures=True)
+
+    def _start(self) -> None:
+        port = free_port()
+        line = serving_line(self.weights, port, self.dtype, self.context)
         limits = httpx.Limits(max_connections=AT_ONCE)
         url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=url, timeout=None, trust_env=False, limits=limits)
-
-    def __enter__(self) -> "VllmServer":
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"starting vLLM, which tells {self.log} what it does", file=sys.stderr)
+        print(f"starting vLLM; {self.log} says what it does", file=sys.stderr)
         with self.log.open("wb") as log:
             # In a session of its own, so that Ctrl-C reaches us alone, and we end all of it.
             self.process = subprocess.Popen(
-                [self.command, *self.line[1:]],
+                [find_vllm(), *line[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -134,17 +148,7 @@ class VllmServer:
                 start_new_session=True,
                 preexec_fn=end_with_parent,
             )
-        try:
-            self._wait_until_up()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        self._wait_until_up()
 
     def _wait_until_up(self) -> None:
         until = time.monotonic() + PATIENCE
@@ -172,7 +176,7 @@ class VllmServer:
         hint = "--engine transformers goes without it; what was answered is kept"
         return f"vLLM {how}{said}; {self.log} says more; {hint}"
 
-    def answer(self, prompt_ids: list[int], n_new: int) -> dict:
+    def _answer(self, prompt_ids: list[int], n_new: int) -> dict:
         """The record of a greedy answer. Raises UserError if vLLM has gone, or refuses."""
         asked = {
             "model": NAME,
@@ -202,22 +206,10 @@ class VllmServer:
         counts = {"n_prompt_tokens": len(prompt_ids), "n_new_tokens": len(kept)}
         return {"text": text, "finish_reason": ended, **counts}
 
-    def answer_prompts(self, prompts: list[str], n_new: int) -> Iterator[tuple[int, dict]]:
-        """(index of a prompt, its record) as they come. Raises UserError."""
-        encoded = self.tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            futures = {pool.submit(self.answer, ids, n_new): i for i, ids in enumerate(encoded)}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:
-                # Ctrl-C, too: what is on its way would hold the pool up until it is answered.
-                pool.shutdown(wait=False, cancel_futures=True)
-                self.stop()
-                raise
-
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """End it and all that it started."""
+        if self.process is None:
+            return
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from common.cli import UserError, one_line
@@ -22,6 +23,12 @@ from training.config import OUTPUTS, fingerprint
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes
 BASES = OUTPUTS / "bases"
+
+
+def find_vllm() -> str | None:
+    """The command of the vLLM that is installed beside us, or on the PATH."""
+    beside = Path(sys.executable).with_name("vllm")
+    return str(beside) if beside.is_file() else shutil.which("vllm")
 
 
 def rounded_base(base: Weights) -> Path:
@@ -107,17 +114,17 @@ def told_to_vllm(base: Weights, adapters: dict[str, Weights]) -> list[str]:
 
     Raises UserError if there is not one template for all.
     """
-    try:
+    published, base_template, by_itself, ends = None, None, set(), set()
+    with suppress(OSError):  # of a base that is not on this machine, where the line is only printed
         published, tokenizer = model_ends(base), load_tokenizer(base)
-        base_template, eos = tokenizer.chat_template, tokenizer.eos_token_id
+        base_template = tokenizer.chat_template
+        of_model = published.eos_token_id
+        of_model = of_model if isinstance(of_model, list) else [of_model]
+        by_itself = {tokenizer.eos_token_id, *of_model}  # where vLLM stops untold
         ends = set(stop_ids(tokenizer, published))
-    except OSError:  # a base that is not on this machine, where the line is only printed
-        published, base_template, eos, ends = None, None, None, set()
     for weights in adapters.values():
-        ends |= set(ends_of(load_tokenizer(weights), published, weights.adapter))
+        ends.update(ends_of(load_tokenizer(weights), published, weights.adapter))
     template = chat_template(adapters) if adapters else base_template
-    of_model = getattr(published, "eos_token_id", None)
-    by_itself = {eos, *(of_model if isinstance(of_model, list) else [of_model])}
     files = {}
     if not ends <= by_itself:
         # Its eos_token_id ends answers; as it names no sampling, vLLM's own defaults stay.
@@ -149,18 +156,19 @@ def vllm_line(served: dict[str, Weights], base: Weights, host: str, port: int) -
 
     Raises UserError for adapters that vLLM cannot take.
     """
-    adapters = {name: one for name, one in served.items() if one.adapter}
-    rank = max((check_for_vllm(n, one.adapter) for n, one in adapters.items()), default=1)
+    adapters = {name: weights for name, weights in served.items() if weights.adapter}
+    ranks = [check_for_vllm(name, weights.adapter) for name, weights in adapters.items()]
     names = [name for name in served if name not in adapters]
     if base.four_bits:
         base = Weights(str(rounded_base(base)))
         names = [Path(base.model).name]
     line = ["vllm", "serve", base.model, "--host", host, "--port", str(port)]
     line += ["--served-model-name", *names, *told_to_vllm(base, adapters)]
-    line += ["--revision", base.revision] if base.revision else []
+    if base.revision:
+        line += ["--revision", base.revision]
     if adapters:
-        fitting = next(most for most in RANKS if most >= rank)
-        line += f"--enable-lora --max-loras {len(adapters)} --max-lora-rank {fitting}".split()
-        modules = [lora_module(name, one.adapter) for name, one in adapters.items()]
-        line += ["--lora-modules", *modules]
+        fitting = next(rank for rank in RANKS if rank >= max(ranks))
+        line += ["--enable-lora", "--max-loras", str(len(adapters))]
+        modules = [lora_module(name, weights.adapter) for name, weights in adapters.items()]
+        line += ["--max-lora-rank", str(fitting), "--lora-modules", *modules]
     return line
