@@ -5,6 +5,7 @@ A record is of the very messages that were answered (`prompt`) and tells all tha
 """
 
 import argparse
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from common.files import append_record, appending, read_records
 from data_prep.teacher.teacher_prompts import prompt_digest
 from inference.generate import SAMPLING, answer_prompts, build_prompt, prompt_limit
 from inference.served_model import NoEndpoint, address_of, describe_served
+from inference.vllm_engine import VllmModel, choose_engine
 from inference.weights import Weights, load_model, precision
 from prompts.task import Task
 
@@ -54,6 +56,8 @@ def settings_of(
     settings |= {"max_prompt_tokens": args.max_prompt_tokens, "precision": precision()}
     if system.consensus:
         settings |= {"samples": args.samples, "sampling": SAMPLING}
+    elif choose_engine(args.engine, system.model) == "vllm":
+        settings["engine"] = "vllm"  # without this field it was transformers
     return settings | system.model.settings
 
 
@@ -100,7 +104,12 @@ def answer_rows(
         if old := sum("prompt" not in record for record in read_records(path)):
             told = "are of an earlier version and do not tell to which text they are"
             print(f"{path}: {old:,} answers {told}; they stay, and are made again", flush=True)
-        model, tokenizer = load_model(system.model)
+        with_vllm = settings.get("engine") == "vllm"
+        if with_vllm:
+            model = VllmModel(system.model, settings, path.with_suffix(".vllm.log"))
+            tokenizer = model.tokenizer
+        else:
+            model, tokenizer = load_model(system.model)
         limit, template = prompt_limit(model, settings), system.template
         built = [build_prompt(tokenizer, texts[r["id"]], template, limit, task) for r in left]
         bar.reset(len(left))
@@ -108,7 +117,12 @@ def answer_rows(
         batch_tokens = args.batch_tokens // (samples or 1)
         prompts = [prompt for prompt, _ in built]
         n_new = settings["max_new_tokens"]
-        for i, output in answer_prompts(model, tokenizer, prompts, n_new, batch_tokens, samples):
-            about = {key: left[i][key] for key in KEY}
-            append_record(log, about | {"n_cut_tokens": built[i][1]} | output)
-            bar.update()
+        if with_vllm:
+            outputs = model.answer_prompts(prompts, n_new)
+        else:
+            outputs = answer_prompts(model, tokenizer, prompts, n_new, batch_tokens, samples)
+        with closing(outputs):  # vLLM ends with it
+            for i, output in outputs:
+                about = {key: left[i][key] for key in KEY}
+                append_record(log, about | {"n_cut_tokens": built[i][1]} | output)
+                bar.update()

@@ -163,18 +163,22 @@ class VllmModel:
         raise UserError(f"vLLM was not up after {PATIENCE} s; {self.log} says what it did")
 
     def _check_alive(self) -> None:
-        if self.process.poll() is not None:
-            raise UserError(self._why_ended())
-
-    def _why_ended(self) -> str:
-        """A line: the last error that its output names, or the signal that ended it."""
+        """Raise UserError if vLLM has ended: how, and the first error that its output names."""
         code = self.process.poll()
-        how = f"was killed by signal {-code}" if code and code < 0 else f"ended with {code}"
-        text = self.log.read_text(errors="replace")
-        errors = [line for line in text.splitlines() if "Error: " in line or "Killed" in line]
-        said = f" ({one_line(errors[-1].rpartition('] ')[2], 200)})" if errors else ""
+        if code is None:
+            return
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if "Error: " in line]
+        said = f" ({one_line(errors[0].rpartition('] ')[2], 200)})" if errors else ""
         hint = "--engine transformers goes without it; what was answered is kept"
-        return f"vLLM {how}{said}; {self.log} says more; {hint}"
+        raise UserError(f"vLLM {how}{said}; {self.log} says more; {hint}")
+
+    def _check_ending(self) -> None:
+        """As `_check_alive`, of a server that may be about to end, since it failed."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_PATIENCE)
+        self._check_alive()
 
     def _answer(self, prompt_ids: list[int], n_new: int) -> dict:
         """The record of a greedy answer. Raises UserError if vLLM has gone, or refuses."""
@@ -192,12 +196,13 @@ class VllmModel:
             (choice,) = response.json()["choices"]
             ids = choice["token_ids"]
         except httpx.HTTPStatusError:
+            if response.is_server_error:
+                self._check_ending()
             said = one_line(response.text, 200)
             raise UserError(f"vLLM answers {response.status_code}: {said}") from None
         except httpx.TransportError as error:
-            time.sleep(1)  # until the system tells that it ended
-            self._check_alive()
-            raise UserError(f"vLLM does not answer: {one_line(error) or type(error)}") from None
+            self._check_ending()
+            raise UserError(f"vLLM does not answer: {one_line(error)}") from None
         except (ValueError, KeyError, TypeError):
             raise UserError("vLLM's answer lacks its tokens; 0.11 or later gives them") from None
         kept = list(takewhile(lambda token: token not in self.ends, ids))
