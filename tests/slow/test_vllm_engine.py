@@ -1,4 +1,4 @@
-"""`just answers --engine vllm`, with a stand-in for the command vllm that transformers answer for."""
+"""`just answers --engine vllm`, with a stand-in for the command that answers by transformers."""
 
 import os
 import signal
