@@ -39,17 +39,25 @@ WholeText = Annotated[str, BeforeValidator(whole_text)]  # half an emoji is no e
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """A body of at most `most` bytes; a larger one is refused before the whole of it is read."""
+    """A body of at most `most` bytes.
+
+    Of a larger one as much again is read and dropped: a client that is still sending would find a
+    broken connection in place of the refusal.
+    """
     said = f"it is over {most // 10**6} MB"
     too_large = Refusal(413, said, headers={"Connection": "close"})
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length[:20]) > most:
+    told_length = request.headers.get("content-length", "0")
+    if not told_length.isdecimal() or int(told_length[:20]) > 2 * most:
         raise too_large
-    body = bytearray()
+    body, length = bytearray(), 0
     async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise too_large
+        length += len(part)
+        if length > 2 * most:
+            break
+        if length <= most:
+            body += part
+    if length > most:
+        raise too_large
     return bytes(body)
 
 
