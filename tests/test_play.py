@@ -140,7 +140,7 @@ def visit(chromium):
 
 def answers(page) -> dict:
     """{(task, title): (answer, figures, failure)} once all are done."""
-    page.wait_for_selector("#run:enabled")
+    page.wait_for_selector("#run:enabled", timeout=120_000)
     return {
         (group.query_selector("xpath=preceding-sibling::h2[1]").inner_text(), title): tuple(
             card.query_selector(f".{part}").text_content()
@@ -237,9 +237,9 @@ def test_an_answer_tells_its_own_time_apart_from_waiting(visit, fake):
     # 40 tokens in the 0.2 s that the endpoint tells, of which the page saw another time.
     assert "answered in 0.2 s · 200 tokens/s" in found["timed"]
     assert float(re.search(r"waited ([\d.]+) s", found["timed"])[1]) >= 0.3
-    # Of the other endpoint the page sees 6 tokens after the first one, in 0.3 s or more.
+    # Of the other endpoint the page sees 6 tokens after the first one, in 0.3 s or so.
     seen = re.search(r"answered in ([\d.]+) s · ([\d.]+) tokens/s", found["copies"])
-    assert float(seen[1]) >= 0.3 and 0 < float(seen[2]) <= 20
+    assert 4 < float(seen[1]) * float(seen[2]) < 8
 
 
 def test_the_better_answer_is_kept_and_another_click_changes_it(visit, fake, tmp_path):
