@@ -114,8 +114,8 @@ function timesOf({ asked, first, last, timings, tokens }) {
   const total = (last - asked) / 1000;
   const timed = Number.isFinite(timings?.prompt_ms) && Number.isFinite(timings?.predicted_ms);
   const own = timed ? (timings.prompt_ms + timings.predicted_ms) / 1000 : (last - first) / 1000;
-  const made = timed ? timings.predicted_n : tokens - 1; // the first one came before the seconds that are seen
-  return { waited: Math.max(0, total - own), own, rate: own > 0 && made > 0 ? made / own : null };
+  const counted = timed ? timings.predicted_n : tokens - 1; // the first one came before the seconds that are seen
+  return { waited: Math.max(0, total - own), own, rate: own > 0 && counted > 0 ? counted / own : null };
 }
 function showTimes(clock) {
   if (!clock.first) return [];
