@@ -34,6 +34,7 @@ from eval.systems import (
     unseen_rows,
 )
 from inference.answers import KEY, AnswerOptions, System, answer_rows, requests_of, settings_of
+from inference.vllm_engine import ENGINES
 from prompts.task import Task
 from training.config import RunConfig
 
@@ -141,6 +142,8 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
+    engines = "auto: vLLM where it and a GPU are there, else transformers"
+    option("--engine", choices=ENGINES, default="auto", help=engines)
     option("--samples", type=positive, default=16, help="of `consensus`, or of --split unseen")
     option("--batch-tokens", type=positive, default=16384, help="most tokens of a padded batch")
     option("--budget-usd", type=not_negative, help="ceiling for all that the endpoints ever cost")
@@ -159,6 +162,7 @@ def answer_options(args: argparse.Namespace) -> AnswerOptions:
         max_prompt_tokens=args.max_prompt_tokens,
         samples=args.samples,
         batch_tokens=args.batch_tokens,
+        engine=args.engine,
         budget_usd=args.budget_usd,
         concurrency=args.concurrency,
         price=args.price,

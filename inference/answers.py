@@ -4,6 +4,8 @@ A record is of the very messages that were answered (`prompt`) and tells all tha
 (`settings`). What is there is not made again; a killed run goes on where it stopped.
 """
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from inference.generate import (
     sample_batch,
 )
 from inference.served_model import NoEndpoint, address_of, describe_served
+from inference.vllm_engine import VllmModel, choose_engine
 from inference.weights import Weights, load_model, precision
 from prompts.task import Task
 
@@ -47,6 +50,7 @@ class AnswerOptions:
     max_prompt_tokens: int = 8192
     samples: int | None = None  # of a consensus, or all that are kept
     batch_tokens: int = 16384
+    engine: str = "auto"
     budget_usd: float | None = None
     concurrency: int = 64
     price: tuple[float, float] | None = None
@@ -76,6 +80,8 @@ def settings_of(
     settings |= {"max_prompt_tokens": options.max_prompt_tokens, "precision": precision()}
     if system.consensus or system.every_sample:
         settings |= {"samples": options.samples, "sampling": SAMPLING}
+    elif choose_engine(options.engine, system.model) == "vllm":
+        settings["engine"] = "vllm"  # without this field it was transformers
     return settings | system.model.settings
 
 
@@ -109,6 +115,20 @@ def requests_of(rows: list[dict], template: str | None, task: Task, settings: di
     return requests
 
 
+def outputs_of(
+    model, tokenizer, prompts: list[str], settings: dict, system: System, options: AnswerOptions
+) -> Iterator[tuple[int, dict]]:
+    """(index of a prompt, its output) as they come, by vLLM where the settings name it."""
+    n_new = settings["max_new_tokens"]
+    if isinstance(model, VllmModel):
+        return model.answer_prompts(prompts, n_new)
+    samples = settings.get("samples", 0)
+    make = sample_batch if system.every_sample else generate_batch
+    answer_batch = partial(make, model, tokenizer, n_new=n_new, samples=samples)
+    most_new = n_new * max(1, samples)  # a prompt is held once for all of its samples
+    return answer_prompts(answer_batch, tokenizer, prompts, most_new, options.batch_tokens)
+
+
 def answer_rows(
     name: str,
     system: System,
@@ -131,18 +151,18 @@ def answer_rows(
         if old := sum("prompt" not in record for record in read_records(path)):
             told = "are of an earlier version and do not tell to which text they are"
             print(f"{path}: {old:,} answers {told}; they stay, and are made again", flush=True)
-        model, tokenizer = load_model(system.model)
+        if settings.get("engine") == "vllm":
+            model = VllmModel(system.model, settings, path.with_suffix(".vllm.log"))
+            tokenizer = model.tokenizer
+        else:
+            model, tokenizer = load_model(system.model)
         limit, template = prompt_limit(model, settings), system.template
         built = [build_prompt(tokenizer, texts[r["id"]], template, limit, task) for r in left]
         bar.reset(len(left))
-        samples, n_new = settings.get("samples", 0), settings["max_new_tokens"]
-        make = sample_batch if system.every_sample else generate_batch
-        answer_batch = partial(make, model, tokenizer, n_new=n_new, samples=samples)
         prompts = [prompt for prompt, _ in built]
-        most_new = n_new * max(1, samples)  # a prompt is held once for all of its samples
-        for i, output in answer_prompts(
-            answer_batch, tokenizer, prompts, most_new, options.batch_tokens
-        ):
-            about = {key: left[i][key] for key in KEY}
-            append_record(log, about | {"n_cut_tokens": built[i][1]} | output)
-            bar.update()
+        outputs = outputs_of(model, tokenizer, prompts, settings, system, options)
+        with closing(outputs):  # vLLM ends with it
+            for i, output in outputs:
+                about = {key: left[i][key] for key in KEY}
+                append_record(log, about | {"n_cut_tokens": built[i][1]} | output)
+                bar.update()

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import get_token
 
 from common.cli import run, script_parser
+from inference.vllm_line import find_vllm
 from training.config import cpu_has_bf16
 
 PATIENCE = 15  # seconds for both looks together, however slowly an address answers
@@ -98,7 +99,7 @@ def main() -> None:
     here = {  # what is missing begins with "no"
         "Python, torch": f"{platform.python_version()}, {torch.__version__} ({bf16} on this CPU)",
         "GPU": describe_gpus(),
-        "vLLM": "here" if shutil.which("vllm") else "not here; `just serve` goes without",
+        "vLLM": "here" if find_vllm() else "not here; `just serve` goes without",
         "disk": f"{shutil.disk_usage('.').free >> 30} GiB free; a full run takes some 20",
         "TOGETHER_API_KEY": describe_key(
             "TOGETHER_API_KEY", "unset; yours may need none" if base else "not set"
@@ -119,7 +120,8 @@ def main() -> None:
         ("just serve (vLLM)", "GPU", "vLLM"),
         ("just publish-*", "Hub", "HF_TOKEN"),
     ):
-        here[recipe] = ", ".join(f"lacks {n}" for n in needs if here[n][:2] == "no") or "can run"
+        lacking = [f"lacks {need}" for need in needs if here[need].startswith("no")]
+        here[recipe] = ", ".join(lacking) or "can run"
     print("\n".join(f"{name:<20}{state}" for name, state in here.items()))
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from common.cli import UserError, one_line, run, script_parser
 from common.files import is_made, locked, mark_made
+from inference.adapters import add_adapter, merge_adapter
 from inference.weights import (
     Weights,
-    add_adapter,
     is_quantized,
     load_base,
     load_tokenizer,
     memory_told,
-    merge_adapter,
     weights_of_run,
 )
 from training.config import (

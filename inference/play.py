@@ -1,45 +1,105 @@
 """A page to try adapters on: a text goes to several systems, whose answers stream side by side.
 
-python -m inference.play --url http://127.0.0.1:8000
+A click on the better one of several answers is kept in data/TASK/choices.jsonl, of which
+`just pairs --rejected choices` makes preference pairs.
+
+    python -m inference.play --url http://127.0.0.1:8000
 """
 
 import asyncio
-import json
 from argparse import ArgumentTypeError
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from common.cli import UserError, one_line, run, script_parser
 from common.pages import render
 from data_prep.decode_text import clean
 from data_prep.fetch_page import MOST_BYTES, Page
 from data_prep.read_document import Document, is_address, load, parse
+from inference.choices import Choice, keep_records, records_of
+from inference.http_requests import Refusal, read_body, read_object, validate
 from prompts.task import FOLDER, Task, load_task
 
-MOST_CHAT_BYTES = 1_000_000
+MOST_JSON_BYTES = 1_000_000  # of a conversation, or of a choice
 MOST_PARSERS, MOST_WAITING = 2, 8
 FORM_TYPES = ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
 
 
-def find_models(url: str) -> dict[str, bool]:
-    """What is served, and whether it is an adapter, which has a parent; nothing if none answers."""
+@dataclass(frozen=True)
+class PlayOptions:
+    """What a page is of."""
+
+    url: str  # of the endpoint, without /v1
+    tasks: tuple[Task, ...]  # that the page shows
+    task_names: frozenset[str]  # of all that there are, after which adapters are named
+    data: Path  # choices are kept in DATA/TASK
+
+    @property
+    def main_task(self) -> str:
+        """Of the adapters that are named after no task."""
+        shown = [task.name for task in self.tasks]
+        return "summarize" if "summarize" in shown else shown[0]
+
+
+def find_models(url: str) -> dict[str, dict]:
+    """id -> {adapter, fingerprint} of each model that is served: whether it is an adapter, which
+    has a parent, and what tells its weights, if it says so. Nothing if no endpoint answers."""
+    models = {}
     odd = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
     with suppress(httpx.HTTPError, httpx.InvalidURL, *odd):
         answer = httpx.get(f"{url}/v1/models", timeout=10, trust_env=False).raise_for_status()
-        return {model["id"]: bool(model.get("parent")) for model in answer.json()["data"]}
-    return {}
+        for card in answer.json()["data"]:
+            fingerprint = card.get("fingerprint")
+            told = fingerprint if isinstance(fingerprint, str) else None
+            models[card["id"]] = {"adapter": bool(card.get("parent")), "fingerprint": told}
+    return models
 
 
-def describe(task: Task) -> dict:
-    """What the page knows of it; \\0 in the messages, bare and instructed, is the text."""
-    templates = {name: task.student_template(name != "base") for name in ("base", "instructed")}
-    asked = [[task.title(n), task.student_messages("\0", t)] for n, t in templates.items()]
-    return {"name": task.name, "longest": task.max_new_tokens, "asked": asked}
+def ways_of(task: Task) -> list[dict]:
+    """How a task's text is asked: bare, as its adapters were trained, and instructed.
+
+    \\0 in the messages is the text, `template` the digest of the template around it.
+    """
+    ways = []
+    for name in ("base", "instructed"):
+        template = task.student_template(name == "instructed")
+        way = {"title": task.title(name), "messages": task.student_messages("\0", template)}
+        ways.append(way | {"template": task.sha(template) if template else None})
+    return ways
+
+
+def systems_of(task: Task, models: dict[str, dict], options: PlayOptions) -> list[dict]:
+    """What a task's text can go to: its adapters, bare, and every other model in both ways.
+
+    An adapter is of the task that it is named after, else of the page's main task.
+    """
+    ways = ways_of(task)
+    of_task = {"task": task.name, "longest": task.max_new_tokens}
+    adapters, bases = [], []
+    for name, model in models.items():
+        if not model["adapter"]:
+            for way in ways:
+                bases.append({"id": name, "about": name, **model, **way, **of_task})
+            continue
+        home = name if name in options.task_names else options.main_task
+        if home == task.name:
+            titled = {"id": name, "about": "adapter", **model, **ways[0], "title": name}
+            adapters.append(titled | of_task)
+    return adapters + bases
+
+
+def describe(task: Task, models: dict[str, dict], options: PlayOptions) -> dict:
+    """What the page knows of a task."""
+    return {"name": task.name, "systems": systems_of(task, models, options)}
 
 
 def media_type_of(request: Request) -> str:
@@ -68,96 +128,117 @@ def told(message: str, status: int) -> JSONResponse:
     return JSONResponse({"error": {"message": message}}, status)
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """A body of at most `most` bytes. Raises HTTPException, before it is read where it can be."""
-    too_large = HTTPException(413, f"it is over {most // 10**6} MB")
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length[:20]) > most:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise too_large
-    return bytes(body)
+def tell_refusal(_: Request, error: HTTPException) -> JSONResponse:
+    return told(error.detail, error.status_code)
 
 
-def read_object(body: bytes, needed: str, kind: type) -> dict:
-    """A JSON object whose field `needed` is of a kind. Raises HTTPException."""
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "the request is not JSON") from None
-    if not isinstance(asked, dict) or not isinstance(asked.get(needed), kind):
+def field_of(body: bytes, name: str, kind: type) -> object:
+    """A field of the JSON object that a body is. Raises Refusal if it is of another kind."""
+    asked = read_object(body)
+    if not isinstance(asked.get(name), kind):
         what = {str: "a string", list: "a list"}[kind]
-        raise HTTPException(400, f"the request must be a JSON object with {needed}, {what}")
-    return asked
+        raise Refusal(400, f"the request must be a JSON object with {name}, {what}")
+    return asked[name]
 
 
-async def read(body: bytes, media_type: str) -> Document:
-    """The document that a request's body is, or names as JSON. Raises HTTPException."""
+async def read_text(body: bytes, media_type: str) -> Document:
+    """The document that a request's body is, or names as JSON. Raises Refusal."""
     try:
         if media_type != "application/json":
             return await asyncio.to_thread(parse, Page(body))
-        address = read_object(body, "address", str)["address"]
+        address = field_of(body, "address", str)
         if not is_address(address):
             raise UserError(f"{address} is no address; https://... or arXiv:ID is one")
         return await asyncio.to_thread(load, address)
     except UserError as error:
-        raise HTTPException(400, one_line(clean(str(error))).split("; --private")[0]) from None
+        raise Refusal(400, one_line(clean(str(error))).split("; --private")[0]) from None
 
 
-def make_app(url: str) -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    client = httpx.AsyncClient(timeout=None, trust_env=False)
-    app.middleware("http")(refuse_strangers)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    waiting = []  # requests whose documents are being read
-    turns = asyncio.Semaphore(MOST_PARSERS)
+async def pieces_of(answer: httpx.Response) -> AsyncIterator[bytes]:
+    with suppress(httpx.HTTPError):  # the page sees that the answer has no end
+        async for piece in answer.aiter_bytes():
+            yield piece
 
-    @app.exception_handler(HTTPException)
-    def refuse(_, error: HTTPException) -> JSONResponse:
-        return told(error.detail, error.status_code)
 
-    @app.get("/", response_class=HTMLResponse)
-    def page() -> str:
-        tasks = [describe(load_task(p.parent.name)) for p in sorted(FOLDER.glob("*/task.yaml"))]
-        return render("inference/play.html.jinja", url=url, tasks=tasks, models=find_models(url))
+class PlayServer:
+    """What the page asks for, an address a method."""
 
-    @app.post("/read")
-    async def read_one(request: Request) -> dict:
-        if len(waiting) >= MOST_WAITING:
-            raise HTTPException(503, "other documents are being read; try again in a while")
-        waiting.append(request)
+    def __init__(self, options: PlayOptions):
+        self.options = options
+        self.client = httpx.AsyncClient(timeout=None, trust_env=False)
+        self.n_reading = 0  # requests whose documents are being read, or wait for it
+        self.turns = asyncio.Semaphore(MOST_PARSERS)
+
+    def page(self) -> HTMLResponse:
+        url = self.options.url
+        models = find_models(url)
+        tasks = [describe(task, models, self.options) for task in self.options.tasks]
+        return HTMLResponse(render("inference/play.html.jinja", url=url, tasks=tasks))
+
+    async def read(self, request: Request) -> dict:
+        if self.n_reading >= MOST_WAITING:
+            raise Refusal(503, "other documents are being read; try again in a while")
+        self.n_reading += 1
         try:
             body = await read_body(request, MOST_BYTES)
-            async with turns:
-                document = await read(body, media_type_of(request))
+            async with self.turns:
+                document = await read_text(body, media_type_of(request))
         finally:
-            waiting.remove(request)
+            self.n_reading -= 1
         return {"text": document.text, "notes": document.notes}
 
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> StreamingResponse:
-        body = await read_body(request, MOST_CHAT_BYTES)
-        read_object(body, "messages", list)
+    async def chat(self, request: Request) -> StreamingResponse:
+        """Pass a conversation on to the endpoint, and its answer back as it comes."""
+        body = await read_body(request, MOST_JSON_BYTES)
+        field_of(body, "messages", list)
         headers = {"Content-Type": "application/json"}
-        address = f"{url}/v1/chat/completions"
-        question = client.build_request("POST", address, content=body, headers=headers)
+        address = f"{self.options.url}/v1/chat/completions"
+        question = self.client.build_request("POST", address, content=body, headers=headers)
         try:
-            got = await client.send(question, stream=True)
+            answer = await self.client.send(question, stream=True)
         except httpx.TransportError:
-            raise HTTPException(502, f"{url} is gone; start `just serve RUN` again") from None
+            said = f"{self.options.url} is gone; start `just serve RUN` again"
+            raise Refusal(502, said) from None
+        kind = answer.headers.get("content-type", "application/json")
+        return StreamingResponse(pieces_of(answer), answer.status_code, media_type=kind)
 
-        async def parts():
-            with suppress(httpx.HTTPError):  # the page sees that the answer has no end
-                async for part in got.aiter_bytes():
-                    yield part
+    async def choose(self, request: Request) -> dict:
+        """Keep which answer is the better one; tells how many pairs that makes, and where."""
+        choice = validate(Choice, read_object(await read_body(request, MOST_JSON_BYTES)))
+        if choice.task not in [task.name for task in self.options.tasks]:  # it is part of a path
+            raise Refusal(400, "task: there is no such task on this page", "task")
+        records = records_of(choice, self.options.url)
+        if not records:
+            raise Refusal(400, "the answers beside it say the same; there is nothing to choose")
+        path = self.options.data / choice.task / "choices.jsonl"
+        try:
+            await asyncio.to_thread(keep_records, path, records)
+        except (UserError, OSError) as error:
+            raise Refusal(500, f"it could not be kept: {one_line(error)}") from None
+        return {"pairs": len(records), "path": str(path)}
 
-        kind = got.headers.get("content-type", "application/json")
-        return StreamingResponse(parts(), got.status_code, media_type=kind)
 
+def make_app(options: PlayOptions) -> FastAPI:
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.middleware("http")(refuse_strangers)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    app.exception_handler(HTTPException)(tell_refusal)
+    server = PlayServer(options)
+    app.get("/")(server.page)
+    app.post("/read")(server.read)
+    app.post("/v1/chat/completions")(server.chat)
+    app.post("/choices")(server.choose)
     return app
+
+
+def make_options(url: str, task: str | None, prompts_dir: Path, data: Path) -> PlayOptions:
+    """A page of one task, or of all of a folder. Raises UserError for a faulty one."""
+    names = sorted(path.parent.name for path in prompts_dir.glob("*/task.yaml"))
+    shown = [task] if task else names
+    tasks = tuple(load_task(name, prompts_dir) for name in shown)
+    if not tasks:
+        raise UserError(f"{prompts_dir} holds no task; `just new-task NAME` makes one")
+    return PlayOptions(url, tasks, frozenset(names), data)
 
 
 def port(text: str) -> int:
@@ -169,13 +250,18 @@ def port(text: str) -> int:
 
 def main() -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of `just serve`")
-    parser.add_argument("--port", type=port, default=7860, help="of the page, on 127.0.0.1")
+    option = parser.add_argument
+    option("--url", default="http://127.0.0.1:8000", help="of `just serve`")
+    option("--port", type=port, default=7860, help="of the page, on 127.0.0.1")
+    option("--task", help="show this one alone (default: all in --prompts-dir)")
+    option("--prompts-dir", type=Path, default=FOLDER, help="where the tasks are")
+    option("--data", type=Path, default=Path("data"), help="where choices are kept: DATA/TASK")
     args = parser.parse_args()
     url = args.url.rstrip("/").removesuffix("/v1")
+    options = make_options(url, args.task, args.prompts_dir, args.data)
     if not find_models(url):
         raise UserError(f"no endpoint at {url}; start one with `just serve RUN`")
-    uvicorn.run(make_app(url), host="127.0.0.1", port=args.port, access_log=False)
+    uvicorn.run(make_app(options), host="127.0.0.1", port=args.port, access_log=False)
 
 
 if __name__ == "__main__":

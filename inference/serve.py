@@ -1,8 +1,8 @@
 """Serve adapters over one copy of their base, on an OpenAI-compatible endpoint.
 
 `model` picks the adapter, by its run's task or its folder's name, or the base. With vLLM on a GPU
-this is `vllm serve` (inference/vllm_line.py). Elsewhere requests that wait at the same time are
-answered in one batch, whichever adapters they name (inference/serving_engine.py), greedily, as
+this is `vllm serve` (inference/vllm_line.py). Elsewhere requests of one adapter that wait at the
+same time are answered in one batch (inference/serving_engine.py), greedily, as
 inference/run_task.py answers; inference/chat_api.py says what the endpoint understands.
 
     python -m inference.serve smollm2-135m-dpo-sft-lora title-smollm2-135m-dpo-sft-lora
@@ -10,7 +10,6 @@ inference/run_task.py answers; inference/chat_api.py says what the endpoint unde
 
 import os
 import shlex
-import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,10 +18,11 @@ import torch
 import uvicorn
 
 from common.cli import UserError, positive, run, script_parser, warn
+from inference.adapters import check_adapter
 from inference.chat_api import LOCAL, make_app
-from inference.serving_engine import Engine, base_of, check_adapter
-from inference.vllm_line import vllm_line
-from inference.weights import Weights, find_weights, trained_for
+from inference.serving_engine import Engine
+from inference.vllm_line import find_vllm, vllm_line
+from inference.weights import Weights, base_of, find_weights, trained_for
 
 
 def base_name(model: str) -> str:
@@ -30,15 +30,23 @@ def base_name(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
-def same_base(weights: Weights) -> tuple[str, bool]:
-    """What all that is served together must share, however its path is written."""
-    path = Path(weights.model)
-    return str(path.resolve()) if path.exists() else weights.model, bool(weights.four_bits)
-
-
 def describe(name: str, weights: Weights) -> str:
     rounded = "in 4 bits" if weights.four_bits else None
     return " ".join(filter(None, [name, weights.model, weights.revision, rounded]))
+
+
+def check_one_base(served: dict[str, Weights]) -> None:
+    """Raise UserError if what is served together (name -> weights) needs unlike bases."""
+    bases, revisions = set(), set()
+    for weights in served.values():
+        path = Path(weights.model)
+        base = str(path.resolve()) if path.exists() else weights.model  # however it is written
+        bases.add((base, bool(weights.four_bits)))
+        if weights.revision:
+            revisions.add(weights.revision)
+    if len(bases) > 1 or len(revisions) > 1:
+        needed = ", ".join(describe(name, weights) for name, weights in served.items())
+        raise UserError(f"serve them apart, they need unlike bases: {needed}")
 
 
 def find_served(models: list[str], names: list[str]) -> dict[str, Weights]:
@@ -46,22 +54,19 @@ def find_served(models: list[str], names: list[str]) -> dict[str, Weights]:
 
     Raises UserError if they need unlike bases, or a name stands twice.
     """
-    found = [find_weights(model) for model in models]
+    weights_of_models = [find_weights(model) for model in models]
     if not names:
-        pairs = zip(models, found, strict=True)
-        names = [trained_for(one.adapter) or Path(model).name for model, one in pairs]
+        pairs = zip(models, weights_of_models, strict=True)
+        names = [trained_for(weights.adapter) or Path(model).name for model, weights in pairs]
     if len(names) != len(models) or len(set(names)) < len(names):
         raise UserError(f"{', '.join(names)}: give every model a name of its own by --name")
-    served = dict(zip(names, found, strict=True))
-    revisions = {one.revision for one in found if one.revision}
-    if len({same_base(one) for one in found}) > 1 or len(revisions) > 1:
-        needed = ", ".join(describe(name, one) for name, one in served.items())
-        raise UserError(f"serve them apart, they need unlike bases: {needed}")
-    for name, one in served.items():
-        if one.adapter:
-            check_adapter(name, one.adapter)
+    served = dict(zip(names, weights_of_models, strict=True))
+    check_one_base(served)
+    for name, weights in served.items():
+        if weights.adapter:
+            check_adapter(name, weights.adapter)
     base = base_of(served)
-    if not base.four_bits and all(one.adapter for one in found):
+    if not base.four_bits and all(weights.adapter for weights in weights_of_models):
         served[base_name(base.model)] = base
     return dict(sorted(served.items(), key=lambda item: not item[1].adapter))
 
@@ -107,7 +112,7 @@ def main() -> None:
     option("--print", action="store_true", help="only print the line of vLLM")
     args = parser.parse_args()
     served = find_served(args.models, args.name)
-    vllm = shutil.which("vllm") if torch.cuda.is_available() else None
+    vllm = find_vllm() if torch.cuda.is_available() else None
     if not (args.print or vllm):
         return serve_here(Engine(served, args.batch, args.dtype), args.host, args.port)
     line = vllm_line(served, base_of(served), args.host, args.port)

@@ -1,33 +1,31 @@
 """One model in memory with its adapters, and a thread that answers what waits, batch by batch.
 
-Requests that wait at the same time are answered in one batch, whichever adapters they name (peft's
-mixed batches), greedily, each up to the end of the turn of its own adapter. Knows nothing of HTTP:
+Requests of one adapter that wait at the same time are answered in one batch, greedily; then it is
+the turn of the adapter that has waited longest for its own. Knows nothing of HTTP:
 inference/chat_api.py puts requests in, and gets text back piece by piece.
 """
 
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from common.cli import UserError, one_line, warn
-from inference.weights import Weights, add_adapter, ends_of, load_model, load_tokenizer
+from inference.adapters import add_adapter, check_adapter
+from inference.weights import Weights, base_of, ends_of, load_model, load_tokenizer, model_ends
 from training.chat import build_chat
-from training.config import check_finished
 
 GATHER = 0.02  # seconds; requests that come within them are answered together
 MOST_WAITING = 1000  # requests; more are told to come again
 FAILED = "it could not be answered; the server says why"
 TOO_LITTLE_MEMORY = "the server has too little memory for it"
 STOPPING = "the server is stopping"
-BASE = "__base__"  # as peft calls the rows of a batch that no adapter answers
 
 
 def settled_part(text: str, stops: list[str]) -> str:
@@ -42,6 +40,15 @@ def settled_part(text: str, stops: list[str]) -> str:
     return text[: len(text) - held]
 
 
+@dataclass(frozen=True, eq=False)
+class Answerer:
+    """One of the models that an engine serves."""
+
+    tokenizer: object
+    ends: frozenset[int]  # tokens that end its turn
+    adapter: str | None  # as peft calls it; None for the base alone
+
+
 @dataclass(eq=False)
 class Job:
     """A request on its way: what it asks, and what it has got so far.
@@ -50,11 +57,9 @@ class Job:
     `finish` then says why: stop, length, or error, which `error` puts in words.
     """
 
-    adapter: str  # as peft calls it
-    tokenizer: object
+    answerer: Answerer
     prompt_ids: list[int]
     longest: int  # most tokens of the answer
-    ends: frozenset[int]  # tokens that end the turn
     send: Callable[[str | None], None]
     stops: list[str] = field(default_factory=list)
     streams: bool = False
@@ -63,14 +68,36 @@ class Job:
     finish: str | None = None
     error: str = ""
     gone: bool = False  # the client gave up
+    # By the clock `time.monotonic`, in seconds: its batch began, its first and its newest token.
+    began_at: float = 0.0
+    first_at: float = 0.0
+    newest_at: float = 0.0
 
     @property
     def done(self) -> bool:
         return self.gone or self.finish is not None
 
+    @property
+    def timings(self) -> dict[str, float]:
+        """What the answer took once it was its turn, by the names that llama.cpp's server has for
+        it: reading the prompt up to the first token, and from there to the last."""
+        return {
+            "prompt_n": len(self.prompt_ids),
+            "prompt_ms": round(1000 * (self.first_at - self.began_at), 1),
+            "predicted_n": len(self.ids),
+            "predicted_ms": round(1000 * (self.newest_at - self.first_at), 1),
+        }
+
+    def begin(self) -> None:
+        """Its batch begins; of one that is tried again, anew."""
+        self.ids.clear()
+        self.began_at, self.first_at = time.monotonic(), 0.0
+
     def take(self, token: int) -> None:
         """Add the newest token, and send what is certain of the text."""
-        if token in self.ends:
+        self.newest_at = time.monotonic()
+        self.first_at = self.first_at or self.newest_at
+        if token in self.answerer.ends:
             self.finish = "stop"
         else:
             self.ids.append(token)
@@ -84,7 +111,7 @@ class Job:
             self.send(None)
 
     def _send_text(self) -> None:
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = self.answerer.tokenizer.decode(self.ids, skip_special_tokens=True)
         places = [text.find(stop) for stop in self.stops if stop in text]
         if places:
             self.finish, text = "stop", text[: min(places)]
@@ -98,44 +125,11 @@ class Job:
             self.send(None)
 
 
-def model_ends(weights: Weights) -> GenerationConfig:
-    """The generation settings that a model is published with; those of its config without a file.
-    Raises OSError where the model cannot be had."""
-    try:
-        return GenerationConfig.from_pretrained(weights.model, revision=weights.revision)
-    except OSError:
-        config = AutoConfig.from_pretrained(weights.model, revision=weights.revision)
-        return GenerationConfig.from_model_config(config)
-
-
-def base_of(served: dict[str, Weights]) -> Weights:
-    """The base that all of them share, at the revision that one of them names."""
-    first = next(iter(served.values()))
-    revisions = [one.revision for one in served.values() if one.revision]
-    return replace(first, adapter=None, revision=next(iter(revisions), None))
-
-
-def check_adapter(name: str, folder: str) -> None:
-    """Raise UserError for an adapter that cannot be served from a batch with others."""
-    from peft import PeftConfig
-
-    check_finished(Path(folder))
-    try:
-        config = PeftConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder} is no adapter of peft: {one_line(error, 200)}") from None
-    merge = f"merge it (`just merge`) and serve the folder merged/ in {folder}"
-    if getattr(config, "use_dora", False):
-        raise UserError(f"{name} is a DoRA adapter, which is not served as it is; {merge}")
-    if getattr(config, "bias", "none") != "none":
-        raise UserError(f"{name} changes the base's biases, so it needs a base of its own; {merge}")
-
-
 class Engine:
     """A base with its adapters in memory, and a thread that answers what waits.
 
-    `served`: name -> weights, the adapters first, all of one base. Raises UserError for what could
-    not be answered, before any request comes.
+    `served`: name -> weights, the adapters first, all of one base; `batch`: most requests that are
+    answered together. Raises UserError for what could not be answered, before any request comes.
     """
 
     def __init__(self, served: dict[str, Weights], batch: int, dtype: str | None):
@@ -144,51 +138,63 @@ class Engine:
                 check_adapter(name, weights.adapter)
         base = base_of(served)
         self.model, _ = load_model(base, dtype)
-        generation_config = model_ends(base)
-        # Each request ends by its own adapter's tokens (Job.ends), so generate has none to end by.
+        published = model_ends(base)
+        # Each request ends by its own adapter's tokens, so generate has none to end by.
         self.model.generation_config = GenerationConfig(pad_token_id=0)
-        self.served = served
         self.context = self.model.config.get_text_config().max_position_embeddings
-        self.tokenizers = {name: load_tokenizer(weights) for name, weights in served.items()}
-        # Asking for the ends also uses each tokenizer once, which sets its padding and truncation
-        # to none; from then on it is only read, and threads may share it.
-        self.ends = {
-            name: frozenset(ends_of(tokenizer, generation_config, name))
-            for name, tokenizer in self.tokenizers.items()
-        }
-        self._check_vocabulary()
-        self.adapters = {}  # name -> what peft calls it
-        for number, (name, weights) in enumerate(served.items()):
-            self.adapters[name] = f"adapter{number}" if weights.adapter else BASE
-            if weights.adapter:
-                self.model = add_adapter(self.model, weights.adapter, self.adapters[name])
+        self.served, self.batch = served, batch
+        self.answerers: dict[str, Answerer] = {}
+        for name, weights in served.items():
+            self.answerers[name] = self._add(name, weights, published)
         self.model.eval()
         self._try_all()
-        self.batch, self.closing = batch, False
-        self.waiting: deque[Job] = deque()
+        self.waiting: list[Job] = []  # in the order in which they came
         self.running: list[Job] = []
+        self.last_turn = dict.fromkeys(self.answerers.values(), 0.0)  # time.monotonic()
+        self.closing = False
         self.changed = threading.Condition()  # guards what waits and what runs
         threading.Thread(target=self._work, daemon=True).start()
 
-    def _check_vocabulary(self) -> None:
+    def _add(self, name: str, weights: Weights, published: GenerationConfig) -> Answerer:
+        tokenizer = load_tokenizer(weights)
         rows = self.model.get_input_embeddings().num_embeddings
-        for name, tokenizer in self.tokenizers.items():
-            if len(tokenizer) > rows:
-                said = f"{name} has {len(tokenizer)} tokens, its base has {rows}"
-                raise UserError(f"{said}; merge it (`just merge`) and serve the merged folder")
+        if len(tokenizer) > rows:
+            said = f"{name} has {len(tokenizer)} tokens, its base has {rows}"
+            raise UserError(f"{said}; merge it (`just merge`) and serve the merged folder")
+        # Asking for the ends also uses the tokenizer once, which sets its padding and truncation
+        # to none; from then on it is only read, and threads may share it.
+        ends = frozenset(ends_of(tokenizer, published, name))
+        if not weights.adapter:
+            return Answerer(tokenizer, ends, None)
+        adapter = f"adapter{len(self.answerers)}"  # peft takes no dots, which a name may hold
+        self.model = add_adapter(self.model, weights.adapter, adapter)
+        return Answerer(tokenizer, ends, adapter)
 
     def _try_all(self) -> None:
-        """One token of every adapter in one batch, so that what fails there fails now."""
-        ids = torch.ones(len(self.adapters), 2, dtype=torch.long, device=self.model.device)
-        try:
-            self._generate(ids, torch.ones_like(ids), list(self.adapters.values()), 1)
-        except Exception as error:  # whatever peft or the model cannot do
-            names = ", ".join(self.adapters)
-            raise UserError(f"{names} cannot be answered in a batch: {one_line(error)}") from None
+        """One token of every model, so that what fails there fails now."""
+        ids = torch.ones(1, 2, dtype=torch.long, device=self.model.device)
+        for name, answerer in self.answerers.items():
+            try:
+                with self._answering_as(answerer):
+                    self._generate(ids, torch.ones_like(ids), 1)
+            except Exception as error:  # whatever peft or the model cannot do
+                raise UserError(f"{name} cannot be answered with: {one_line(error)}") from None
+
+    @contextmanager
+    def _answering_as(self, answerer: Answerer) -> Iterator[None]:
+        """The model with this adapter alone, or without any."""
+        if answerer.adapter:
+            self.model.set_adapter(answerer.adapter, inference_mode=True)
+            yield
+        elif hasattr(self.model, "disable_adapter"):
+            with self.model.disable_adapter():
+                yield
+        else:
+            yield
 
     def prompt_ids(self, name: str, messages: list[dict[str, str]]) -> list[int]:
         """A conversation as tokens. Raises jinja's TemplateError as the chat template does."""
-        tokenizer = self.tokenizers[name]
+        tokenizer = self.answerers[name].tokenizer
         prompt = build_chat(tokenizer, messages)
         return tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
 
@@ -218,12 +224,19 @@ class Engine:
             self.changed.notify()
 
     def _next_batch(self) -> list[Job]:
+        """As many requests of one model as wait, of the one whose turn is longest ago: so one with
+        few requests waits for at most a batch of each other, however many those have."""
         with self.changed:
             self.changed.wait_for(lambda: self.waiting or self.closing)
         time.sleep(GATHER)
         with self.changed:
-            n = min(self.batch, len(self.waiting))
-            self.running = [self.waiting.popleft() for _ in range(n)]
+            self.running = []
+            if self.waiting:  # those who waited may be gone
+                answerers = [job.answerer for job in self.waiting]
+                chosen = min(answerers, key=self.last_turn.get)
+                self.last_turn[chosen] = time.monotonic()
+                self.running = [job for job in self.waiting if job.answerer is chosen][: self.batch]
+                self.waiting = [job for job in self.waiting if job not in self.running]
             return self.running
 
     def _work(self) -> None:
@@ -250,31 +263,32 @@ class Engine:
         for job in jobs:
             if job not in again:
                 job.fail(TOO_LITTLE_MEMORY if short else FAILED)
-        for job in again:
-            job.ids.clear()
         half = (len(again) + 1) // 2
         self._answer(again[:half])
         self._answer(again[half:])
 
     def _run(self, jobs: list[Job]) -> None:
-        """Answer a batch; every job gets its tokens as they come."""
+        """Answer a batch of one model; every job gets its tokens as they come."""
         width = max(len(job.prompt_ids) for job in jobs)
-        missing = [width - len(job.prompt_ids) for job in jobs]
-        padded = [[0] * n + job.prompt_ids for n, job in zip(missing, jobs, strict=True)]
-        mask = [[0] * n + [1] * (width - n) for n in missing]
+        ids, mask = [], []
+        for job in jobs:
+            job.begin()
+            n_missing = width - len(job.prompt_ids)
+            ids.append([0] * n_missing + job.prompt_ids)
+            mask.append([0] * n_missing + [1] * len(job.prompt_ids))
         device = self.model.device
-        self._generate(
-            torch.tensor(padded, device=device),
-            torch.tensor(mask, device=device),
-            [job.adapter for job in jobs],
-            max(job.longest for job in jobs),
-            stopping_criteria=[partial(self._hand_out, jobs)],
-        )
+        longest = max(job.longest for job in jobs)
+        hand_out = partial(self._hand_out, jobs)
+        with self._answering_as(jobs[0].answerer):
+            self._generate(
+                torch.tensor(ids, device=device),
+                torch.tensor(mask, device=device),
+                longest,
+                stopping_criteria=[hand_out],
+            )
 
-    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, adapters: list[str], n: int, **how):
-        if hasattr(self.model, "peft_config"):
-            how["adapter_names"] = adapters
-        self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=n, **how)
+    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, n_new: int, **options) -> None:
+        self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=n_new, **options)
 
     def _hand_out(self, jobs: list[Job], ids: torch.Tensor, *_, **__) -> torch.Tensor:
         """Give each request of a batch its newest token; which of them are done."""

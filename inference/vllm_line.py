@@ -11,17 +11,24 @@ import json
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from common.cli import UserError, one_line
 from common.files import digest, is_made, locked, mark_made, write_text
-from inference.serving_engine import check_adapter, model_ends
-from inference.weights import NF4, Weights, ends_of, load_base, load_tokenizer
+from inference.adapters import check_adapter
+from inference.weights import NF4, Weights, ends_of, load_base, load_tokenizer, model_ends
 from training.chat import NO_THINKING, stop_ids
 from training.config import OUTPUTS, fingerprint
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes
 BASES = OUTPUTS / "bases"
+
+
+def find_vllm() -> str | None:
+    """The command of the vLLM that is installed beside us, or on the PATH."""
+    beside = Path(sys.executable).with_name("vllm")
+    return str(beside) if beside.is_file() else shutil.which("vllm")
 
 
 def rounded_base(base: Weights) -> Path:
@@ -70,15 +77,27 @@ def check_for_vllm(name: str, folder: str) -> int:
 
     check_adapter(name, folder)
     config = PeftConfig.from_pretrained(folder)
-    rank = max([config.r, *config.rank_pattern.values()])
-    reason = None
-    if rank > RANKS[-1]:
-        reason = f"its rank {rank} is too large"
-    if config.modules_to_save:
-        reason = f"it holds whole layers ({', '.join(config.modules_to_save)})"
+    reason = unfit_for_vllm(config)
     if reason:
         raise UserError(f"vLLM cannot serve {name}: {reason}; merge it, and serve merged/")
-    return rank
+    return largest_rank(config)
+
+
+def largest_rank(config) -> int:
+    return max([config.r, *config.rank_pattern.values()])
+
+
+def unfit_for_vllm(config) -> str | None:
+    """Why vLLM cannot take an adapter of this configuration, None if it can."""
+    if config.peft_type.value != "LORA":
+        return f"it is of the type {config.peft_type.value}"
+    if config.use_dora:
+        return "it is a DoRA adapter"
+    if config.modules_to_save:
+        return f"it holds whole layers ({', '.join(config.modules_to_save)})"
+    if largest_rank(config) > RANKS[-1]:
+        return f"its rank {largest_rank(config)} is too large"
+    return None
 
 
 def chat_template(adapters: dict[str, Weights]) -> str:
@@ -95,17 +114,17 @@ def told_to_vllm(base: Weights, adapters: dict[str, Weights]) -> list[str]:
 
     Raises UserError if there is not one template for all.
     """
-    try:
+    published, base_template, by_itself, ends = None, None, set(), set()
+    with suppress(OSError):  # of a base that is not on this machine, where the line is only printed
         published, tokenizer = model_ends(base), load_tokenizer(base)
-        base_template, eos = tokenizer.chat_template, tokenizer.eos_token_id
+        base_template = tokenizer.chat_template
+        of_model = published.eos_token_id
+        of_model = of_model if isinstance(of_model, list) else [of_model]
+        by_itself = {tokenizer.eos_token_id, *of_model}  # where vLLM stops untold
         ends = set(stop_ids(tokenizer, published))
-    except OSError:  # a base that is not on this machine, where the line is only printed
-        published, base_template, eos, ends = None, None, None, set()
     for weights in adapters.values():
-        ends |= set(ends_of(load_tokenizer(weights), published, weights.adapter))
+        ends.update(ends_of(load_tokenizer(weights), published, weights.adapter))
     template = chat_template(adapters) if adapters else base_template
-    of_model = getattr(published, "eos_token_id", None)
-    by_itself = {eos, *(of_model if isinstance(of_model, list) else [of_model])}
     files = {}
     if not ends <= by_itself:
         # Its eos_token_id ends answers; as it names no sampling, vLLM's own defaults stay.
@@ -137,18 +156,19 @@ def vllm_line(served: dict[str, Weights], base: Weights, host: str, port: int) -
 
     Raises UserError for adapters that vLLM cannot take.
     """
-    adapters = {name: one for name, one in served.items() if one.adapter}
-    rank = max((check_for_vllm(n, one.adapter) for n, one in adapters.items()), default=1)
+    adapters = {name: weights for name, weights in served.items() if weights.adapter}
+    ranks = [check_for_vllm(name, weights.adapter) for name, weights in adapters.items()]
     names = [name for name in served if name not in adapters]
     if base.four_bits:
         base = Weights(str(rounded_base(base)))
         names = [Path(base.model).name]
     line = ["vllm", "serve", base.model, "--host", host, "--port", str(port)]
     line += ["--served-model-name", *names, *told_to_vllm(base, adapters)]
-    line += ["--revision", base.revision] if base.revision else []
+    if base.revision:
+        line += ["--revision", base.revision]
     if adapters:
-        fitting = next(most for most in RANKS if most >= rank)
-        line += f"--enable-lora --max-loras {len(adapters)} --max-lora-rank {fitting}".split()
-        modules = [lora_module(name, one.adapter) for name, one in adapters.items()]
-        line += ["--lora-modules", *modules]
+        fitting = next(rank for rank in RANKS if rank >= max(ranks))
+        line += ["--enable-lora", "--max-loras", str(len(adapters))]
+        modules = [lora_module(name, weights.adapter) for name, weights in adapters.items()]
+        line += ["--max-lora-rank", str(fitting), "--lora-modules", *modules]
     return line

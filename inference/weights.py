@@ -7,15 +7,14 @@ axolotl leaves there. A base that was published in 4 bits is put back into 16 bi
 """
 
 import json
-import pickle
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.cli import UserError, one_line, warn
 from common.files import read_json
+from inference.adapters import add_adapter, merge_adapter
 from prompts.task import Task
 from training.chat import stop_ids
 from training.config import (
@@ -30,8 +29,6 @@ from training.config import (
 
 # As axolotl loads the base of a QLoRA run.
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-# What torch raises for an adapter_model.bin that is torn, or holds more than tensors.
-OF_PICKLE = (pickle.UnpicklingError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -89,15 +86,25 @@ def weights_in(folder: Path, config: RunConfig | None = None) -> Weights:
         check_model_folder(str(folder))
         return Weights(str(folder))
     adapter = read_adapter_config(path)
-    base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
     config = config or find_run_config(folder)
+    if config and config.settings.get("overrides_of_model_config"):
+        raise UserError(f"{config.path}: overrides_of_model_config is not known here")
+    revision = adapter.get("revision")
     if config:
-        if config.settings.get("overrides_of_model_config"):
-            raise UserError(f"{config.path}: overrides_of_model_config is not known here")
-        return Weights(base, config.base_revision or revision, str(folder), config.four_bits)
-    trained_on = read_json(folder / "config.json")  # the base as axolotl had it
-    quantized = (trained_on.get("quantization_config") or {}).get("load_in_4bit", False)
-    return Weights(base, revision, str(folder), quantized if trained_on else None)
+        revision = config.base_revision or revision
+        four_bits = config.four_bits
+    else:
+        four_bits = trained_on_four_bits(folder)
+    return Weights(adapter["base_model_name_or_path"], revision, str(folder), four_bits)
+
+
+def trained_on_four_bits(folder: Path) -> bool | None:
+    """What the base's config.json that axolotl leaves beside an adapter tells, None without one."""
+    base = read_json(folder / "config.json")
+    if not base:
+        return None
+    quantization = base.get("quantization_config") or {}
+    return quantization.get("load_in_4bit", False)
 
 
 def read_adapter_config(path: Path) -> dict:
@@ -136,11 +143,12 @@ def weights_of_run(config: RunConfig) -> Weights:
     its training has not ended."""
     folder, base = config.output_dir, config.base_model
     check_finished(folder)
-    there = (folder / "adapter_model.safetensors").is_file()
-    if not there or (weights := weights_in(folder, config)).model != base:
-        reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
-        raise UserError(f"{reason}; train it with `just train`")
-    return weights
+    if (folder / "adapter_model.safetensors").is_file():
+        weights = weights_in(folder, config)
+        if weights.model == base:
+            return weights
+    reason = f"no adapter in {folder}, or it is not of {base}, which {config.path} names"
+    raise UserError(f"{reason}; train it with `just train`")
 
 
 def find_weights(name: str, base: bool = False) -> Weights:
@@ -197,100 +205,6 @@ def is_quantized(model) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
-def name_some(names: Iterable[str]) -> str:
-    """The number of some names and the first of them."""
-    ordered = sorted(names)
-    return f"{len(ordered)} ({', '.join(ordered[:2])}{', ...' if len(ordered) > 2 else ''})"
-
-
-def add_adapter(model, folder: str, name: str = "default"):
-    """A model, or one with other adapters, with the adapter of a folder on it, all of it.
-
-    Raises UserError if a tensor of the file has no place in the base, or the base has a place that
-    the file does not fill (peft passes over both), if a shape differs, if it holds NaN or changes
-    nothing, or if it is of a type that cannot be merged.
-    """
-    import torch
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    if not list(Path(folder).glob("adapter_model.*")):
-        raise UserError(f"{folder} holds no adapter_model.safetensors")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of the keys, which are told in a line
-            if not isinstance(model, PeftModel):
-                model = PeftModel.from_pretrained(model, folder, name)
-            loaded = model.load_adapter(folder, name)  # once more, for what only this says
-    except torch.OutOfMemoryError:
-        raise
-    except KeyError as error:
-        raise UserError(f"the adapter {folder} lacks, or peft does not know, {error}") from None
-    except (ValueError, TypeError, RuntimeError, SafetensorError, *OF_PICKLE) as error:
-        said = one_line(error) or type(error).__name__
-        raise UserError(f"the adapter {folder} does not fit its base: {said}") from None
-    config = model.peft_config[name]
-    if not hasattr(model, "merge_and_unload") or config.is_prompt_learning:
-        kind = config.peft_type.value
-        raise UserError(f"the adapter {folder} is of type {kind}, which cannot be merged")
-    faults = []
-    if loaded.unexpected_keys:
-        faults.append(f"has no place for {name_some(loaded.unexpected_keys)}")
-    # peft looks for the name anywhere in a key, so that those of other adapters are among them.
-    missing = [key for key in loaded.missing_keys if f".{name}." in f"{key}."]
-    if missing:
-        faults.append(f"gets nothing for {name_some(missing)}")
-    if faults:
-        raise UserError(f"the adapter {folder} does not fit its base, which {' and '.join(faults)}")
-    for key, tensor in model.named_parameters():
-        if f".{name}." in f"{key}." and not tensor.isfinite().all():
-            raise UserError(f"the adapter {folder} holds NaN or infinity; its training diverged")
-    if not changes_base(model, name):
-        raise UserError(f"the adapter {folder} changes nothing in its base; was it trained?")
-    return model
-
-
-def changes_base(adapted, name: str) -> bool:
-    """Whether a weight of the base is another with an adapter; the first such weight tells.
-
-    Adapters that are more than plain LoRA (DoRA, biases, whole layers) are taken to change it.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    config = adapted.peft_config[name]
-    whole = getattr(config, "modules_to_save", None) or getattr(config, "bias", "none") != "none"
-    tokens = getattr(config, "trainable_token_indices", None)
-    if config.peft_type.value != "LORA" or config.use_dora or whole or tokens:
-        return True
-    for layer in adapted.modules():
-        if isinstance(layer, LoraLayer) and name in {*layer.lora_A, *layer.lora_embedding_A}:
-            change, weight = layer.get_delta_weight(name), layer.get_base_layer().weight
-            packed = not weight.is_floating_point() or weight.shape != change.shape
-            if change.any() if packed else (weight + change.to(weight)).ne(weight).any():
-                return True
-    return False
-
-
-def merge_adapter(adapted, **options):
-    """The whole model of a base with its adapter. Raises ValueError if NaN comes of it.
-
-    An output layer that shares its weight with the input embedding, where either was taught, gets
-    a weight of its own: in training, too, the adapter was on one of the two alone.
-    """
-    import torch
-
-    base = adapted.get_base_model()
-    layers = [base.get_output_embeddings(), base.get_input_embeddings()]
-    output, embedding = (getattr(layer, "base_layer", layer) for layer in layers)
-    taught = any(hasattr(layer, "base_layer") for layer in layers)
-    if taught and output and output.weight is embedding.weight:
-        output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
-    model = adapted.merge_and_unload(safe_merge=True, **options)
-    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if output and output.weight is not embedding.weight:
-        model.config.tie_word_embeddings = False  # or it would be tied again when it is loaded
-    return model
-
-
 def load_tokenizer(weights: Weights):
     """The tokenizer of the trained run, or of the base where the adapter comes without.
 
@@ -330,6 +244,25 @@ def load_model(model: str | Weights, dtype: str | None = None):
         if not all(parameter.isfinite().all() for parameter in loaded.parameters()):
             raise UserError(f"{name} holds weights that are NaN or infinite; its training diverged")
         return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def base_of(served: dict[str, Weights]) -> Weights:
+    """The base that all of them share, at the revision that one of them names."""
+    first = next(iter(served.values()))
+    revisions = [one.revision for one in served.values() if one.revision]
+    return replace(first, adapter=None, revision=next(iter(revisions), None))
+
+
+def model_ends(weights: Weights):
+    """The generation settings that a model is published with; those of its config without a file.
+    Raises OSError where the model cannot be had."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(weights.model, revision=weights.revision)
+    except OSError:
+        config = AutoConfig.from_pretrained(weights.model, revision=weights.revision)
+        return GenerationConfig.from_model_config(config)
 
 
 def ends_of(tokenizer, generation_config, name: str) -> list[int]:

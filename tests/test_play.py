@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 import uvicorn
-from conftest import ROOT, listening, one_error_line, run_stage
+from conftest import ROOT, listening, one_error_line, read_jsonl, run_stage
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from page_server import PageServer
@@ -18,8 +18,8 @@ from playwright.sync_api import expect
 from test_read_document import make_pdf
 
 from demo.take_screenshots import browser as start_browser
-from inference.play import describe, make_app
-from prompts.task import load_task
+from inference.play import make_app, make_options, ways_of
+from prompts.task import FOLDER, load_task
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +50,7 @@ def serving(app: FastAPI):
 def fake_endpoint(asked: list, left: threading.Event) -> FastAPI:
     """Adapters of no task of their own, which copy, break off, refuse, fail or never end."""
     app = FastAPI()
-    names = ("copies", "breaks", "refuses", "fails", "endless")
+    names = ("copies", "breaks", "refuses", "fails", "endless", "timed")
 
     @app.get("/v1/models")
     def models() -> dict:
@@ -79,7 +79,16 @@ def fake_endpoint(asked: list, left: threading.Event) -> FastAPI:
             yield chunk("Fish: ")
             if model == "breaks":
                 raise ConnectionError
-            yield chunk(f"{COPIED} <script>.") + chunk("", "length") + "data: [DONE]\n\n"
+            if model == "timed":
+                time.sleep(0.5)
+                timings = {"prompt_ms": 50, "predicted_ms": 150, "predicted_n": 40}
+                last = {"choices": [{"delta": {}, "finish_reason": "stop"}], "timings": timings}
+                yield chunk("shoals.") + f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n"
+                return
+            time.sleep(0.3)
+            yield chunk(f"{COPIED} <script>.") + chunk("", "length")
+            counted = {"choices": [], "usage": {"completion_tokens": 7}}
+            yield f"data: {json.dumps(counted)}\n\ndata: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
@@ -99,11 +108,13 @@ def play_url(served_url):
 
 
 @pytest.fixture
-def fake():
+def fake(tmp_path):
     """(the page's address, what the endpoint was asked, whether it was left, its end)."""
     asked, left = [], threading.Event()
-    with serving(fake_endpoint(asked, left)) as (url, end), serving(make_app(url)) as (page, _):
-        yield page, asked, left, end
+    with serving(fake_endpoint(asked, left)) as (url, end):
+        options = make_options(url, None, FOLDER, tmp_path / "data")
+        with serving(make_app(options)) as (page, _):
+            yield page, asked, left, end
 
 
 @pytest.fixture
@@ -129,7 +140,7 @@ def visit(chromium):
 
 def answers(page) -> dict:
     """{(task, title): (answer, figures, failure)} once all are done."""
-    page.wait_for_selector("#run:enabled")
+    page.wait_for_selector("#run:enabled", timeout=120_000)
     return {
         (group.query_selector("xpath=preceding-sibling::h2[1]").inner_text(), title): tuple(
             card.query_selector(f".{part}").text_content()
@@ -165,7 +176,8 @@ def test_answers_are_those_of_the_endpoint(visit, play_url, served_url):
             (choice,) = httpx.post(url, json=body, timeout=60).json()["choices"]
             answer, figures, failure = found.pop((task.name, title))
             assert (answer, failure) == (choice["message"]["content"], "")
-            assert " word" in figures and " s · " in figures and " % copied" in figures
+            assert " word" in figures and " % copied" in figures
+            assert re.search(r" · waited \d+\.\d s · answered in \d+\.\d s · [\d.]+ tok", figures)
             assert ("cut off" in figures) == (choice["finish_reason"] == "length")
     assert not found
 
@@ -173,7 +185,7 @@ def test_answers_are_those_of_the_endpoint(visit, play_url, served_url):
 def test_only_what_is_picked_is_asked_and_by_the_keyboard(visit, fake):
     url, asked, _, _ = fake
     page = visit(url)
-    for name in ("breaks", "refuses", "fails", "endless"):
+    for name in ("breaks", "refuses", "fails", "endless", "timed"):
         page.get_by_label(name).focus()
         page.keyboard.press("Space")
     page.fill("#text", TEXT)
@@ -198,7 +210,7 @@ def test_what_fails_is_told_in_its_card_and_stop_reaches_the_endpoint(visit, fak
     assert "no text yet" in alert(page)
     page.click("text=Bees and street trees")
     page.click("#run")
-    expect(page.locator("#progress")).to_have_text("4 of 5 answers done")
+    expect(page.locator("#progress")).to_have_text("5 of 6 answers done")
     expect(page.locator("body")).to_contain_text("more more")  # the endless one goes on
     left.clear()
     page.click("#stop")
@@ -213,6 +225,56 @@ def test_what_fails_is_told_in_its_card_and_stop_reaches_the_endpoint(visit, fak
     assert all("is gone; start `just serve RUN`" in one[2] for one in answers(page).values())
     page.reload()
     assert "just serve RUN" in alert(page) and page.is_disabled("#run")
+
+
+def test_an_answer_tells_its_own_time_apart_from_waiting(visit, fake):
+    page = visit(fake[0])
+    for name in ("breaks", "refuses", "fails", "endless"):
+        page.get_by_label(name).uncheck()
+    page.fill("#text", TEXT)
+    page.click("#run")
+    found = {title: figures for (_, title), (_, figures, _) in answers(page).items()}
+    # 40 tokens in the 0.2 s that the endpoint tells, of which the page saw another time.
+    assert "answered in 0.2 s · 200 tokens/s" in found["timed"]
+    assert float(re.search(r"waited ([\d.]+) s", found["timed"])[1]) >= 0.3
+    # Of the other endpoint the page sees 6 tokens after the first one, in 0.3 s or so.
+    seen = re.search(r"answered in ([\d.]+) s · ([\d.]+) tokens/s", found["copies"])
+    assert 4 < float(seen[1]) * float(seen[2]) < 8
+
+
+def test_the_better_answer_is_kept_and_another_click_changes_it(visit, fake, tmp_path):
+    page = visit(fake[0])
+    for name in ("breaks", "endless"):
+        page.get_by_label(name).uncheck()
+    page.fill("#text", TEXT)
+    page.click("#run")
+    answers(page)
+    buttons, note = page.locator("button.better"), page.locator(".note")
+    expect(buttons).to_have_count(2)  # what failed is no answer
+    expect(note).to_contain_text("Which one is better?")
+    page.fill("#text", "Another text, which no one answered.")
+    path = tmp_path / "data/summarize/choices.jsonl"
+    for name, other in (("copies", "timed"), ("timed", "copies")):
+        button = page.get_by_role("button", name=f"{name} is better")
+        button.focus()
+        page.keyboard.press("Enter")
+        expect(button).to_have_attribute("aria-pressed", "true")
+        expect(note).to_contain_text(f"Kept in {path}: {name} is better (1 pair).")
+        assert page.locator("button.better[aria-pressed=true]").count() == 1
+        button.hover()  # which changes the colours of other buttons
+        style = button.evaluate("one => [getComputedStyle(one)].map(s => [s.color, s.background])")
+        assert style[0][0] not in style[0][1]
+        last = read_jsonl(path)[-1]
+        assert (last["chosen_by"]["model"], last["rejected_by"]["model"]) == (name, other)
+        assert last["text"] == TEXT
+    assert [record["chosen"] for record in read_jsonl(path)] == [
+        f"Fish: {COPIED} <script>.",
+        "Fish: shoals.",
+    ]
+    path.write_bytes("\ufeff".encode("utf-16"))
+    page.get_by_role("button", name="copies is better").click()
+    expect(note).to_contain_text("it could not be kept: ")
+    assert page.locator("button.better[aria-pressed=true]").count() == 1
 
 
 def test_files_are_read_and_their_errors_told(visit, play_url):
@@ -266,7 +328,10 @@ def test_nothing_runs_over_the_side(visit, fake, width):
     page.get_by_label("endless").uncheck()
     page.fill("#text", "a" * 500)
     page.click("#run")
-    assert len(answers(page)) == 4
+    assert len(answers(page)) == 5
+    expect(page.locator("button.better")).to_have_count(2)
+    page.locator("button.better").first.click()
+    expect(page.locator(".note")).to_contain_text("Kept in")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     lefts = page.evaluate("[...document.querySelectorAll('article')].map(one => one.offsetLeft)")
     assert (len(set(lefts)) == 1) == (width == 390)
@@ -282,11 +347,10 @@ def test_without_an_endpoint_one_line():
 
 def test_where_the_text_stands_in_a_message():
     for task in map(load_task, ("summarize", "title")):
-        for (_, messages), told in zip(describe(task)["asked"], (False, True), strict=True):
+        for way, told in zip(ways_of(task), (False, True), strict=True):
             made = task.student_messages(TEXT, task.student_template(told))
-            assert [
-                {**one, "content": one["content"].replace("\0", TEXT)} for one in messages
-            ] == made
+            (message,) = way["messages"]
+            assert [message | {"content": message["content"].replace("\0", TEXT)}] == made
 
 
 def test_pictures_of_the_page_and_of_a_report(play_url, tmp_path):

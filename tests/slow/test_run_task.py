@@ -18,14 +18,8 @@ from conftest import ROOT, clean_environment, one_error_line, read_jsonl, run_st
 from common.cli import UserError
 from common.files import mark_made
 from inference.generate import build_prompt, generate_batch
-from inference.run_task import (
-    Source,
-    answer_name,
-    find_sources,
-    make_unique,
-    newest_adapter,
-    page_name,
-)
+from inference.run_task import newest_adapter
+from inference.sources import Source, answer_name, find_sources, make_unique, page_name
 from inference.weights import find_weights, load_model
 from prompts.task import load_task
 
@@ -104,7 +98,7 @@ def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
 )
 def test_an_answer_that_goes_round_in_circles_is_told(adapter, texts, monkeypatch, text, repeats):
     record = {"text": text, "finish_reason": "length", "n_prompt_tokens": 9, "n_new_tokens": 16}
-    monkeypatch.setattr("inference.generate.generate_batch", lambda *_, **__: [record])
+    monkeypatch.setattr("inference.run_task.generate_batch", lambda *_, **__: [record])
     said = summarize(texts / "a.txt", "--model", adapter).stderr
     assert "stopped at --max-new-tokens" in said
     assert ("a.txt: the answer repeats itself" in said) is repeats

@@ -66,6 +66,8 @@ def test_answers_are_those_of_run_task_token_for_token(adapters, expected, ask, 
         assert (text, answer.choices[0].finish_reason) == (record["text"], record["finish_reason"])
         assert answer.usage.prompt_tokens == record["n_prompt_tokens"]
         assert answer.usage.completion_tokens == record["n_new_tokens"]
+        assert answer.timings["predicted_n"] == record["n_new_tokens"]
+        assert answer.timings["prompt_ms"] > 0 and answer.timings["predicted_ms"] > 0
         options = ("--model", adapters[name], "--max-new-tokens", LONGEST)
         ran = run_stage("inference.run_task", "summarize", tmp_path / "text.txt", *options).stdout
         assert ran.strip() == text
@@ -215,6 +217,35 @@ def test_two_tasks_of_41_requests_waiting_and_the_list_of_models_answers(
     assert texts == [expected[one]["text"] for one in wanted]
 
 
+def test_requests_of_one_adapter_together_and_few_do_not_wait_for_many(engine, url, monkeypatch):
+    batches = []
+
+    def ask(model: str) -> int:
+        sent = body(model, max_tokens=1)
+        return httpx.post(f"{url}/v1/chat/completions", json=sent, timeout=60).status_code
+
+    def waiting_for(model: str) -> int:
+        return sum(job.answerer is engine.answerers[model] for job in engine.waiting)
+
+    with held_up(engine, monkeypatch) as gate, ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(ask, "title") for _ in range(12)]
+        wait_for(lambda: waiting_for("title") >= 8)
+        answers.append(pool.submit(ask, "summarize"))  # the last to come
+        wait_for(lambda: waiting_for("summarize"))
+        held = engine.model.generate
+
+        def generate(**options):
+            batches.append([job.answerer for job in engine.running])
+            return held(**options)
+
+        monkeypatch.setattr(engine.model, "generate", generate)
+        gate.set()
+        assert {one.result() for one in answers} == {200}
+    assert batches[0] == [engine.answerers["summarize"]]
+    assert all(batch == [engine.answerers["title"]] * len(batch) for batch in batches[1:])
+    assert max(map(len, batches)) == engine.batch
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_gives_up_frees_its_place_at_once(engine, url, monkeypatch, stream):
     def give_up() -> None:
@@ -261,6 +292,9 @@ def test_a_stream_names_the_role_once_and_the_usage_where_asked(client, expected
         assert "".join(one["delta"].get("content", "") for one in choices) == record["text"]
         reasons = [one["finish_reason"] for one in choices if one["finish_reason"]]
         assert reasons == [record["finish_reason"]]
+    assert [chunk["timings"]["predicted_n"] for chunk in chunks if "timings" in chunk] == [
+        record["n_new_tokens"]
+    ]
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == record["n_new_tokens"]
 
@@ -517,14 +551,35 @@ def other_ends(folder: Path, copy: Path) -> Path:
 
 
 def test_each_request_ends_with_its_own_adapters_turn(adapters, tmp_path):
-    own = other_ends(adapters["title"], tmp_path / "own")
-    served = find_served([str(adapters["summarize"]), str(own)], ["one", "own"])
+    folder = other_ends(adapters["title"], tmp_path / "own")
+    served = find_served([str(adapters["summarize"]), str(folder)], ["one", "own"])
     engine, got = Engine(served, 4, None), queue.SimpleQueue()
     ids = dict(zip(("<|endoftext|>", "<|im_end|>"), (0, 2), strict=True))
-    assert ids["<|endoftext|>"] in engine.ends["own"] - engine.ends["one"]
-    job = Job("adapter1", engine.tokenizers["own"], [5], 9, engine.ends["own"], got.put, ids=[40])
+    own, one = engine.answerers["own"], engine.answerers["one"]
+    assert ids["<|endoftext|>"] in own.ends - one.ends
+    job = Job(own, [5], 9, got.put, ids=[40])
     job.take(ids["<|endoftext|>"])
     assert job.finish == "stop" and job.ids == [40]
+    engine.stop()
+
+
+def test_an_adapter_of_dora_is_answered_with(adapters, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    settings = {"target_modules": "all-linear", "init_lora_weights": False}
+    base = AutoModelForCausalLM.from_pretrained(adapters["tiny-qwen2"])
+    adapted = get_peft_model(base, LoraConfig(r=4, use_dora=True, **settings))
+    folder = shutil.copytree(adapters["title"], tmp_path / "dora")
+    adapted.save_pretrained(folder)
+    engine = Engine(find_served([str(folder), str(adapters["summarize"])], []), 4, None)
+    client = TestClient(make_app(engine), base_url="http://localhost")
+    model, tokenizer = load_model(str(folder))
+    prompt, _ = build_prompt(tokenizer, TEXTS[0], None, 4000)
+    (record,) = generate_batch(model, tokenizer, [prompt], LONGEST)
+    answer = client.post("/v1/chat/completions", json=body()).json()
+    assert answer["choices"][0]["message"]["content"] == record["text"]
     engine.stop()
 
 
@@ -543,8 +598,9 @@ def test_the_line_of_vllm(adapters, tmp_path):
     line += "tiny-qwen2 --generation-config vllm --revision v1 --enable-lora --max-loras 2 "
     line += f"--max-lora-rank 8 --lora-modules a={one} b={two}"
     assert shlex.split(said) == shlex.split(line)
-    large = changed(one, tmp_path / "large", r=1024)
-    assert "rank 1024" in one_error_line(run_stage(STAGE, large, "--print", code=1))
+    for changes, reason in (({"r": 1024}, "rank 1024"), ({"use_dora": True}, "DoRA")):
+        unfit = changed(one, tmp_path / reason, **changes)
+        assert reason in one_error_line(run_stage(STAGE, unfit, "--print", code=1))
 
 
 def test_adapters_that_need_unlike_bases(adapters, tmp_path):
@@ -603,7 +659,6 @@ def test_adapters_that_could_not_be_answered_are_refused_before_anything_is_serv
         return one_error_line(run_stage(STAGE, folder, "--port", 9, code=1))
 
     own = adapters["title"]
-    assert "DoRA" in refused(changed(own, tmp_path / "dora", use_dora=True))
     assert "biases" in refused(changed(own, tmp_path / "bias", bias="all"))
     assert "no place" in refused(renamed(own, tmp_path / "foreign"))
     assert "does not fit its base" in refused(changed(own, tmp_path / "rank", r=7))
