@@ -25,7 +25,7 @@ import psutil
 
 from benchmarks.demo import resident_bytes
 from data_prep.read_blocks import draw_units
-from data_prep.sample_extracts import parse_options, run_tasks
+from data_prep.sample_extracts import parse_options, run_all
 from data_prep.select_extracts import clean, has_prose
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ def inside_windows(text: str, count_tokens) -> bool:
 def ours(path: str, output: str, workers: int, tokenizer: str) -> None:
     arguments = ["--input", path, "--tokenizer", tokenizer, "--workers", str(workers)]
     options, work = parse_options(arguments), Path(output)
-    run_tasks(options, draw_units([path], options.fraction, options.seed), work)
+    run_all(options, draw_units([path], options.fraction, options.seed), work)
     lines = (line for one in work.glob("candidates/*.jsonl") for line in one.open("rb"))
     candidates = map(orjson.loads, lines)
     write_kept(work, [one["url"] for one in candidates if "dropped" not in one])

@@ -3,14 +3,17 @@
 A repo that was not pushed to from here before is left alone unless --update is given. Of a card on
 the Hub only the "generated" lines and the keys in OWNED are renewed. Files are deleted only if an
 earlier push from here made them, as the lock file tells. What another pushed meanwhile is never
-pushed over: a commit says which state it was made for. The token: HF_TOKEN or `hf auth login`.
+pushed over: a commit says which state it was made for. --revision pushes to a branch, made from
+main where it is new, and --tag gives the pushed state a name that never moves. The token: HF_TOKEN
+or `hf auth login`.
 """
 
 import json
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -27,7 +30,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from common.cli import UserError, one_line, warn
 from common.files import read_json, write_text
 
-CARD = "README.md"
+CARD, MAIN = "README.md", "main"
 BEGIN, END = "<!-- generated: begin", "<!-- generated: end -->"
 # To the last end before another begin: in cards of earlier versions a text may hold one, too.
 GENERATED = re.compile(f"{BEGIN}(?:(?!{BEGIN}).)*{END}", re.DOTALL)
@@ -43,12 +46,31 @@ ANSWERS = {  # by status
 }
 
 
+@dataclass(frozen=True)
+class HubOptions:
+    """Where to push, and what may be done there; see `add_hub_options`."""
+
+    repo: str
+    revision: str = MAIN  # a branch
+    tag: str | None = None
+    public: bool = False
+    update: bool = False
+    dry_run: bool = False
+
+
 def add_hub_options(parser: ArgumentParser) -> None:
+    """Add what `hub_options` reads from a command line."""
     option = parser.add_argument
     option("repo", help="where to, as NAMESPACE/NAME")
+    option("--revision", metavar="BRANCH", default=MAIN, help="push to it; a new one is from main")
+    option("--tag", help="name for the state that is pushed, e.g. v1.0; it never moves")
     option("--public", action="store_true", help="make a new repo public")
     option("--update", action="store_true", help="push over what others put into the repo")
     option("--dry-run", action="store_true", help="only show what would be pushed and deleted")
+
+
+def hub_options(args: Namespace) -> HubOptions:
+    return HubOptions(**{name: vars(args)[name] for name in HubOptions.__dataclass_fields__})
 
 
 def read_card(content: bytes, place: str) -> RepoCard:
@@ -136,52 +158,133 @@ def read_lock(lock: Path) -> dict:
     return known
 
 
-def publish(args: Namespace, kind: str, files: dict, lock: Path, obsolete=(), **more) -> None:
+@dataclass(frozen=True)
+class State:
+    """What stands in a repo where a push goes to: the commit `sha`, None if there is no repo."""
+
+    sha: str | None = None
+    files: tuple[str, ...] = ()
+    is_new_branch: bool = False  # then it is what stands in main
+    tags: dict[str, str] | None = None  # name -> commit
+
+    def others(self) -> set[str]:
+        """The files that somebody put there; the Hub itself makes .gitattributes."""
+        return {*self.files} - {".gitattributes"}
+
+
+def read_state(api: HfApi, options: HubOptions, kind: str) -> State:
+    """What is looked up is all of one commit, which the push then names as its parent."""
+    repo = {"repo_id": options.repo, "repo_type": kind}
+    if not api.repo_exists(**repo):
+        return State()
+    refs = api.list_repo_refs(**repo)
+    is_new = options.revision not in {branch.name for branch in refs.branches}
+    info = api.repo_info(**repo, revision=MAIN if is_new else options.revision)
+    files = tuple(file.rfilename for file in info.siblings or ())
+    return State(info.sha, files, is_new, {tag.name: tag.target_commit for tag in refs.tags})
+
+
+def merged_card(card: RepoCard, options: HubOptions, kind: str, state: State) -> RepoCard:
+    """Our card with what was written by hand into the one of that state. Raises UserError."""
+    if CARD not in state.files:
+        return card
+    path = hf_hub_download(options.repo, CARD, repo_type=kind, revision=state.sha)
+    place = f"the card of {options.repo} on the Hub"
+    return merge_cards(card, read_card(Path(path).read_bytes(), place))
+
+
+def check_state(options: HubOptions, state: State, is_ours: bool) -> None:
+    """Raise UserError where a push would overwrite what others made, or move a tag."""
+    if state.others() and not is_ours and not options.update:
+        hint = "pass --update to push over them (the old state stays in its history)"
+        number = len(state.files)
+        raise UserError(f"{options.repo} holds {number} files not pushed from here; {hint}")
+    if options.tag in (state.tags or {}):
+        sha = state.tags[options.tag][:12]
+        raise UserError(f"{options.repo} has a tag {options.tag}, at {sha}; choose another name")
+
+
+def show(additions: list, deletions: list, options: HubOptions, state: State) -> None:
+    """Print what a push would send."""
+    for addition in additions:
+        print(f"  {addition.path_in_repo} ({addition.upload_info.size:,} bytes)")
+    for deletion in deletions:
+        print(f"  delete {deletion.path_in_repo}")
+    if not options.dry_run:
+        return
+    visibility = "public" if options.public else "private"
+    if not state.sha:
+        print(f"{options.repo} is not there, or not for this token; it would be {visibility}")
+    elif state.is_new_branch:
+        print(f"the branch {options.revision} is not there; it would be made from {MAIN}")
+    print(f"dry run: nothing sent; a new repo is {visibility}")
+
+
+def make_place(api: HfApi, options: HubOptions, kind: str, state: State) -> State:
+    """Make the repo and the branch where they are not there. Raises UserError if another made the
+    repo meanwhile."""
+    repo = {"repo_id": options.repo, "repo_type": kind}
+    if not state.sha:
+        api.create_repo(**repo, private=not options.public)
+        state = read_state(api, options, kind)
+        if others := state.others():
+            raise UserError(f"{options.repo} holds {len(others)} files by now; run again")
+    if state.is_new_branch:
+        api.create_branch(**repo, branch=options.revision, revision=state.sha)
+    return state
+
+
+def publish(
+    options: HubOptions,
+    kind: str,
+    files: dict[str, Path | bytes],
+    lock: Path,
+    obsolete: Iterable[str] = (),
+    **more: object,
+) -> None:
     """Show what is pushed to a repo of a `kind` and, unless --dry-run is given, push it.
 
     `files`: path in the repo -> a Path or bytes; the card as bytes. `lock` gets repo, revision,
     the files' names and what `more` gives. Of the files in the repo that are not in `files` those
     are deleted that `lock` names, or `obsolete`. Raises UserError.
     """
-    known, of = read_lock(lock), {"repo_id": args.repo, "repo_type": kind}
-    mine = known.get("repo") == args.repo
+    known = read_lock(lock)
+    is_ours = known.get("repo") == options.repo
+    pushed_before = set(known.get("files", ())) if is_ours else set()
     card = sealed(read_card(files[CARD], "our own card"))
-    with hub_session(args.repo, may_lack_token=args.dry_run) as api:
-        # What is looked up is all of one state, which the commit then names as its parent.
-        state = api.repo_info(**of) if api.repo_exists(**of) else None
-        held = [file.rfilename for file in state.siblings or ()] if state else []
-        if not mine and not args.update and set(held) - {".gitattributes"}:
-            hint = "pass --update to push over them (the old state stays in its history)"
-            raise UserError(f"{args.repo} holds {len(held)} files not pushed from here; {hint}")
-        if CARD in held:
-            path = hf_hub_download(args.repo, CARD, repo_type=kind, revision=state.sha)
-            theirs = read_card(Path(path).read_bytes(), f"the card of {args.repo} on the Hub")
-            card = merge_cards(card, theirs)
+    with hub_session(options.repo, may_lack_token=options.dry_run) as api:
+        state = read_state(api, options, kind)
+        check_state(options, state, is_ours)
+        card = merged_card(card, options, kind, state)
         files = files | {CARD: str(card).encode()}
         additions = [CommitOperationAdd(name, content) for name, content in files.items()]
-        deletable = {*(known.get("files", ()) if mine else ()), *obsolete} - files.keys()
-        stale = [CommitOperationDelete(name) for name in held if name in deletable]
-        for one in additions:
-            print(f"  {one.path_in_repo} ({one.upload_info.size:,} bytes)")
-        for one in stale:
-            print(f"  delete {one.path_in_repo}")
-        if args.dry_run:
-            if not state:
-                kind_of_new = "public" if args.public else "private"
-                print(f"{args.repo} is not there, or not for this token; it would be {kind_of_new}")
-            print(f"dry run: nothing sent; a new repo is {'public' if args.public else 'private'}")
+        deletable = {*pushed_before, *obsolete} - files.keys()
+        deletions = [CommitOperationDelete(name) for name in state.files if name in deletable]
+        show(additions, deletions, options, state)
+        if options.dry_run:
             return
-        if not state:
-            api.create_repo(**of, private=not args.public)
-            state = api.repo_info(**of)
-            if made := {file.rfilename for file in state.siblings or ()} - {".gitattributes"}:
-                raise UserError(f"{args.repo} holds {len(made)} files by now; run again")
+        state = make_place(api, options, kind, state)
         commit = api.create_commit(
-            **of,
-            operations=[*additions, *stale],  # what has not changed is not sent again
+            repo_id=options.repo,
+            repo_type=kind,
+            revision=options.revision,
+            operations=[*additions, *deletions],  # what has not changed is not sent again
             commit_message=f"Publish the {kind}",
             parent_commit=state.sha,
         )
-    pushed = {"repo": args.repo, "revision": commit.oid, "files": sorted(files), **more}
-    write_text(lock, json.dumps(pushed) + "\n")
-    print(f"pushed: {args.repo} is at {commit.commit_url}; the revision is also in {lock}")
+        # The lock before the tag: a push that fails between the two is ours when it is run again.
+        known_files = set(files)
+        if known.get("branch", MAIN) != options.revision:
+            known_files |= pushed_before  # in another branch they are still to be deleted
+        pushed = {"repo": options.repo, "revision": commit.oid, "files": sorted(known_files)}
+        if options.revision != MAIN:
+            pushed["branch"] = options.revision
+        write_text(lock, json.dumps(pushed | more) + "\n")
+        if options.tag:
+            api.create_tag(
+                repo_id=options.repo, repo_type=kind, tag=options.tag, revision=commit.oid
+            )
+    tagged = f", tagged {options.tag}" if options.tag else ""
+    print(
+        f"pushed: {options.repo} is at {commit.commit_url}{tagged}; the revision is also in {lock}"
+    )

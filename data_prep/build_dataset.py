@@ -17,7 +17,7 @@ from pyarrow import parquet
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
 from common.text import control_tokens, plain_text
-from data_prep.teacher.client import teacher_terms
+from data_prep.teacher.prices import teacher_terms
 from prompts.task import Task, add_task_options, data_folder, load_task, task_of
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))

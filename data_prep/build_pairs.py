@@ -24,6 +24,7 @@ from data_prep.filter_pairs import limits_of, pair_faults
 from data_prep.load_extracts import load_extracts
 from data_prep.parse_replies import ParseError, parse_answer, parse_reply
 from data_prep.teacher.ask import ask_all, teacher_options
+from data_prep.teacher.client import ask_options
 from data_prep.teacher.judge import pair_requests, points
 from data_prep.teacher.reply_table import adopt_old, fill_in, find_replies
 from data_prep.teacher.teacher_prompts import TeacherPrompts, prompt_digest
@@ -155,7 +156,7 @@ def confirmed(pairs: list[dict], args: argparse.Namespace, task: Task) -> set[st
     chosen, rejected = ({pair["id"]: pair[side] for pair in pairs} for side in SIDES)
     requests = pair_requests(rows, chosen, rejected, task)
     path = data_folder(args, "replies") / "verdicts.jsonl"
-    if left := ask_all(requests, path, args, "verdicts", key=VERDICT):
+    if left := ask_all(requests, path, ask_options(args), "verdicts", key=VERDICT):
         raise UserError(f"{left} verdicts are still to come; run again, or raise --budget-usd")
     wanted = [request | {"model": args.model} for request in requests]
     verdicts = find_replies(path, wanted, VERDICT)

@@ -9,6 +9,7 @@ TOGETHER_BASE_URL and TOGETHER_API_KEY; --plan needs neither.
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -17,9 +18,11 @@ from common.cli import positive, run, script_parser
 from common.files import share_of
 from common.stats import markdown
 from data_prep.load_extracts import load_extracts
-from data_prep.teacher import client
+from data_prep.teacher import client, prices
 from data_prep.teacher.ask import KEY, REFUSED, ask_all, find_refusals, prepare, teacher_options
-from data_prep.teacher.client import PRICES, TEACHERS, AskOptions
+from data_prep.teacher.client import AskOptions
+from data_prep.teacher.endpoints import check_endpoints
+from data_prep.teacher.prices import PRICES, TEACHERS
 from data_prep.teacher.reply_table import adopt_old, find_replies
 from data_prep.teacher.teacher_prompts import TeacherPrompts
 from prompts.task import Task, add_task_options, data_folder, task_of
@@ -42,48 +45,70 @@ def to_requests(prompts: TeacherPrompts, answers: int, balance: bool) -> list[di
     return requests
 
 
-def read_prompts(
-    args: argparse.Namespace, split: str, task: Task
-) -> tuple[Path, Path, TeacherPrompts]:
-    """(replies, extracts, prompts) of a split."""
-    extracts = data_folder(args, "extracts") / f"{split}.jsonl"
-    replies = data_folder(args, "replies") / f"{split}.jsonl"
-    return replies, extracts, TeacherPrompts(task, load_extracts(extracts)[: args.limit])
+@dataclass(frozen=True)
+class ReplyOptions:
+    """About which extracts the teacher is asked, and where they and the replies are."""
+
+    task: Task
+    extracts: Path  # a folder
+    replies: Path
+    splits: tuple[str, ...]
+    limit: int | None  # of each split only so many
+    balance: bool  # draw which of two answers is to be the longer one
+    adopt_old: bool
 
 
-def lacking_of(
-    path: Path, prompts: TeacherPrompts, answers: int, balance: bool, options: AskOptions
-) -> list[dict]:
+@dataclass(frozen=True)
+class Split:
+    """A split's table of replies and what is asked about its extracts."""
+
+    name: str
+    replies: Path
+    extracts: Path
+    prompts: TeacherPrompts
+
+    def adopt(self, table: Path, vouched: bool) -> None:
+        adopt_old(table, self.extracts, self.prompts, vouched)
+
+
+def read_split(options: ReplyOptions, name: str) -> Split:
+    extracts = options.extracts / f"{name}.jsonl"
+    prompts = TeacherPrompts(options.task, load_extracts(extracts)[: options.limit])
+    return Split(name, options.replies / f"{name}.jsonl", extracts, prompts)
+
+
+def lacking_of(split: Split, answers: int, balance: bool, asking: AskOptions) -> list[dict]:
     """The requests that a run would send now."""
-    requests = prepare(to_requests(prompts, answers, balance), KEY, options)
-    found = find_replies(path, requests)
-    noted = find_refusals(path.with_suffix(REFUSED), requests, KEY)
-    return [r for r in requests if r["id"] not in found and r["id"] not in noted]
+    requests = prepare(to_requests(split.prompts, answers, balance), KEY, asking)
+    replies = find_replies(split.replies, requests)
+    refusals = find_refusals(split.replies.with_suffix(REFUSED), requests, KEY)
+    return [r for r in requests if r["id"] not in replies and r["id"] not in refusals]
 
 
-def plan(args: argparse.Namespace) -> pd.DataFrame:
+def plan(options: ReplyOptions, asking: AskOptions) -> pd.DataFrame:
     """What the replies that the model lacks would take, also at the prices of other models."""
-    task, options = task_of(args), client.ask_options(args)
-    prices = {args.model: client.price_of(args.model, args.price)}  # batch is shown beside it
-    for name, price in PRICES.items():
+    # Without the batch API's discount, which is shown beside it.
+    price_by_model = {asking.model: prices.price_of(asking.model, asking.price)}
+    for model, price in PRICES.items():
         if price.get("served", True):
-            prices.setdefault(name, price)
+            price_by_model.setdefault(model, price)
+    splits = [read_split(options, name) for name in options.splits]
+    for split in splits:
+        split.adopt(split.replies, options.adopt_old)
     rows = {}
-    splits = [read_prompts(args, split, task) for split in args.splits]
-    for path, extracts, prompts in splits:
-        adopt_old(path, extracts, prompts, args.adopt_old)
-    for answers in range(task.answers, 0, -1):
+    for answers in range(options.task.answers, 0, -1):
         lacking = []
-        for path, _, prompts in splits:
-            lacking += lacking_of(path, prompts, answers, args.balance, options)
-        tokens_in = sum(map(client.prompt_bytes, lacking)) / client.BYTES_A_TOKEN
-        for model, price in prices.items():
-            a_reply = client.REPLY_TOKENS[answers] + price.get("reasoning", 0)
-            usd = client.cost_usd(tokens_in, len(lacking) * a_reply, price)
+        for split in splits:
+            lacking += lacking_of(split, answers, options.balance, asking)
+        tokens_in = sum(map(prices.prompt_bytes, lacking)) / prices.BYTES_A_TOKEN
+        for model, price in price_by_model.items():
+            tokens_a_reply = prices.REPLY_TOKENS[answers] + price.get("reasoning", 0)
+            tokens_out = len(lacking) * tokens_a_reply
+            usd = prices.cost_usd(tokens_in, tokens_out, price)
             rows[f"{model} ({answers} a reply)"] = {
                 "requests": f"{len(lacking):,}",
                 "M tokens in": f"{tokens_in / 1e6:.2f}",
-                "M tokens out": f"{len(lacking) * a_reply / 1e6:.2f}",
+                "M tokens out": f"{tokens_out / 1e6:.2f}",
                 "$": "?" if usd is None else f"{usd:.2f}",
                 "$ in batch": "?" if usd is None else f"{usd * price.get('batch', 1):.2f}",
             }
@@ -92,7 +117,7 @@ def plan(args: argparse.Namespace) -> pd.DataFrame:
 
 def explain_plan(task: Task) -> str:
     """How the plan's numbers were estimated, as text."""
-    tokens = client.REPLY_TOKENS
+    tokens = prices.REPLY_TOKENS
     answers = f"{tokens[1]} tokens an answer"
     if task.answers == 2:
         answers = f"{tokens[2]:,} tokens of two rated answers, {tokens[1]} of one"
@@ -124,20 +149,29 @@ ADOPT_OLD = "take replies of earlier versions as replies to today's texts and pr
 
 def main() -> None:
     args = make_parser().parse_args()
-    task = task_of(args)
-    answers = 1 if args.single else task.answers
+    task, asking = task_of(args), client.ask_options(args)
+    options = ReplyOptions(
+        task=task,
+        extracts=data_folder(args, "extracts"),
+        replies=data_folder(args, "replies"),
+        splits=tuple(args.splits),
+        limit=args.limit,
+        balance=args.balance,
+        adopt_old=args.adopt_old,
+    )
     if args.plan:
-        print(markdown(plan(args)))
+        print(markdown(plan(options, asking)))
         print(explain_plan(task))
         return
-    client.make_client(client.ask_options(args))  # a missing key is said before anything is read
+    check_endpoints(asking.base_url, asking.batch)  # before anything is read
+    answers = 1 if args.single else task.answers
     left = 0
-    for split in args.splits:
-        path, extracts, prompts = read_prompts(args, split, task)
-        for table in (path, path.with_suffix(REFUSED)):
-            adopt_old(table, extracts, prompts, args.adopt_old)
-        requests = to_requests(prompts, answers, args.balance)
-        left += ask_all(requests, path, args, f"{split} replies")
+    for name in options.splits:
+        split = read_split(options, name)
+        for table in (split.replies, split.replies.with_suffix(REFUSED)):
+            split.adopt(table, options.adopt_old)
+        requests = to_requests(split.prompts, answers, options.balance)
+        left += ask_all(requests, split.replies, asking, f"{name} replies")
     if left:
         hint = "run again, with a larger --budget-usd where it is spent"
         sys.exit(f"error: {left} requests got no reply; {hint}")

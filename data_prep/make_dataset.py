@@ -14,6 +14,8 @@ import sys
 from common.cli import UserError, run
 from data_prep import build_dataset, build_pairs, generate_replies, sample_extracts
 from data_prep.teacher import client
+from data_prep.teacher.endpoints import check_endpoints
+from data_prep.teacher.prices import price_of
 from prompts.task import task_of
 
 MODULES = {
@@ -73,9 +75,9 @@ def check_first(replies: argparse.Namespace, pairs: argparse.Namespace) -> None:
     if one and pairs.rejected == "teacher" and not pairs.prompt_sha:
         raise UserError("the teacher writes one answer to each text: say whose are rejected, "
                         "--rejected none (for SFT), student or a RUN")  # fmt: skip
-    client.make_client(options)
+    check_endpoints(options.base_url, options.batch)
     if not (replies.data / "extracts/made.json").exists():
-        client.check_ceiling(options, client.price_of(options.model, options.price, options.batch))
+        client.check_ceiling(options, price_of(options.model, options.price, options.batch))
 
 
 def run_module(module: str, arguments: list[str]) -> int:

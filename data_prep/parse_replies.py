@@ -9,6 +9,7 @@ repeated is taken once and for all (`*+`, `++`) wherever what follows cannot beg
 """
 
 import re
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -28,8 +29,8 @@ CLOSING = re.compile(r"(?im)^[ \t]*+</(?:think\w{0,20}|reasoning)>[ \t]*+$")
 OPENING = re.compile(r"(?i)<(?:think\w{0,20}|reasoning)>")
 FENCE = re.compile(r"(?m)^[ \t]*+(?:`{3,}|~{3,})(?P<info>[\w+.#-]*)[ \t]*+$")  # "```python"
 RULE = re.compile(r"(?m)^[ \t]*+(?:-{3,}|\*{3,}|_{3,})[ \t]*+$")  # "---"
-OPEN = r"^[ \t]*+(?:[-\u2022][ \t]++)?"  # what may stand before a label
-# Behind it a note in parentheses, then a colon, a dash or the end of the line.
+OPEN = r"^[ \t]*+(?:[-\u2022][ \t]++)?"  # what may stand before a label: "  - Total score"
+# Behind it a note in parentheses, then a colon, a dash or the end of the line: " (out of 18):".
 END = r"[ \t]*+(?:\([^()\n]*+\))?[ \t]*+(?::|[-\u2013\u2014=](?=[ \t])|$)"
 SCORE = (  # "17", "17/18", "17 out of 18", "5 + 5 + 3 + 4 = 17", "<17>" with its markup blanked
     r"(?:\(?(?:[\d.+ \t]*+=)?[ \t(]*+(?P<score>\d++(?:\.\d++)?)"
@@ -43,11 +44,16 @@ SCORE = (  # "17", "17/18", "17 out of 18", "5 + 5 + 3 + 4 = 17", "<17>" with it
 TAIL = r"s?(?: (?:of|for|in|that|which|with|based|as|from|to|you|about|at|using|under|below)\b.*)?"
 SURE = r"(?:sure|certainly|of course|okay|ok|absolutely|gladly|yes)(?: thing)?"
 PREFACES = (
+    # "sure!"
     SURE + r"[!,.]?",
+    # "certainly! the title you asked for"
     SURE + r"[!,.:;\u2014-] .*\b(?:here|below|following|you asked|requested|{name})\b.*",
+    # "i have read it. here is a short and fitting title for this text"
     r"(?:.*[,.!:] )?(?:here(?: is| are|'s)|below(?: is| are)|the following is)"
     r"(?: (?!what|how|why|where)\S+){0,6}? (?:{name})" + TAIL,
+    # "i would propose the following short title"
     r".*\bthe following (?:\S+ ){0,3}?(?:{name})" + TAIL,
+    # "my suggested title for the text would be"
     r"(?:the|my|a|an|one|your) (?:\S+ ){0,3}?(?:{name})(?: (?:of|for) .*)?"
     r" (?:is|would be|could be|might be|may be|reads)(?: as follows| this| the following| below)?",
 )
@@ -72,30 +78,64 @@ def _spoken(name: str) -> str:
     return r"[ \t]++".join(map(re.escape, words_of(name))) or "(?!)"
 
 
-@cache
-def _patterns(task: Task) -> dict[str, re.Pattern]:
+@dataclass(frozen=True)
+class Patterns:
     """What the parts of a reply are found by, in a text without markup."""
+
+    label: re.Pattern  # of one of two answers; groups n, nth and below say which
+    field: re.Pattern  # a line of a rating: its criterion, total or prose, and score
+    verdict: re.Pattern  # which answer is the best, n; none of a draw
+    one: re.Pattern  # the label before the only answer
+    echo: re.Pattern  # a placeholder of the prompt in place of an answer
+
+
+@cache
+def _patterns(task: Task) -> Patterns:
     label = _spoken(task.label)
     number = r"[ \t]*+(?:number|no\.?)?[ \t]*+"
     criteria = "|".join(map(_spoken, task.criteria)) or "(?!)"
-    patterns = {
-        "label": rf"{OPEN}{label}{number}(?P<n>[12]|one|two){END}"
-        rf"|{OPEN}(?:the[ \t]++)?(?P<nth>first|second)[ \t]++{label}{END}"
-        rf"|{OPEN}{label}[ \t]*+:?(?:[ \t]*+\n)++{OPEN}(?P<below>[12])[ \t.:]*+$",
-        "field": rf"{OPEN}(?:(?P<criterion>{criteria})"
-        r"|(?P<total>(?:total|overall|final)(?:[ \t]++(?:score|rating))?|score|rating)"
-        r"|(?P<prose>explanation|justification|reasoning|rationale"
-        r"|(?:scores|ratings|evaluation)(?=[ \t:]*+$)))"
-        rf"(?:[ \t]++score)?(?:[ \t]++(?:for|of)[ \t\w]++)?{END}{SCORE}",
-        "verdict": rf"{OPEN}(?:the[ \t]++)?(?:best|better|preferred|winner|winning)"
-        rf"(?:[ \t]++(?:{label}|one))?(?:{END}|[ \t]++(?:is|=)[ \t:]*+)\W*+(?:the[ \t]++)?"
-        rf"(?:{label}{number})?\W*+(?:(?P<n>[12]|one|two|first|second)"
-        r"|0|zero|neither|(?:a[ \t]++)?(?:tie|draw))\b"
-        r"(?![/.]\d)(?!\s*+(?:or\b|and\b|/|,\s*+[012]\b))",
-        "one": rf"\A\s*+{label}[ \t]*+(?::|$)",
-        "echo": rf"\A[<(\[].{{0,60}}{label}.{{0,60}}[>)\]]\Z",
-    }
-    return {name: re.compile(one, re.IGNORECASE | re.MULTILINE) for name, one in patterns.items()}
+    labels = (
+        # "Summary 1:", "- Summary no. 2 (the longer one)", "Summary two - "
+        rf"{OPEN}{label}{number}(?P<n>[12]|one|two){END}",
+        # "The first summary:"
+        rf"{OPEN}(?:the[ \t]++)?(?P<nth>first|second)[ \t]++{label}{END}",
+        # "Summary:" and on the line below "1."
+        rf"{OPEN}{label}[ \t]*+:?(?:[ \t]*+\n)++{OPEN}(?P<below>[12])[ \t.:]*+$",
+    )
+    names = (
+        # "Coherence"
+        rf"(?P<criterion>{criteria})",
+        # "Total score", "Overall rating"
+        r"(?P<total>(?:total|overall|final)(?:[ \t]++(?:score|rating))?|score|rating)",
+        # "Explanation", and "Scores:" alone on its line
+        r"(?P<prose>explanation|justification|reasoning|rationale"
+        r"|(?:scores|ratings|evaluation)(?=[ \t:]*+$))",
+    )
+    # "Total score for summary 1: 17/18"
+    field = (
+        rf"{OPEN}(?:{'|'.join(names)})(?:[ \t]++score)?(?:[ \t]++(?:for|of)[ \t\w]++)?{END}{SCORE}"
+    )
+    verdict = (
+        # "Best summary:", "The better one is"
+        rf"{OPEN}(?:the[ \t]++)?(?:best|better|preferred|winner|winning)"
+        rf"(?:[ \t]++(?:{label}|one))?(?:{END}|[ \t]++(?:is|=)[ \t:]*+)"
+        # "Summary 2", "the second", "a tie"
+        rf"\W*+(?:the[ \t]++)?(?:{label}{number})?\W*+"
+        r"(?:(?P<n>[12]|one|two|first|second)|0|zero|neither|(?:a[ \t]++)?(?:tie|draw))\b"
+        # but not "1/2", "1.5", "1 or 2", "1, 2"
+        r"(?![/.]\d)(?!\s*+(?:or\b|and\b|/|,\s*+[012]\b))"
+    )
+
+    def compiled(pattern: str) -> re.Pattern:
+        return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+
+    return Patterns(
+        label=compiled("|".join(labels)),
+        field=compiled(field),
+        verdict=compiled(verdict),
+        one=compiled(rf"\A\s*+{label}[ \t]*+(?::|$)"),  # "Title: "
+        echo=compiled(rf"\A[<(\[].{{0,60}}{label}.{{0,60}}[>)\]]\Z"),  # "[the summary]"
+    )
 
 
 @cache
@@ -110,10 +150,10 @@ def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
     """Read two answers, if `rated` with scores and a verdict that agree. Raises ParseError."""
     text = _bare(reply)
     plain = text.translate(BLANKED)
-    verdicts = [match for match in _patterns(task)["verdict"].finditer(plain) if match["n"]]
+    verdicts = [match for match in _patterns(task).verdict.finditer(plain) if match["n"]]
     end = verdicts[-1].start() if verdicts else len(text)
     named = _nth(verdicts[-1]["n"]) if verdicts else 0
-    labels = list(_patterns(task)["label"].finditer(plain, 0, end))
+    labels = list(_patterns(task).label.finditer(plain, 0, end))
     if [_nth(match[match.lastgroup]) for match in labels] != [1, 2]:
         raise ParseError(f"no two {task.hub.get('answers', 'answers')}, labelled once, in order")
     if rated and not named:
@@ -131,7 +171,7 @@ def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
 def parse_answer(reply: str, task: Task) -> str:
     """The one answer that a reply is, without what stands around it. Raises ParseError."""
     text = _clean(_without_preface(_bare(reply), task), task)
-    if match := _patterns(task)["one"].match(text.translate(BLANKED)):
+    if match := _patterns(task).one.match(text.translate(BLANKED)):
         text = _clean(_after(text, match), task)
     return text
 
@@ -149,7 +189,7 @@ def _without_preface(text: str, task: Task) -> str:
 def read_better(text: str, task: Task) -> int | None:
     """Which of two answers a judge names as the better one, 1 or 2; 0 a draw, None unreadable."""
     try:
-        *_, last = _patterns(task)["verdict"].finditer(_bare(text).translate(BLANKED))
+        *_, last = _patterns(task).verdict.finditer(_bare(text).translate(BLANKED))
     except ValueError:  # nothing to unpack, or a ParseError
         return None
     return _nth(last["n"]) if last["n"] else 0
@@ -218,7 +258,7 @@ def _read_section(text: str, task: Task, rated: bool) -> tuple[str, float | None
     # An answer may hold lines like "Rating: R." too. So the fields are the first criterion with a
     # plain number, or else the last total, what follows it, and the fields directly above it.
     lines = text.translate(BLANKED).split("\n")
-    fields = [_patterns(task)["field"].match(line) for line in lines]
+    fields = [_patterns(task).field.match(line) for line in lines]
     fields = [m if m and (m["score"] or m["prose"]) else None for m in fields]
     rated_at = [i for i, m in enumerate(fields) if m and m["criterion"] and not m["word"]]
     total_at = [i for i, m in enumerate(fields) if m and m["total"]]
@@ -278,6 +318,6 @@ def _clean(text: str, task: Task) -> str:
         inner = text[len(mark) : -len(mark)]
         if inner and text == f"{mark}{inner}{mark}" and mark not in inner:
             text = inner.strip()
-    if not text or _patterns(task)["echo"].match(text):
+    if not text or _patterns(task).echo.match(text):
         raise ParseError(f"an empty {_word(task)}")
     return text

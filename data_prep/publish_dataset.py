@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.cli import UserError, run, script_parser
 from common.files import file_sha
-from common.hub import CARD, add_hub_options, publish
+from common.hub import CARD, add_hub_options, hub_options, publish
 from prompts.task import add_task_options, data_folder
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     if CARD not in files or not hashes:
         raise UserError(f"{folder} is not a staged dataset; make it with `just stage`")
     files[CARD] = files[CARD].read_bytes()
-    publish(args, "dataset", files, lock_of(folder), hashes=hashes)
+    publish(hub_options(args), "dataset", files, lock_of(folder), hashes=hashes)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Reads JSON Lines or Parquet records {"text", "meta"}. Writes DATA/extracts/{train,test}.jsonl: clean
 English in the token window for training and in the character window for testing, in a seeded order,
-no near duplicates; and report.md. datatrove runs it: kills and workers change nothing.
+no near duplicates; and report.md. datatrove runs it, here, on Slurm or on Ray: where it runs, with
+how many workers and what is killed meanwhile changes nothing.
 
     python -m data_prep.sample_extracts --fraction 0.001 --sources wikipedia --max-per-source 3000
 """
@@ -10,103 +11,142 @@ no near duplicates; and report.md. datatrove runs it: kills and workers change n
 import argparse
 import heapq
 import json
+import multiprocessing
 import shutil
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
-import multiprocess
 import orjson
 import pandas as pd
-from loguru import logger
 from tqdm import tqdm
 
 from common.cli import UserError, count, positive, run, script_parser, share, warn
 from common.files import digest, mark_made, parse_object, write_records, write_text
 from common.stats import markdown
 from data_prep.count_tokens import load_counter
-from data_prep.read_blocks import draw_units, expand, read_unit
-from data_prep.select_extracts import Duplicates, select, windows_overlap
+from data_prep.read_blocks import Unit, draw_units, expand, read_unit
+from data_prep.run_tasks import Place, run_tasks
+from data_prep.select_extracts import Duplicates, Windows, select, windows_overlap
 
-logger.disable("datatrove")  # in every worker: what goes wrong is reported by us, in one line
 RED_PAJAMA = ["https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"]  # lists 2,084 files
 SOURCES = ["arxiv", "wikipedia", "stackexchange"]
-NO_EFFECT = ("data", "workers")  # on the extracts
+NO_EFFECT = ("data", "workers", "slurm", "ray")  # on the extracts
 TASKS = 64  # at most; what a kill can lose is one a worker
 MOST_LOST = 5  # files of which nothing is kept, named one by one
 
 
-def run_task(_, rank: int, world_size: int, units: list, options, work: Path) -> None:
-    """A step of datatrove's: write the candidates in every `world_size`-th unit, in their order."""
-    if multiprocess.parent_process():
+@dataclass(frozen=True)
+class SampleOptions(Windows):
+    """What is read, what is taken of it, and where it is done; see `parse_options`."""
+
+    input: list[str]
+    fraction: float
+    sources: list[str]
+    data: Path
+    train: int  # at most so many extracts
+    test: int
+    max_per_source: int | None  # in each split
+    workers: int | None
+    slurm: str | None
+    ray: str | None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.workers, self.slurm, self.ray)
+
+
+def find_candidates(
+    _, rank: int, world_size: int, units: list[Unit], options: SampleOptions, work: Path
+) -> None:
+    """A task: write the candidates in every `world_size`-th unit, in their order, and for each of
+    its files the reasons for which records were dropped."""
+    if multiprocessing.parent_process():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends us
-    found, files = [], {}
+    candidates = []
+    reports: dict[str, dict] = {}  # by file
     for unit in tqdm(units[rank::world_size], f"task {rank + 1} of {world_size}", leave=False):
-        reasons = files.setdefault(unit[0], {"reasons": Counter(), "fields": ""})
+        path = unit[0]
+        report = reports.setdefault(path, {"reasons": Counter(), "fields": ""})
         for record in read_unit(unit, options.fraction, options.seed):
-            for one in select(record, options):
-                reasons["reasons"][one.get("dropped", "")] += 1
-                reasons["fields"] = reasons["fields"] or one.get("fields", "")
-                found.append(one)
-    write_text(work / f"files/{rank}.json", json.dumps(files))
-    write_records(work / f"candidates/{rank}.jsonl", sorted(found, key=itemgetter("order")))
+            for candidate in select(record, options):
+                report["reasons"][candidate.get("dropped", "")] += 1
+                report["fields"] = report["fields"] or candidate.get("fields", "")
+                candidates.append(candidate)
+    write_text(work / f"files/{rank}.json", json.dumps(reports))
+    candidates.sort(key=itemgetter("order"))
+    write_records(work / f"candidates/{rank}.jsonl", candidates)
 
 
 def lost_files(work: Path) -> list[str]:
     """A line for each file with records of which not one is a candidate: the commonest reason."""
-    reasons_of, fields_of = {}, {}
+    reasons_by_path: dict[str, Counter] = {}
+    fields_by_path: dict[str, str] = {}
     for task in sorted(work.glob("files/*.json")):
-        for path, told in (parse_object(task.read_bytes()) or {}).items():
-            reasons_of[path] = reasons_of.get(path, Counter()) + Counter(told["reasons"])
-            fields_of[path] = fields_of.get(path) or told["fields"]
+        reports = parse_object(task.read_bytes()) or {}
+        for path, report in reports.items():
+            reasons_by_path.setdefault(path, Counter()).update(report["reasons"])
+            fields_by_path[path] = fields_by_path.get(path) or report["fields"]
     lines = []
-    for path, reasons in reasons_of.items():
+    for path, reasons in reasons_by_path.items():
         if not reasons or reasons[""]:
             continue
         ((reason, number),) = reasons.most_common(1)
         line = f"{path}: none of its {reasons.total():,} records is kept, {number:,}: {reason}"
-        lines.append(f"{line} (fields: {fields_of[path]})" if fields_of[path] else line)
+        fields = fields_by_path[path]
+        lines.append(f"{line} (fields: {fields})" if fields else line)
     return lines
 
 
-def run_tasks(options: argparse.Namespace, units: list, work: Path) -> None:
-    """Run the tasks that are not yet complete. Raises UserError if any is left."""
-    from datatrove.executor import LocalPipelineExecutor
-
-    step = partial(run_task, units=units, options=options, work=work)
-    tasks = min(TASKS, len(units))
-    executor = LocalPipelineExecutor([step], tasks, min(options.workers, tasks), f"{work}/logs")
-    executor.run()
-    if left := len(executor.get_incomplete_ranks(skip_completed=True)):
-        raise UserError(f"{left} of {tasks} tasks are left, see {work}/logs; then run this again")
+def run_all(options: SampleOptions, units: list[Unit], work: Path) -> None:
+    """Write the candidates of all units, where they are not there. Raises UserError."""
+    step = partial(find_candidates, units=units, options=options, work=work)
+    run_tasks(step, min(TASKS, len(units)), options.place, work)
 
 
-def choose(work: Path, options: argparse.Namespace) -> tuple[dict[str, list[dict]], Counter]:
-    """The first candidates that repeat none kept before, up to the caps; what became of all.
-
-    The first of an id keeps it; a later one that is no near duplicate gets one by its text. What
-    is first depends on the candidates alone, not on who wrote them.
-    """
-    counter, duplicates, counts = load_counter(options.tokenizer), Duplicates(), Counter()
-    splits, ids = {"train": [], "test": []}, set()
+def merged_candidates(work: Path) -> Iterator[dict]:
+    """All tasks' candidates in their order, which does not depend on who wrote them."""
     paths = work.glob("candidates/*.jsonl")  # a kill leaves its unfinished one under another name
     files = [map(orjson.loads, path.open("rb")) for path in paths]
-    for one in tqdm(heapq.merge(*files, key=itemgetter("order")), "choosing", unit=" candidates"):
-        source, split, reason = one["source"], one.get("split"), one.get("dropped")
-        if split:
-            if one["id"] in ids:
-                one["id"] = digest(one["id"], one["text"])
-            full = len(splits[split]) == getattr(options, split)
-            full = full or counts[source, split] == options.max_per_source
-            reason = "over the cap" if full else duplicates.reason(one)
-        counts[source, f"dropped: {reason}" if reason else split] += 1
-        if not reason:
-            lengths = {"n_chars": len(one["text"]), "n_tokens": counter.count(one["text"])}
-            fields = {key: one[key] for key in ("id", "source", "url", "text")}
-            splits[split].append(fields | lengths)
-            ids.add(one["id"])
+    merged = heapq.merge(*files, key=itemgetter("order"))
+    return tqdm(merged, "choosing", unit=" candidates")
+
+
+def choose(work: Path, options: SampleOptions) -> tuple[dict[str, list[dict]], Counter]:
+    """The first candidates that repeat none kept before, up to the caps; what became of all.
+
+    The first of an id keeps it; a later one that is no near duplicate gets one by its text.
+    """
+    counter, duplicates = load_counter(options.tokenizer), Duplicates()
+    most = {"train": options.train, "test": options.test}
+    splits: dict[str, list[dict]] = {"train": [], "test": []}
+    counts: Counter[tuple[str, str]] = Counter()  # by source and what became of it
+    ids: set[str] = set()
+    for candidate in merged_candidates(work):
+        source = candidate["source"]
+        if "dropped" in candidate:
+            counts[source, f"dropped: {candidate['dropped']}"] += 1
+            continue
+        split, text = candidate["split"], candidate["text"]
+        if candidate["id"] in ids:
+            candidate["id"] = digest(candidate["id"], text)
+        is_full = len(splits[split]) == most[split]
+        if is_full or counts[source, split] == options.max_per_source:
+            reason = "over the cap"
+        else:
+            reason = duplicates.reason(candidate)
+        if reason:
+            counts[source, f"dropped: {reason}"] += 1
+            continue
+        counts[source, split] += 1
+        ids.add(candidate["id"])
+        extract = {field: candidate[field] for field in ("id", "source", "url", "text")}
+        extract |= {"n_chars": len(text), "n_tokens": counter.count(text)}
+        splits[split].append(extract)
     return splits, counts
 
 
@@ -118,7 +158,8 @@ def write_report(folder: Path, counts: Counter) -> None:
     print(f"{text}; see {folder}/report.md")
 
 
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_options(arguments: list[str] | None = None) -> SampleOptions:
+    """The options of a command line; wrong usage ends the process with exit code 2."""
     parser = script_parser(__doc__)
     option = parser.add_argument
     option("--input", nargs="+", default=RED_PAJAMA, help="files, globs, URLs, .txt lists of them")
@@ -136,11 +177,16 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     option("--max-per-source", type=positive, help="at most so many of a source in each split")
     option("--passages", action="store_true", help="cut documents at paragraphs into the windows")
     option("--seed", type=int, default=0, help="draws, orders and splits")
-    option("--workers", type=positive, default=multiprocess.cpu_count(), help="tasks at a time")
-    options = parser.parse_args(arguments)
-    is_red_pajama = options.input == RED_PAJAMA
-    if options.fraction is None:
-        options.fraction = 0.01 if is_red_pajama else 1.0
+    workers = "tasks at a time (default: one a core, all of them on a cluster)"
+    option("--workers", type=positive, default=argparse.SUPPRESS, help=workers)
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--slurm", metavar="PARTITION", help="run the tasks there, and wait")
+    place.add_argument("--ray", metavar="ADDRESS", help="run them at this Ray, HOST:PORT or auto")
+    given = {"workers": None} | vars(parser.parse_args(arguments))
+    is_red_pajama = given["input"] == RED_PAJAMA
+    if given["fraction"] is None:
+        given["fraction"] = 0.01 if is_red_pajama else 1.0
+    options = SampleOptions(**given)
     if options.max_tokens - options.min_tokens < 2:
         lengths = f"--min-tokens {options.min_tokens} and --max-tokens {options.max_tokens}"
         parser.error(f"{lengths} leave no length between them")
@@ -151,11 +197,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def settings_of(options: argparse.Namespace, paths: list[str]) -> dict:
+def settings_of(options: SampleOptions, paths: list[str]) -> dict:
     """What the extracts depend on, for made.json; local files with their size and time."""
-    settings = {name: str(v) for name, v in vars(options).items() if name not in NO_EFFECT}
-    states = {path: Path(path).stat() for path in paths if "://" not in path}
-    settings["files"] = {path: [s.st_size, s.st_mtime_ns] for path, s in states.items()}
+    settings: dict = {name: str(v) for name, v in vars(options).items() if name not in NO_EFFECT}
+    settings["files"] = {}
+    for path in paths:
+        if "://" not in path:
+            state = Path(path).stat()
+            settings["files"][path] = [state.st_size, state.st_mtime_ns]
     if windows_overlap(options) and not options.passages:
         settings["in_both_windows"] = "split by id"  # up to 0.3.7 it was all for testing
     return settings
@@ -163,16 +212,17 @@ def settings_of(options: argparse.Namespace, paths: list[str]) -> dict:
 
 def made_with(folder: Path, settings: dict, without: tuple[str, ...] = ()) -> bool:
     """Whether `folder`/made.json says so, of files of the same name, size and time anywhere."""
-    made = folder / "made.json"
-    there = (parse_object(made.read_bytes()) or {}) if made.is_file() else {}
-    if not isinstance(there.get("files"), dict):
+    path = folder / "made.json"
+    made = parse_object(path.read_bytes()) if path.is_file() else None
+    if not made or not isinstance(made.get("files"), dict):
         return False
 
-    def comparable(one: dict) -> dict:
-        files = sorted([Path(path).name, *state] for path, state in one["files"].items())
-        return {k: v for k, v in one.items() if k not in without} | {"files": files}
+    def comparable(told: dict) -> dict:
+        kept = {name: value for name, value in told.items() if name not in without}
+        kept["files"] = sorted([Path(path).name, *state] for path, state in told["files"].items())
+        return kept
 
-    return comparable(there) == comparable(settings)
+    return comparable(made) == comparable(settings)
 
 
 def is_done(output: Path, settings: dict) -> bool:
@@ -193,7 +243,7 @@ def check_free(output: Path, work: Path, settings: dict) -> None:
         shutil.rmtree(work, ignore_errors=True)  # a kill came before it said what it is of
 
 
-def inputs_of(options: argparse.Namespace, paths: list[str]) -> list[str]:
+def inputs_of(options: SampleOptions, paths: list[str]) -> list[str]:
     """Those of the files to read: of RedPajama, which has a folder a source, its --sources."""
     if options.input != RED_PAJAMA:
         return paths
@@ -208,7 +258,8 @@ def main() -> None:
     options = parse_options()
     load_counter(options.tokenizer)  # fails before anything is transferred
     output = (options.data / "extracts").absolute()
-    paths, work = [file for path in options.input for file in expand(path)], output / "unfinished"
+    work = output / "unfinished"
+    paths = [file for path in options.input for file in expand(path)]
     settings = settings_of(options, paths)
     if is_done(output, settings):
         shutil.rmtree(work, ignore_errors=True)  # which a kill at the very end may leave
@@ -219,7 +270,7 @@ def main() -> None:
     if not units:
         raise UserError(f"the input is empty, or --fraction {options.fraction} draws none of it")
     mark_made(work, settings)
-    run_tasks(options, units, work)
+    run_all(options, units, work)
     splits, counts = choose(work, options)
     lost = lost_files(work)
     if not any(splits.values()):
@@ -238,6 +289,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from data_prep import sample_extracts  # under the name by which workers can import `run_task`
+    from data_prep import sample_extracts  # the name by which workers import `find_candidates`
 
     run(sample_extracts.main)

@@ -1,11 +1,11 @@
 """Turn a record into the extracts in it, clean and of a known source, and tell repeated ones."""
 
-import argparse
 import ast
 import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -38,7 +38,23 @@ TEST_SHARE = 0.3  # of documents that are fit for testing and for training
 MOST_CHARS_A_TOKEN = 8  # prose has 3 to 6
 RUN = 13  # words; the n-gram by which GPT-3 was cleared of its test sets (Brown et al., 2020)
 SHINGLE, BANDS, ROWS = 5, 14, 8  # datatrove's MinHash settings: a Jaccard index over about 0.75
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: Knuth's for hashing
 FACTORS, TERMS = np.random.default_rng(1).integers(0, 1 << 63, (2, BANDS * ROWS), np.uint64)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What of a document is taken: for training more than `min_tokens` and fewer than `max_tokens`
+    of the `tokenizer`, for testing from `min_chars` to `max_chars`; of its `passages` or whole."""
+
+    tokenizer: str
+    min_tokens: int
+    max_tokens: int
+    min_chars: int
+    max_chars: int
+    passages: bool
+    source_name: str  # of records that name no source
+    seed: int  # of splits and orders
 
 
 def parse_line(line: bytes | str) -> object:
@@ -128,7 +144,7 @@ def cut_passages(text: str, size: Callable[[str], int], low: int, high: int) -> 
     return [p for p in [*passages, passage] if low < size(p) < high]
 
 
-def windows_overlap(options: argparse.Namespace) -> bool:
+def windows_overlap(options: Windows) -> bool:
     """Whether a document may be in both windows, of which one is in tokens and one in characters.
 
     A document is in both if it has more than `min_tokens` and fewer than `max_tokens` tokens and
@@ -140,7 +156,7 @@ def windows_overlap(options: argparse.Namespace) -> bool:
     return MOST_CHARS_A_TOKEN * options.max_tokens > options.min_chars
 
 
-def windows_of(document: dict, share: float, options: argparse.Namespace) -> Iterator[dict]:
+def windows_of(document: dict, share: float, options: Windows) -> Iterator[dict]:
     """Yield what of a document falls into the training or the test window, with its `split`.
 
     `share`, a number in [0, 1) that is the document's own, draws the split of one that is fit for
@@ -181,7 +197,7 @@ def to_document(text: str, meta: dict, source_name: str) -> tuple[dict, str]:
     return document, document["id"] if is_its_own else digest(document["id"], text)
 
 
-def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
+def select(line: bytes | str | dict, options: Windows) -> list[dict]:
     """The candidates in a line or row, or {source, order, dropped: why}; of a blank line none.
 
     A record that lacks a text tells its `fields` instead.
@@ -219,32 +235,55 @@ def select(line: bytes | str | dict, options: argparse.Namespace) -> list[dict]:
 
 
 def ngrams(text: str, n: int) -> np.ndarray:
-    """64-bit hashes of all runs of `n` lower-cased words, in order; of all words if fewer."""
+    """64-bit hashes of all runs of `n` lower-cased words, in order; of all words if fewer.
+
+    A run's hash is a polynomial in its words' hashes, as in Rabin and Karp's search: shape
+    (words - n + 1,), all runs at once, one word of each at a step.
+    """
     words = re.findall(r"\w+", text.lower()) or [text]
-    hashes = np.array([xxhash.xxh3_64_intdigest(word.encode()) for word in words], np.uint64)
-    found = np.zeros(max(1, len(hashes) - n + 1), np.uint64)
-    for i in range(min(n, len(hashes))):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + hashes[i : i + len(found)]
-    return found ^ (found >> np.uint64(31))
+    word_hashes = np.array([xxhash.xxh3_64_intdigest(word.encode()) for word in words], np.uint64)
+    run_hashes = np.zeros(max(1, len(words) - n + 1), np.uint64)
+    for i in range(min(n, len(words))):
+        next_words = word_hashes[i : i + len(run_hashes)]
+        run_hashes = run_hashes * MULTIPLIER + next_words  # modulo 2**64
+    # The low bits of a product depend on low bits alone: the high ones are mixed in.
+    return run_hashes ^ (run_hashes >> np.uint64(31))
+
+
+def minhash(text: str) -> np.ndarray:
+    """The MinHash signature of a text's shingles (Broder, 1997), of shape (BANDS, ROWS).
+
+    Each of its numbers is the least of the shingles' hashes under another permutation of the 64-bit
+    numbers, x -> x * factor + term: only an odd factor gives each number another one. Two texts
+    agree in each with a probability of their shingles' Jaccard index.
+    """
+    shingles = ngrams(text, SHINGLE)
+    permuted = shingles[:, None] * (FACTORS | np.uint64(1)) + TERMS
+    return permuted.min(axis=0).reshape(BANDS, ROWS)
 
 
 class Duplicates:
-    """Near duplicates of what was kept, by MinHash (Broder, 1997), and passages of test texts."""
+    """Near duplicates of what was kept, and texts that share a passage with a kept test text.
 
-    def __init__(self):
-        self.marks, self.test_runs = set(), set()
+    Two texts are near duplicates if their signatures agree in all rows of a band.
+    """
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self.bands: set[tuple[int, bytes]] = set()  # (which band, its rows)
+        self.test_runs: set[int] = set()
 
     def reason(self, extract: dict) -> str | None:
         """Why not to keep an extract; if there is no reason, it counts as kept from then on."""
         runs = ngrams(extract["text"], RUN).tolist()
         if extract["split"] == "train" and not self.test_runs.isdisjoint(runs):
             return "shares a run of words with a test document"
-        hashes = ngrams(extract["text"], SHINGLE)[:, None] * (FACTORS | np.uint64(1)) + TERMS
-        bands = map(np.ndarray.tobytes, hashes.min(axis=0).reshape(BANDS, ROWS))
-        marks = {extract["id"], *enumerate(bands)}
-        if not self.marks.isdisjoint(marks):
+        signature = minhash(extract["text"])
+        bands = {(number, rows.tobytes()) for number, rows in enumerate(signature)}
+        if extract["id"] in self.ids or not self.bands.isdisjoint(bands):
             return "near duplicate"
-        self.marks |= marks
+        self.ids.add(extract["id"])
+        self.bands |= bands
         if extract["split"] == "test":
             self.test_runs.update(runs)
         return None

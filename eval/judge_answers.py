@@ -15,6 +15,7 @@ from common.files import write_text
 from common.stats import paired_bootstrap
 from common.table import load
 from data_prep.teacher.ask import ask_all, teacher_options
+from data_prep.teacher.client import ask_options
 from data_prep.teacher.judge import pair_requests, points
 from eval.report import write_report
 from eval.score_answers import load_evaluation
@@ -48,7 +49,7 @@ def main() -> None:
     path, target, systems, left = config.eval_dir / "judge.jsonl", scores["target"], {}, 0
     for other in scores["differences"]:
         requests = pair_requests(rows, texts[target], texts[other], config.task)
-        left += ask_all(requests, path, args, f"verdicts on {other}", key=KEY)
+        left += ask_all(requests, path, ask_options(args), f"verdicts on {other}", key=KEY)
         replies = load(path, [{**request, "model": args.model} for request in requests], KEY)
         judged = points(requests, replies, config.task)
         alike = [row["id"] for row in rows if row["id"] not in judged.index]  # draws, not asked

@@ -17,9 +17,9 @@ from huggingface_hub.utils import filter_repo_objects
 
 from common.cli import UserError, run, script_parser
 from common.files import digest, is_made, read_json, write_text
-from common.hub import CARD, add_hub_options, hub_session, publish
+from common.hub import CARD, add_hub_options, hub_options, hub_session, publish
 from data_prep.publish_dataset import lock_of, row_hashes
-from data_prep.teacher.client import teacher_terms
+from data_prep.teacher.prices import teacher_terms
 from eval.report import ALL_TITLES, table
 from eval.score_answers import load_scores
 from eval.systems import system_of
@@ -113,7 +113,8 @@ def main() -> None:
     print(f"card: {config.output_dir / 'model_card.md'}")
     files |= {CARD: card.encode(), f"{config.name}.yaml": recipe.encode()}
     lock = config.output_dir.with_name(f"{config.name}{'-merged' * args.merged}.hub.lock")
-    publish(args, "model", files, lock, obsolete=ADAPTER if args.merged else ())
+    obsolete = ADAPTER if args.merged else ()
+    publish(hub_options(args), "model", files, lock, obsolete)
 
 
 if __name__ == "__main__":

@@ -60,12 +60,13 @@ def settings_of(
 def ask_endpoint(system: System, requests: list[dict], path: Path, args) -> None:
     """Complete the answers of a model behind an endpoint, asked as the teacher is."""
     from data_prep.teacher.ask import ask_all
+    from data_prep.teacher.client import ask_options
 
     how = {"model": system.model, "max_tokens": requests[0]["settings"]["max_new_tokens"]}
     how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
     how |= {"batch": False, "timeout": 300}
     how = argparse.Namespace(**vars(args) | how)
-    ask_all(requests, path, how, system.model, KEY, cut_counts=True)
+    ask_all(requests, path, ask_options(how, cut_counts=True), system.model, KEY)
 
 
 def requests_of(rows: list[dict], template: str | None, task: Task, settings: dict) -> list[dict]:

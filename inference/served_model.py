@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from common.cli import UserError, one_line
-from data_prep.teacher.client import endpoint_url
+from data_prep.teacher.endpoints import endpoint_url
 from training.config import fingerprint
 
 # What tells one model from another; prices, permissions and states change while it stays the same.

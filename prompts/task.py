@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
+from typing import Protocol
 
 from jinja2 import TemplateError, TemplateNotFound, nodes
 from jinja2.meta import find_referenced_templates
@@ -271,6 +272,14 @@ def load_task(name: str = "summarize", folder: Path = FOLDER) -> Task:
     return task
 
 
+class TaskOptions(Protocol):
+    """What a command line with `add_task_options` holds."""
+
+    task: str
+    prompts_dir: Path
+    data: Path
+
+
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """The options that tell a stage its job, and where the data are."""
     option = parser.add_argument
@@ -279,12 +288,12 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     option("--data", type=Path, default=Path("data"), help="of the extracts and of all tasks' data")
 
 
-def task_of(args: argparse.Namespace) -> Task:
+def task_of(args: TaskOptions) -> Task:
     """The task of a command line with `add_task_options`. Raises UserError."""
     return load_task(args.task, args.prompts_dir)
 
 
-def data_folder(args: argparse.Namespace, stage: str, name: str = "") -> Path:
+def data_folder(args: TaskOptions, stage: str, name: str = "") -> Path:
     """DATA/extracts, which the tasks share, or a stage's DATA/TASK/STAGE, or STAGE-NAME there."""
     folder = args.data if stage == "extracts" else args.data / args.task
     return folder / (f"{stage}-{name}" if name else stage)

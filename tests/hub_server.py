@@ -7,7 +7,6 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -16,12 +15,12 @@ from unittest.mock import patch
 from urllib.parse import parse_qs, unquote
 
 from huggingface_hub import RepoCard, constants
-from quiet_server import QuietServer
+from quiet_server import QuietHandler, Stub
 
 TOKEN = "hf_good"
 ROUTE = re.compile(
     r"/(?:api/)?(datasets/|models/)?([^/]+/[^/]+)"
-    r"(?:/(preupload|commit|tree|revision|resolve|paths-info)/([^/]+)(?:/(.*))?)?"
+    r"(?:/(refs)|/(preupload|commit|tree|revision|resolve|paths-info|branch|tag)/([^/]+)(?:/(.*))?)?"
 )
 
 
@@ -39,8 +38,9 @@ def file_entry(path: str, content: bytes) -> dict:
     return entry
 
 
-class Hub:
-    """`repos`: "datasets/me/name" or "models/me/name" -> {path: bytes}; `commits`: summaries."""
+class Hub(Stub):
+    """`repos`: "datasets/me/name" or "models/me/name" -> {path: bytes}, of another branch than main
+    "datasets/me/name@branch"; `commits`: summaries."""
 
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
@@ -48,23 +48,17 @@ class Hub:
         self.commits: list[str] = []
         self.sent: list[list[str]] = []  # by commit, the files in it
         self.shas: dict[str, list[str]] = {}  # of every repo, the newest last
+        self.tags: dict[str, dict[str, str]] = {}  # of every repo, name -> commit
         self.blobs: dict[str, bytes] = {}
         self.uploads = self.drop_uploads = 0
         self.before_commit: list = []  # functions, the last called before the next commit
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
-            log_message = lambda *args: None  # noqa: E731
             do_GET = do_POST = do_PUT = do_HEAD = lambda self: hub.route(self)
 
-        self.server = QuietServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.serve(Handler)
 
     def environment(self, folder: Path, token: str = TOKEN) -> dict[str, str]:
         """What makes a stage use this Hub, with its cache below `folder`."""
@@ -96,8 +90,9 @@ class Hub:
         return self.shas[name][-1]
 
     def move_on(self, name: str) -> None:
-        number = len(self.shas.setdefault(name, []))
-        self.shas[name].append(hashlib.sha1(f"{name}{number}".encode()).hexdigest())
+        shas = self.shas.setdefault(name, [])
+        number = len(shas)
+        shas.append(hashlib.sha1(f"{name}{number}".encode()).hexdigest())
 
     def put(self, name: str, files: dict[str, bytes]) -> str:
         """Make a public repo, as if pushed by another. Returns its revision."""
@@ -139,12 +134,18 @@ class Hub:
     def route_repo(self, request, path: str, body: bytes) -> None:
         """What is asked of one repo."""
         match = ROUTE.fullmatch(path)
-        kind, repo, action, revision, rest = match.groups() if match else (None,) * 5
-        name = f"{kind or 'models/'}{repo}"
-        if name not in self.repos:
+        kind, repo, refs, action, revision, rest = match.groups() if match else (None,) * 6
+        repo_name = f"{kind or 'models/'}{repo}"
+        if repo_name not in self.repos:
             return self.send(request, 404, {"error": "no"}, {"X-Error-Code": "RepoNotFound"})
-        if revision not in (None, "main", "HEAD", *self.shas[name]):
+        if refs or action == "branch":
+            return self.send_refs(request, repo_name, revision, body)
+        name = self.branch_of(repo_name, revision)
+        if not name:
             return self.send(request, 404, {"error": "no"}, {"X-Error-Code": "RevisionNotFound"})
+        if action == "tag":
+            self.tags.setdefault(repo_name, {})[json.loads(body)["tag"]] = revision
+            return self.send(request, 200, {})
         files = self.repos[name]
         if action == "commit":
             return self.commit(request, name, files, body)
@@ -163,10 +164,40 @@ class Hub:
                 card = RepoCard(files.get("README.md", b"").decode())
             except Exception:  # the Hub passes over a card that is none
                 card = RepoCard("---\n{}\n---\n")
-            about = {"id": repo, "sha": self.sha(name), "private": self.private[name], "tags": []}
+            about = {"id": repo, "sha": self.sha(name), "tags": []}
+            about["private"] = self.private[repo_name]
             names = [{"rfilename": path} for path in files]
             answer = {**about, "siblings": names, "cardData": card.data.to_dict()}
         return self.send(request, 200, answer)
+
+    def branch_of(self, repo_name: str, revision: str | None) -> str | None:
+        """The key in `repos` that a branch or a commit belongs to; None if there is none."""
+        if revision in (None, "main", "HEAD", *self.shas[repo_name]):
+            return repo_name
+        branches = [name for name in self.repos if name.startswith(f"{repo_name}@")]
+        named = [n for n in branches if n == f"{repo_name}@{revision}" or revision in self.shas[n]]
+        return named[0] if named else None
+
+    def send_refs(self, request, repo_name: str, branch: str | None, body: bytes) -> None:
+        """The branches and tags of a repo, or a new branch from the commit that is asked for."""
+        if branch:
+            start = self.branch_of(repo_name, json.loads(body)["startingPoint"])
+            name = f"{repo_name}@{branch}"
+            self.repos[name], self.shas[name] = dict(self.repos[start]), [self.sha(start)]
+            return self.send(request, 200, {})
+        branches = [{"name": "main", "ref": "refs/heads/main"} | self.target(repo_name)]
+        for name in self.repos:
+            repo, _, branch = name.partition("@")
+            if repo == repo_name and branch:
+                branches.append({"name": branch, "ref": f"refs/heads/{branch}"} | self.target(name))
+        tags = [
+            {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": sha}
+            for tag, sha in self.tags.get(repo_name, {}).items()
+        ]
+        return self.send(request, 200, {"branches": branches, "tags": tags, "converts": []})
+
+    def target(self, name: str) -> dict[str, str]:
+        return {"targetCommit": self.sha(name)}
 
     def upload_mode(self, files: dict, path: str) -> dict:
         """How to send a file; "oid" tells that it need not be: SHA-256 in LFS, else of git."""

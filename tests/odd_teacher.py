@@ -1,12 +1,10 @@
 """A teacher on loopback that answers each request with whatever bytes a test wants."""
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
 
-from quiet_server import QuietServer
+from quiet_server import QuietHandler, Stub
 
 TEXT = "Lakes freeze from the top because ice floats on the water below it."
 
@@ -19,18 +17,15 @@ def body(message: dict | None = None, choice: dict | None = None, **more: object
     return {"id": "x", "choices": [choice], "usage": usage} | more
 
 
-class OddTeacher:
+class OddTeacher(Stub):
     """`answer(prompt, n)` gives the n-th answer to a prompt: JSON, bytes, or (status, either)."""
 
     def __init__(self, answer: Callable[[str, int], object]) -> None:
         self.answer, self.asked, self.requests, self.paths = answer, Counter(), [], []
         teacher = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -46,10 +41,4 @@ class OddTeacher:
                 self.end_headers()
                 self.wfile.write(data)
 
-        self.server = QuietServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.serve(Handler)

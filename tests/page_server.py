@@ -1,13 +1,12 @@
 """A web server on loopback that answers each path as told, and knows what it was asked."""
 
-import threading
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler
 
-from quiet_server import QuietServer
+from quiet_server import QuietHandler, Stub
 
 
-class PageServer:
+class PageServer(Stub):
     """`pages`: path -> (status, headers, body); a body made of parts may be endless.
 
     In the place of all that a function may stand, which is given the handler.
@@ -17,20 +16,13 @@ class PageServer:
         self.pages, self.seen, self.headers = pages, [], []
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args: object) -> None:
-                pass
-
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 server.seen.append(self.path)
                 server.headers.append(dict(self.headers))
                 server.answer(self)
 
-        self.server = QuietServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.port = self.server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        self.serve(Handler)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         page = self.pages.get(request.path, (404, {}, b""))
@@ -43,7 +35,3 @@ class PageServer:
         request.end_headers()
         for part in [body] if isinstance(body, bytes) else body:
             request.wfile.write(part)
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()

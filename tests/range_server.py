@@ -1,15 +1,14 @@
 """A file server on loopback that answers byte ranges, and misbehaves as asked."""
 
 import re
-import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
-from quiet_server import QuietServer
+from quiet_server import QuietHandler, Stub
 
 
-class RangeServer:
+class RangeServer(Stub):
     """`files`: path -> (size, read(start, end)). `sent`: bytes of bodies, `ranges`: those asked.
 
     `faults`: what goes wrong with the next requests, one word each: a status such as "503",
@@ -27,12 +26,9 @@ class RangeServer:
         self.sent, self.ranges, self.faults, self.delay = 0, [], [], delay
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
-
-            def log_message(self, *args: object) -> None:
-                pass
 
             def do_HEAD(self) -> None:
                 size = server.files.get(self.path, (None, None))[0]
@@ -43,10 +39,7 @@ class RangeServer:
             def do_GET(self) -> None:
                 server.answer(self)
 
-        self.server = QuietServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        self.serve(Handler)
 
     def next_fault(self) -> str:
         if self.faults[1:] == ["always"]:
@@ -81,7 +74,3 @@ class RangeServer:
             request.close_connection = request.close_connection or cut
         except (BrokenPipeError, ConnectionResetError):
             request.close_connection = True
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()

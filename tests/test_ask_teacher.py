@@ -13,8 +13,8 @@ import pytest
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, teacher_reply, write_jsonl
 
 from common.files import append_record
-from data_prep.teacher import ask, limits
-from data_prep.teacher.client import retry_after
+from data_prep.teacher import ask, client, limits, request_queue
+from data_prep.teacher.failures import retry_after
 from data_prep.teacher.limits import Budget, RateLimiter
 
 STAGE = "data_prep.generate_replies"
@@ -254,7 +254,7 @@ def test_a_full_disk_ends_the_run_with_its_own_error(extracts, endpoint, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         append_record(file, *records)
 
-    monkeypatch.setattr(ask, "append_record", append)
+    monkeypatch.setattr(request_queue, "append_record", append)
     options = command(folder, "--concurrency", 8)
     result = run_stage(STAGE, *options, code=1, **environment(server.url))
     assert "No space left on device" in one_error_line(result)
@@ -307,6 +307,7 @@ def test_other_settings_are_asked_anew_by_a_key_of_ones_own(tmp_path, endpoint):
     parser = argparse.ArgumentParser()
     ask.teacher_options(parser)
     args = parser.parse_args(["--model", "m", "--price", "1", "1", "--budget-usd", "1"])
+    options = client.ask_options(args)
 
     def wanted(limit):
         message = {"role": "user", "content": "text"}
@@ -316,7 +317,7 @@ def test_other_settings_are_asked_anew_by_a_key_of_ones_own(tmp_path, endpoint):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOGETHER_BASE_URL", server.url)
         for limit in (1, 2, 1):
-            assert ask.ask_all(wanted(limit), path, args, "answers", ("id", "settings")) == 0
+            assert ask.ask_all(wanted(limit), path, options, "answers", ("id", "settings")) == 0
     records = read_jsonl(path)
     assert [r["settings"]["limit"] for r in records] == [1] * 3 + [2] * 3
     assert "prompt_sha" not in records[0] and records[0]["text"] == teacher_reply()

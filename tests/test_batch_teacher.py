@@ -4,19 +4,17 @@ import json
 import os
 import re
 import signal
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 from conftest import read_jsonl, run_stage, start_stage, teacher_reply, write_jsonl
-from quiet_server import QuietServer
+from quiet_server import QuietHandler, Stub
 
 STAGE = "data_prep.generate_replies"
 KEY = "sk-secret-0123456789"
 
 
-class BatchServer:
+class BatchServer(Stub):
     """Files and batches as Together serves them; `refuse` are the ids that end in the errors file.
 
     Kills the client after it did what was asked in a step of `kill_at`, before it answers.
@@ -27,11 +25,8 @@ class BatchServer:
         self.kill_at, self.client = set(kill_at), None
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
 
             def send(self, step: str, status: int, body=None, **headers: str) -> None:
                 server.steps[step] += 1
@@ -97,9 +92,7 @@ class BatchServer:
 
         self.refuse, self.refuse_for_good = refuse, refuse_for_good
         self.odd, self.more_lines = {}, b""  # what is odd in a reply by its id; in the output
-        self.server = QuietServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        self.serve(Handler)
 
     def file(self, name: str) -> dict:
         known = {"id": name, "bytes": len(self.files[name]), "created_at": 1, "filename": name}

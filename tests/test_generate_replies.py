@@ -53,6 +53,7 @@ def test_every_extract_gets_one_reply_with_its_cost(extracts, endpoint):
         "prompt",
         "text_digest",
         "sampling",
+        "endpoint",
     }
     assert "$0.0126" in result.stderr  # 60 replies
     assert len(server.ledger) == 64 and set(server.ledger.values()) == {1}

@@ -295,3 +295,49 @@ def test_a_lock_or_a_card_of_ours_that_is_not_readable(hub, folder):
     (folder.parent / "hub.lock").unlink()
     (folder / "README.md").write_text("---\na: [\n---\n")
     assert "our own card cannot be read" in one_error_line(push(hub, folder, code=1))
+
+
+def test_a_branch_and_a_tag_are_made_and_the_main_branch_stays(hub, folder):
+    name = "datasets/me/pairs"
+    push(hub, folder)
+    before = dict(hub.repos[name])
+    write_folder(folder, B, "Second")
+    told = push(hub, folder, "--revision", "v2", "--dry-run").stdout
+    assert "the branch v2 is not there; it would be made from main" in told
+    assert f"{name}@v2" not in hub.repos
+    push(hub, folder, "--revision", "v2", "--tag", "v2.0")
+    branch = hub.repos[f"{name}@v2"]
+    assert hub.repos[name] == before and f"data/train-0-{B}.parquet" in branch
+    assert f"data/train-0-{A}.parquet" not in branch and b"# Second" in branch["README.md"]
+    lock = json.loads((folder.parent / "hub.lock").read_text())
+    assert lock["revision"] == hub.sha(f"{name}@v2") == hub.tags[name]["v2.0"]
+    assert lock["branch"] == "v2"
+
+    push(hub, folder)  # what was pushed to main by us is still known to be ours
+    assert hub.repos[name].keys() == branch.keys()
+
+
+def test_a_tag_never_moves(hub, folder):
+    push(hub, folder, "--tag", "v1")
+    revision = hub.sha("datasets/me/pairs")
+    write_folder(folder, B)
+    line = one_error_line(push(hub, folder, "--tag", "v1", code=1))
+    assert f"has a tag v1, at {revision[:12]}; choose another name" in line
+    assert len(hub.commits) == 1 and hub.tags["datasets/me/pairs"] == {"v1": revision}
+
+
+def test_what_another_pushes_to_a_branch_meanwhile_is_not_pushed_over(hub, folder):
+    push(hub, folder, "--revision", "v2")
+    branch = hub.repos["datasets/me/pairs@v2"]
+
+    def change():
+        branch["README.md"] += b"by another"
+        hub.move_on("datasets/me/pairs@v2")
+
+    hub.before_commit.append(change)
+    write_folder(folder, B)
+    line = one_error_line(push(hub, folder, "--revision", "v2", "--tag", "v1", code=1))
+    assert "run again" in line and branch["README.md"].endswith(b"by another")
+    assert len(hub.commits) == 1 and not hub.tags
+    push(hub, folder, "--revision", "v2", "--tag", "v1")
+    assert branch["README.md"].endswith(b"by another") and f"data/train-0-{B}.parquet" in branch

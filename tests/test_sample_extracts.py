@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -399,7 +400,7 @@ def test_what_a_kill_leaves_is_in_nobodys_way(tmp_path, tokenizer, corpus, refer
     (work / "candidates").mkdir(parents=True)
     if moment == "in a candidate file":
         options = parse_options(list(map(str, ["--input", corpus, *WINDOWS, "--workers", 1])))
-        options.tokenizer, options.data = str(tokenizer), tmp_path
+        options = replace(options, tokenizer=str(tokenizer), data=tmp_path)
         mark_made(work, settings_of(options, [str(corpus)]))
         half = (reference / "train.jsonl").read_bytes()[:5000]
         (work / "candidates/.0.jsonl.4194303.tmp").write_bytes(half)
@@ -427,3 +428,15 @@ def test_what_red_pajama_does_not_have_is_named(tmp_path, tokenizer, monkeypatch
     monkeypatch.setattr(sample_extracts, "RED_PAJAMA", [str(tmp_path / "urls.txt")])
     result = sample(tmp_path / "data", tokenizer, "--sources", "arxive", "arxiv", code=1)
     assert one_error_line(result).endswith("has no arxive; --sources of arxiv")
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, tokenizer, corpus, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    command = ["--input", corpus, *WINDOWS]
+    result = sample(tmp_path, tokenizer, *command, "--slurm", "cpu", code=1)
+    assert "No such file or directory: squeue" in one_error_line(result)
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    result = sample(tmp_path, tokenizer, *command, "--ray", "auto", code=1)
+    assert "--ray needs Ray: pip install ray" in one_error_line(result)
+    both = sample(tmp_path, tokenizer, *command, "--ray", "auto", "--slurm", "cpu", code=2)
+    assert "not allowed with" in both.stderr

@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 from common.cli import UserError, one_line
 from common.files import read_records
@@ -18,6 +18,7 @@ DECREASE = 0.95  # of the rate, when told to slow down
 INCREASE = 0.001  # requests a second, at each reply, shortly after that
 PROBING = 30  # seconds until the increase has doubled; it grows as in CUBIC (Ha et al. 2008)
 BACKOFF = 1 / 8  # seconds; doubled at each failure in a row
+LONGEST_PAUSE = 600  # seconds; of an endpoint that is down while others go on
 LATENESS = 0.02  # seconds of delay that are made up for
 
 
@@ -61,9 +62,16 @@ class RateLimiter:
             if busy:
                 self.rate = max(SLOWEST, DECREASE * min(self.rate, len(self.last_second)))
             if busy or self.failures > 1:  # one server error alone makes nobody wait
-                asked = max(asked, BACKOFF * 2**self.failures)
+                asked = max(asked, min(BACKOFF * 2**self.failures, LONGEST_PAUSE))
         pause = asked * random.uniform(1, 1.1)  # never quite as long as others are told
         self.next_at = max(self.next_at, time.monotonic() + pause)
+
+
+@dataclass
+class Total:
+    """The sum in a folder's file while it is changed."""
+
+    usd: float
 
 
 class Budget:
@@ -98,13 +106,13 @@ class Budget:
             self.in_flight = max(0.0, self.in_flight - reserved)
 
     @contextmanager
-    def _locked_total(self) -> Iterator[SimpleNamespace]:
+    def _locked_total(self) -> Iterator[Total]:
         """The sum, `usd`, to be changed; nobody else reads or writes it meanwhile."""
         path = self.folder / ".spent_usd"
         path.touch()
         with path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            total = SimpleNamespace(usd=self._read(path, file.read()))
+            total = Total(self._read(path, file.read()))
             yield total
             # Settling takes back what was reserved, unless somebody lowered the sum by hand.
             self.spent = max(0.0, total.usd)
