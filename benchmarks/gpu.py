@@ -41,6 +41,7 @@ METER = "benchmarks.gpu_ways.Meter"
 LIGER = "axolotl.integrations.liger.LigerPlugin"
 CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
 PORT, PROMPTS, NEW_TOKENS = 8765, 32, 128
+SHORTEST = 20  # seconds in which nothing can be measured any more
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Recipe:
     keys: tuple[str, ...] = ()
 
 
-class CannotRun(Exception):
+class CannotRun(UserError):
     """Why a part or a way is left out, in a line."""
 
 
@@ -124,7 +125,7 @@ def stage_rows(bench: Bench) -> Path:
 
 def run_way(bench: Bench, *command: str) -> str:
     """What a process of this Python says. Raises CannotRun with its last error."""
-    if bench.seconds_left < 20:
+    if bench.seconds_left < SHORTEST:
         raise CannotRun("no time is left")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
     told = [sys.executable, "-m", *command]
@@ -201,7 +202,7 @@ def compare(bench: Bench, ways: dict[str, Callable[[], dict]]) -> tuple[str, dic
     for name, way in ways.items():
         try:
             results[name] = way()
-        except CannotRun as reason:
+        except UserError as reason:
             said.append(f"{name} cannot run: {reason}")
             continue
         one = results[name]
@@ -314,7 +315,7 @@ def answers_at(context: int) -> Callable[[Bench], tuple[str, dict]]:
 
 def wait_for(process: subprocess.Popen, bench: Bench, log: Path) -> None:
     """Return once the server answers. Raises CannotRun if it ends, or the time does."""
-    while bench.seconds_left > 20:
+    while bench.seconds_left > SHORTEST:
         if process.poll() is not None:
             lines = [line for line in log.read_text().splitlines() if "rror" in line] or ["no word"]
             raise CannotRun(f"vLLM ended: {one_line(lines[-1], 200)}")
@@ -409,8 +410,13 @@ def measure(bench: Bench, part: str, about: dict, into: Path) -> None:
     """Run a part, print its line and append it."""
     started = time.monotonic()
     try:
+        if bench.seconds_left < SHORTEST:
+            raise CannotRun("no time is left")
         line, results = PARTS[part](bench)
-    except CannotRun as reason:
+    except UserError as reason:
+        line, results = f"cannot run: {reason}", None
+    except Exception as error:  # whatever it is: the machine is rented, and other parts may run
+        reason = one_line(f"{type(error).__name__}: {error}", 200)
         line, results = f"cannot run: {reason}", None
     seconds = round(time.monotonic() - started)
     print(f"{part} ({seconds} s): {line}", flush=True)
