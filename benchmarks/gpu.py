@@ -26,11 +26,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import httpx
+import pyarrow as pa
 import yaml
 
 from common.cli import UserError, one_line, over_zero, positive, run, script_parser
 from common.files import append_record, appending, read_json, write_text
-from data_prep.build_dataset import to_row, to_sft_row
+from data_prep.build_dataset import to_row, to_sft_row, write_parquet
 from training.config import load_run_config
 from training.estimate import operations_a_token, shape_of, training_of
 
@@ -89,8 +90,10 @@ def make_rows(bench: Bench, number: int) -> list[dict]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(bench.model)
-    around = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=True))
-    size = bench.length - around - 16
+    turns = [{"role": role, "content": ""} for role in ("user", "assistant")]
+    around = tokenizer.apply_chat_template(turns, tokenize=False)
+    # Tokens may join otherwise where texts were cut.
+    size = bench.length - len(tokenizer(around, add_special_tokens=False).input_ids) - 8
     ids = tokenizer(prose((size + bench.answer) * number * 12), add_special_tokens=False).input_ids
     rows = []
     for i in range(number):
@@ -104,9 +107,7 @@ def make_rows(bench: Bench, number: int) -> list[dict]:
 
 def stage_rows(bench: Bench) -> Path:
     """The data folder of a dataset of exactly one step, which every epoch trains on."""
-    from datasets import Dataset
-
-    data = WORK / f"data-{bench.length}"
+    data = WORK / f"data-{Path(bench.model).name}-{bench.length}"
     hub = data / "summarize/hub"
     if (hub / "README.md").is_file():
         return data
@@ -115,9 +116,9 @@ def stage_rows(bench: Bench) -> Path:
     subsets = {"default": [to_row(p) for p in pairs], "sft": [to_sft_row(p) for p in pairs]}
     configs = []
     for name, rows in subsets.items():
-        (hub / name).mkdir(parents=True, exist_ok=True)
-        Dataset.from_list(rows).to_parquet(hub / name / "train.parquet")
-        subset = {"config_name": name, "data_files": f"{name}/train.parquet"}
+        # The hash in its name keeps `load_dataset` from serving another dataset's cached rows.
+        file = write_parquet(hub / name, "train", pa.Table.from_pylist(rows))
+        subset = {"config_name": name, "data_files": file}
         configs.append(subset | {"default": name == "default"})
     write_text(hub / "README.md", f"---\n{yaml.safe_dump({'configs': configs})}---\n")
     return data
