@@ -87,26 +87,33 @@ def lacking_of(split: Split, answers: int, balance: bool, asking: AskOptions) ->
 
 def plan(options: ReplyOptions, asking: AskOptions) -> pd.DataFrame:
     """What the replies that the model lacks would take, also at the prices of other models."""
+    splits = [read_split(options, name) for name in options.splits]
+    for split in splits:
+        split.adopt(split.replies, options.adopt_old)
+    lacking = {}
+    for answers in range(options.task.answers, 0, -1):
+        lacking[answers] = []
+        for split in splits:
+            lacking[answers] += lacking_of(split, answers, options.balance, asking)
+    return price_table(lacking, asking)
+
+
+def price_table(lacking: dict[int, list[dict]], asking: AskOptions) -> pd.DataFrame:
+    """What requests would take of each model, by the number of answers that they ask for."""
     # Without the batch API's discount, which is shown beside it.
     price_by_model = {asking.model: prices.price_of(asking.model, asking.price)}
     for model, price in PRICES.items():
         if price.get("served", True):
             price_by_model.setdefault(model, price)
-    splits = [read_split(options, name) for name in options.splits]
-    for split in splits:
-        split.adopt(split.replies, options.adopt_old)
     rows = {}
-    for answers in range(options.task.answers, 0, -1):
-        lacking = []
-        for split in splits:
-            lacking += lacking_of(split, answers, options.balance, asking)
-        tokens_in = sum(map(prices.prompt_bytes, lacking)) / prices.BYTES_A_TOKEN
+    for answers, requests in lacking.items():
+        tokens_in = sum(map(prices.prompt_bytes, requests)) / prices.BYTES_A_TOKEN
         for model, price in price_by_model.items():
             tokens_a_reply = prices.REPLY_TOKENS[answers] + price.get("reasoning", 0)
-            tokens_out = len(lacking) * tokens_a_reply
+            tokens_out = len(requests) * tokens_a_reply
             usd = prices.cost_usd(tokens_in, tokens_out, price)
             rows[f"{model} ({answers} a reply)"] = {
-                "requests": f"{len(lacking):,}",
+                "requests": f"{len(requests):,}",
                 "M tokens in": f"{tokens_in / 1e6:.2f}",
                 "M tokens out": f"{tokens_out / 1e6:.2f}",
                 "$": "?" if usd is None else f"{usd:.2f}",
@@ -147,11 +154,9 @@ def make_parser() -> argparse.ArgumentParser:
 ADOPT_OLD = "take replies of earlier versions as replies to today's texts and prompts"
 
 
-def main() -> None:
-    args = make_parser().parse_args()
-    task, asking = task_of(args), client.ask_options(args)
-    options = ReplyOptions(
-        task=task,
+def reply_options(args: argparse.Namespace) -> ReplyOptions:
+    return ReplyOptions(
+        task=task_of(args),
         extracts=data_folder(args, "extracts"),
         replies=data_folder(args, "replies"),
         splits=tuple(args.splits),
@@ -159,6 +164,12 @@ def main() -> None:
         balance=args.balance,
         adopt_old=args.adopt_old,
     )
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    task, asking = task_of(args), client.ask_options(args)
+    options = reply_options(args)
     if args.plan:
         print(markdown(plan(options, asking)))
         print(explain_plan(task))
