@@ -307,20 +307,20 @@ def score_recipes(
     options: CompareOptions, shared: Shared, rows: list[dict]
 ) -> tuple[pd.DataFrame, dict]:
     """(figures by system, seed and text, the settings that they were made with)."""
-    systems = ["lead", "base", "instructed"]
-    if all(row["second"] for row in rows):
-        systems.append("second")
-    of_base, settings = score_run(options, options.name, rows, systems)
     frames = {}
-    for system, values in of_base.items():
-        values = values.assign(training_seconds=math.nan, pairs=math.nan)
-        frames[options.task.title(system), 0] = values
     for seed, recipe in product(options.seeds, options.recipes):
         trained = train(options, shared, recipe, seed)
         of_run, _ = score_run(options, trained.run_name, rows, ["tuned"])
         values = of_run["tuned"]
         values = values.assign(training_seconds=trained.seconds, pairs=trained.n_pairs)
         frames[title_of(recipe), seed] = values
+    systems = ["lead", "base", "instructed"]
+    if all(row["second"] for row in rows):
+        systems.append("second")
+    of_base, settings = score_run(options, options.name, rows, systems)
+    for system, values in of_base.items():
+        values = values.assign(training_seconds=math.nan, pairs=math.nan)
+        frames[options.task.title(system), 0] = values
     return pd.concat(frames, names=["system", "seed", "text"]).sort_index(), settings
 
 
