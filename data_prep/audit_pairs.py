@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from common.stats import markdown
 
 SIDES = ["chosen", "rejected"]
+FEW = 0.1  # of the pairs; where fewer differ in length, they teach nothing of it
 
 
 def measure(pairs: list[dict]) -> pd.DataFrame:
@@ -43,7 +44,8 @@ def audit(frame: pd.DataFrame) -> str:
                 continue
             won, low, high = share_with_interval(marks)
             line[name] = f"{won:.1%} [{low:.1%}, {high:.1%}]"
-            if group == "all" and (low > 0.6 or high < 0.4):  # a signal of its own
+            is_common = len(marks) >= FEW * len(members)
+            if group == "all" and is_common and (low > 0.6 or high < 0.4):  # a signal of its own
                 which = f"the {name.split()[0]} answer wins in {won:.0%} of the pairs"
                 warnings.append(f"**A student may learn this, not quality: {which}.**")
         lines[group] = line

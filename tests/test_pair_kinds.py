@@ -8,6 +8,7 @@ from datasets import load_dataset
 from test_build_pairs import build, extract, pairs_in, prompt_of, single, squeezed
 
 from common.files import digest
+from data_prep.audit_pairs import audit, measure
 from data_prep.candidates import NoPair
 from data_prep.find_facts import invented_facts
 from data_prep.pairs_from_samples import pick_sides
@@ -194,3 +195,15 @@ def test_several_kinds_stand_together(tmp_path):
     assert "- `corrupted`:" in card and "- `choices`:" in card
     wrong = build(tmp_path, train, None, "--rejected", "none", "choices", code=1)
     assert "no other kind" in one_error_line(wrong)
+
+
+def test_a_length_that_hardly_any_pair_differs_in_is_no_signal():
+    """Corrupted answers are as long as the chosen ones, but for a few."""
+    pairs = [
+        {"source": "a", "chosen": "one two three", "rejected": "one two" if i < 9 else "two one it"}
+        | {"chosen_position": None}
+        for i in range(100)
+    ]
+    assert "may learn" not in audit(measure(pairs))
+    pairs[9:40] = pairs[:1] * 31
+    assert "may learn" in audit(measure(pairs))
