@@ -535,6 +535,19 @@ def test_a_machine_that_does_not_lead_takes_no_lock_and_writes_beside(tmp_path, 
     assert (tmp_path / "out.rank1.log").is_file()
 
 
+def test_ray_starts_its_workers_itself(tmp_path):
+    config = write_yaml(tmp_path / "run.yaml")
+    settings = resolve_config(config, Overlay(launch="ray")).settings
+    assert settings["use_ray"] and settings["resources_per_worker"] == {"GPU": 1}
+    launch = train_adapter.Launch(Path("a.yaml"), Path("rows"), (), Path("log"), by_ray=True)
+    trainer = ["-m", "axolotl.cli.train", "a.yaml", "--dataset_prepared_path=rows"]
+    assert launch.command() == [sys.executable, *trainer]
+    by_accelerate = replace(launch, by_ray=False, options=("--cpu",)).command()
+    assert by_accelerate == [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *trainer]
+    line = one_error_line(run_stage(TRAIN, config, "--launch", "ray", "--multi_gpu", code=1))
+    assert "reads no options of accelerate (--multi_gpu); --set ray_num_workers=8" in line
+
+
 @pytest.mark.slow
 def test_the_plugins_are_found_from_any_folder(tmp_path):
     """Set-up installs this project, so axolotl and Ray's workers need no folder for them."""

@@ -45,6 +45,7 @@ class FirstAdapter(BasePlugin):
         model.save_pretrained = partial(model.save_pretrained, selected_adapters=["default"])
         if self.precomputes(cfg):
             trainer.precompute_ref_logps = True  # also of what is evaluated later
+            model.train()  # where a model infers, bitsandbytes packs 4 bits on a CPU for that alone
             batch_size = trainer.args.per_device_train_batch_size
             rows = trainer._precompute_ref_logps(trainer.train_dataset, "train", batch_size)
             trainer.train_dataset = rows
