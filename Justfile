@@ -110,22 +110,22 @@ _lint:
 dataset *options: setup
     {{ python }} -m data_prep.make_dataset "$@"
 
-# Sample extracts for training and documents for testing: 1% of RedPajama, or --input FILES
+# Sample extracts for training and documents for testing: 1% of RedPajama, or --input FILES (--slurm, --ray)
 [group('data')]
 extracts *options: setup
     {{ python }} -m data_prep.sample_extracts "$@"
 
-# What the missing replies would cost; asks nothing
+# What a run would cost: the teacher's replies, and a GPU's hours and dollars; asks nothing
 [group('data')]
 plan *options: setup
-    {{ python }} -m data_prep.generate_replies --plan "$@"
+    {{ python }} -m training.plan "$@"
 
 # Ask the teacher for what is missing (TOGETHER_API_KEY, TOGETHER_BASE_URL), e.g. --budget-usd 50
 [group('data')]
 replies *options: setup
     {{ python }} -m data_prep.generate_replies "$@"
 
-# Parse and filter the replies into preference pairs, e.g. --rejected student
+# Parse and filter the replies into preference pairs, e.g. --rejected corrupted
 [group('data')]
 pairs *options: setup
     {{ python }} -m data_prep.build_pairs "$@"
@@ -160,7 +160,7 @@ merge run *options: setup
 eval run *options: setup
     {{ python }} -m eval.evaluate "$@"
 
-# Answer the test documents with every system, or the training texts: --split train
+# Answer the test documents with every system, the training texts (--split train), or sample --split unseen
 [group('model')]
 answers run *options: setup
     {{ python }} -m eval.answer_texts "$@"
@@ -190,7 +190,7 @@ summarize *options: setup
 serve *options: setup
     {{ python }} -m inference.serve "$@"
 
-# Try what is served on a page: texts, PDFs and addresses, answers side by side (--url, --port)
+# Try what is served on a page, answers side by side, and keep which one is better (--url, --port, --task)
 [group('use')]
 play *options: setup
     {{ python }} -m inference.play "$@"

@@ -100,7 +100,7 @@ def answer_systems(
         write_text(path, json.dumps(read_json(path) | asked, indent=1) + "\n")
     for name, settings in asked.items():
         path = answers_path(config, name)
-        answer_rows(name, systems[name], rows, path, config.task, options, settings)
+        answer_rows(systems[name], rows, path, config.task, options, settings)
     return asked
 
 

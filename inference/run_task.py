@@ -82,7 +82,7 @@ def write(
     path, settings = folder / TABLE, settings_of(system, task, options)
     rows = [{"id": digest(text), "text": text} for text in dict.fromkeys(texts.values())]
     try:
-        answer_rows(task.name, system, rows, path, task, options, settings)
+        answer_rows(system, rows, path, task, options, settings)
     finally:  # what is there after Ctrl-C, too
         answers = load(path, requests_of(rows, system.template, task, settings), KEY)
         for name, text in texts.items():
