@@ -31,7 +31,7 @@ class Endpoint:
     `faults` the probability of each of FAULTS.
     """
 
-    def __init__(  # noqa: PLR0913: what an endpoint may do, each by its name
+    def __init__(  # noqa: PLR0913 (what an endpoint may do, each by its name)
         self,
         reply: Callable[[str], str | None],
         *,

@@ -144,7 +144,7 @@ def answer_rows(
     if isinstance(system.model, str):
         return ask_endpoint(system, wanted, path, options)
     texts = {row["id"]: row["text"] for row in rows}
-    with appending(path) as log, tqdm(desc=f"{path.stem} answers", unit="text") as bar:
+    with appending(path) as log, tqdm(desc=path.stem, unit="text") as bar:
         if not (left := table.missing(path, wanted, KEY)):
             return
         if old := sum("prompt" not in record for record in read_records(path)):
