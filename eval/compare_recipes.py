@@ -196,7 +196,10 @@ def build_pairs(
 
 
 def stage_dataset(options: CompareOptions, name: str, pairs: list[dict]) -> Path:
-    """Stage these of the pairs called `name`, no others; the dataset's folder."""
+    """Stage these of the pairs called `name`, no others; the dataset's folder. Raises UserError."""
+    if not pairs:
+        hint = "more texts (--examples, --unseen) or --samples give more"
+        raise UserError(f"none of the pairs {name} is of the texts that are trained on; {hint}")
     write_records(options.place("pairs", name) / "train.jsonl", pairs)
     stage("data_prep.build_dataset", "--name", name, *options.of_task)
     return options.place("hub", name)
