@@ -17,13 +17,15 @@ from pyarrow import parquet
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
 from common.text import control_tokens, plain_text
+from data_prep.candidates import NOT_CHECKED
 from data_prep.teacher.client import teacher_terms
 from prompts.task import Task, add_task_options, data_folder, load_task, task_of
 
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 COLUMNS = dict.fromkeys(("id", "source", "url"), pa.string())
 COLUMNS |= dict.fromkeys(("prompt", "chosen", "rejected"), MESSAGES)
-COLUMNS |= dict.fromkeys(("reference", "rejected_by", "teacher", "prompt_sha"), pa.string())
+COLUMNS |= dict.fromkeys(("reference", "kind", "chosen_by", "rejected_by"), pa.string())
+COLUMNS |= dict.fromkeys(("teacher", "prompt_sha"), pa.string())
 COLUMNS |= {"chosen_position": pa.int64(), "ratings": pa.list_(pa.float64())}
 LICENCES = dict.fromkeys(("wikipedia", "stackexchange"), "CC BY-SA")
 LICENCES["arxiv"] = "each paper under the licence its authors chose on arXiv"
@@ -86,6 +88,17 @@ def write_files(
     return files
 
 
+def kinds_of(rejected: str | list[str]) -> list[str]:
+    """The kinds of the pairs, which version 0.4.0 wrote as the only one."""
+    return [rejected] if isinstance(rejected, str) else rejected
+
+
+def not_checked(kinds: list[str], limits: dict[str, float]) -> dict[str, list[str]]:
+    """kind -> those of the checks that its pairs need not pass, where there are any."""
+    left_out = {kind: sorted(NOT_CHECKED.get(kind, set()) & limits.keys()) for kind in kinds}
+    return {kind: names for kind, names in left_out.items() if names}
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__)
     add_task_options(parser)
@@ -112,7 +125,13 @@ def main() -> None:
     example = min(splits["train"], key=lambda pair: len(pair["prompt"]))
     shutil.rmtree(hub, ignore_errors=True)  # files of an earlier state
     made["configs"] = write_files(hub, splits, task, tokens)
-    facts = {"licences": licences, "example": example, "terms": teacher_terms(example["teacher"])}
+    made["rejected"] = kinds_of(made["rejected"])
+    teacher = splits["test"][0]["teacher"]  # training pairs need not be a teacher's
+    facts = {"licences": licences, "example": example, "teacher": teacher}
+    facts |= {"terms": teacher_terms(teacher), "exchange": made.pop("exchange", "others")}
+    only = made["rejected"][0]  # the kind of pairs that do not tell it, of version 0.4.0
+    facts["rejected_by"] = {p.get("kind", only): p["rejected_by"] for p in splits["train"]}
+    facts["not_checked"] = not_checked(made["rejected"], made["limits"])
     card = task.render("dataset_card.md", splits=splits, **made, **facts)
     write_text(hub / "README.md", card + "\n")
     print(f"staged in {hub}; `just publish-dataset NAME` pushes it")

@@ -1,208 +1,271 @@
-"""Turn the teacher's replies into preference pairs; say what was dropped, and audit the rest.
+"""Make preference pairs, say what was dropped and why, and audit the rest.
 
-Reads DATA/extracts and DATA/TASK/replies, writes DATA/TASK/pairs/{train,test}.jsonl, dropped.jsonl
-(every reply is in exactly one of them), and made.json with the funnel and the audit.
+Whose answers are rejected, one kind or several (`--rejected corrupted samples`):
+
+    teacher    the worse of the teacher's two, by its own rating
+    student    an untrained student's own, told what to do (`just answers STUDENT --split train`)
+    RUN        those of a trained run (`just answers RUN --split train --systems tuned`)
+    none       nobody's: the chosen answers alone, for SFT
+    corrupted  the teacher's chosen answer with one name or number exchanged
+    samples    of a run's own samples one that its text does not support, against one that it does
+               (`just answers RUN --split unseen`, then `--student RUN`)
+    choices    what stood beside the answer that a person chose in `just play`
+
+Reads DATA/extracts, DATA/TASK/replies, answers of runs and DATA/TASK/choices.jsonl, as the kinds
+ask for them. Writes DATA/TASK/pairs/{train,test}.jsonl, dropped.jsonl (every record is in exactly
+one of them, once for each kind), and made.json with the funnel and the audit. The test pairs are
+the teacher's, whatever the kind.
 
     python -m data_prep.build_pairs
 """
 
 import argparse
 import shutil
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from common.cli import UserError, run, script_parser
-from common.files import load_records, mark_made, read_json, share_of, write_records
+from common.files import load_records, mark_made, write_records
 from common.stats import markdown
-from common.table import load
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
-from data_prep.filter_pairs import limits_of, pair_faults
-from data_prep.load_extracts import load_extracts
-from data_prep.parse_replies import ParseError, parse_answer, parse_reply
+from data_prep.candidates import Candidate, Checks
+from data_prep.filter_pairs import limits_of
+from data_prep.load_extracts import load_extracts, without_reply
+from data_prep.model_answers import load_answers, run_name
+from data_prep.pairs_from_choices import load_choices, pairs_of_choices
+from data_prep.pairs_from_replies import (
+    EXCHANGES,
+    CorruptedSide,
+    ModelSide,
+    NoSide,
+    RejectedSide,
+    ReplyReader,
+    choose_maker,
+)
+from data_prep.pairs_from_samples import pairs_of_samples
 from data_prep.teacher.ask import ask_all, teacher_options
+from data_prep.teacher.client import AskOptions, ask_options
 from data_prep.teacher.judge import pair_requests, points
 from data_prep.teacher.reply_table import adopt_old, fill_in, find_replies
-from data_prep.teacher.teacher_prompts import TeacherPrompts, prompt_digest
+from data_prep.teacher.teacher_prompts import TeacherPrompts
 from prompts.task import Task, add_task_options, data_folder, task_of
 
 SPLITS = ["train", "test"]
 REPLY = ("id", "model", "prompt_sha", "text", "finish_reason", "created", "cost_usd")
-DROPPED = ["id", "split", "model", "prompt_sha", "reason", "detail"]
-UNRATED = dict.fromkeys(("chosen_position", "ratings", "criteria"))
+DROPPED = ["id", "split", "kind", "model", "prompt_sha", "reason", "detail"]
 VERDICT = ("id", "model", "settings")
-ANSWER = ("id", "prompt", "settings")  # as eval/answer_texts.py keeps them
+WITHOUT_REPLIES = ("samples", "choices")  # kinds whose training pairs need no reply
 
 
-def is_of_use(reply: dict, prompts: TeacherPrompts) -> bool:
-    """Whether a reply is an answer, and to a text that is there."""
-    if reply.get("unusable") or reply["id"] not in prompts.extracts:
-        return False
-    return reply.get("text_digest") in (None, prompts.text_digest(reply["id"]))
+@dataclass(frozen=True)
+class Places:
+    """Folders and files that are read."""
+
+    extracts: Path
+    replies: Path
+    choices: Path
 
 
-def choose_teacher(
-    replies: list[dict], prompts: TeacherPrompts, args: argparse.Namespace
-) -> tuple[str, str]:
-    """(model, prompt_sha): of several teachers and prompts those with most replies of use."""
-    usable = [reply for reply in replies if is_of_use(reply, prompts)]
-    makers = [(reply["model"], reply["prompt_sha"]) for reply in usable or replies]
-    counts = Counter(makers).most_common()
-    there = ", ".join(f"{n:,} by {model} with prompt {sha}" for (model, sha), n in counts)
-    for (model, sha), _ in counts:
-        if args.model in (None, model) and args.prompt_sha in (None, sha):
-            if len(counts) > 1:
-                print(f"there are {there}; taking {sha} (--model and --prompt-sha choose others)")
-            return model, sha
-    raise UserError(f"no such replies; choose with --model, --prompt-sha; there are {there}")
+@dataclass(frozen=True)
+class PairOptions:
+    """What pairs are made, of the command line."""
+
+    kinds: tuple[str, ...]
+    student: str
+    exchange: str
+    model: str | None
+    prompt_sha: str | None
+    limits: dict[str, float]
+    tokenizer: str
+    verify: bool
+    length_match: bool
+    adopt_old: bool
+
+    @property
+    def need_replies(self) -> bool:
+        """Whether the training pairs are made of the teacher's replies."""
+        return any(kind not in WITHOUT_REPLIES for kind in self.kinds)
 
 
-def load_rejected(
-    extracts: dict[str, dict], args: argparse.Namespace, task: Task
-) -> tuple[str | None, dict]:
-    """(RUN:SYSTEM, id -> record) of a model's answers asked for last, to the very texts and in the
-    template of today. Raises UserError."""
-    if args.rejected == "none":
-        return None, {key: {"text": ""} for key in extracts}
-    own = args.student if args.task == "summarize" else f"{args.task}-{args.student}"
-    name, system = (own, "instructed") if args.rejected == "student" else (args.rejected, "tuned")
-    folder = Path("outputs") / name / "eval/answers"
-    if not (settings := read_json(folder / "asked.json").get(system)):
-        raise UserError(f"no {system} answers in {folder}; make them: `just answers --split train`")
-    template = task.student_template(instructed=system == "instructed")
-    wanted = []
-    for key, extract in extracts.items():
-        prompt = prompt_digest(task.student_messages(extract["text"], template))
-        wanted.append({"id": key, "prompt": prompt, "settings": settings})
-    return f"{name}:{system}", load(folder / f"{system}.jsonl", wanted, ANSWER)
+@dataclass(frozen=True)
+class Replies:
+    """A split's replies, the table that they are in, and the prompts that they answer."""
+
+    path: Path
+    records: list[dict]
+    prompts: TeacherPrompts
 
 
-def to_pair(extract: dict, reply: dict, rated: bool, task: Task) -> dict:
-    """The pair of a reply; if it need not be `rated`, one of two that tie is drawn by the id."""
-    pair = {name: extract[name] for name in ("id", "source", "url")} | UNRATED
-    pair |= {"prompt": extract["text"], "rejected": "", "rejected_by": None}
-    pair |= {"teacher": reply["model"], "prompt_sha": reply["prompt_sha"]}
-    if reply.get("answers") == 1:
-        if rated:
-            raise UserError("the replies hold one answer each: --rejected student, a RUN or none")
-        return pair | {"chosen": parse_answer(reply["text"], task)}
-    answers, scores, criteria, best = parse_reply(reply["text"], task, rated)
-    if best is None:
-        best = int(share_of(f"chosen {extract['id']}", 0) < 0.5)
-    if None not in scores:
-        pair["ratings"], pair["criteria"] = ([s[best], s[1 - best]] for s in (scores, criteria))
-    pair |= {"chosen": answers[best], "rejected": answers[1 - best]}
-    return pair | {"chosen_position": best + 1, "rejected_by": "teacher"}
+def load_replies(split: str, places: Places, options: PairOptions, task: Task) -> Replies:
+    """The replies of a split, none where no pair needs them. Raises UserError."""
+    extracts = places.extracts / f"{split}.jsonl"
+    path = places.replies / f"{split}.jsonl"
+    if split == "train" and not options.need_replies:
+        return Replies(path, [], TeacherPrompts(task, load_extracts(extracts)))
+    records = load_records(path, REPLY, "just replies")
+    prompts = TeacherPrompts(task, load_extracts(extracts))
+    adopt_old(path, extracts, prompts, options.adopt_old)
+    return Replies(path, list(fill_in(records, path)), prompts)
 
 
-def why_not_joined(reply: dict, prompts: TeacherPrompts, args: argparse.Namespace) -> str:
-    """Why a reply is not to be read as one about its extract; "" if it is."""
-    if (reply["model"], reply["prompt_sha"]) != (args.model, args.prompt_sha):
-        return "another teacher or prompt"
-    if reply["id"] not in prompts.extracts:
-        return "its extract is gone"
-    if "prompt" not in reply and "text_digest" not in reply:
-        return "of an earlier version, not shown to be of this text (--adopt-old takes it)"
-    if not prompts.is_of_today(reply):
-        return "its text, prompt or criteria changed"
-    unusable = reply.get("unusable")
-    return f"unusable ({unusable})" if unusable else ""
+@dataclass(frozen=True)
+class PairBuilder:
+    """Makes the candidates of every kind. Raises UserError where a kind's records are not there."""
+
+    places: Places
+    options: PairOptions
+    task: Task
+    train: Replies
+    test: Replies
+    reader: ReplyReader
+
+    def train_candidates(self, kind: str) -> Iterator[Candidate]:
+        extracts = self.train.prompts.extracts
+        if kind == "samples":
+            unseen = without_reply(extracts, self.train.path)
+            name = run_name(self.options.student, self.task.name)
+            records = load_answers(name, "samples", unseen, self.task)
+            return pairs_of_samples(unseen, records, f"{name}:samples", self.reader.checks)
+        if kind == "choices":
+            return pairs_of_choices(load_choices(self.places.choices), self.reader.checks)
+        side = self.rejected_side(kind, extracts)
+        return self.reader.candidates("train", kind, self.train.records, self.train.prompts, side)
+
+    def rejected_side(self, kind: str, extracts: dict[str, dict]) -> RejectedSide | None:
+        """What is set against the teacher's answer; None for its own other one."""
+        if kind == "teacher":
+            return None
+        if kind == "none":
+            return NoSide()
+        if kind == "corrupted":
+            texts_by_id = {key: extract["text"] for key, extract in extracts.items()}
+            return CorruptedSide(texts_by_id, self.options.exchange)
+        if kind == "student":
+            name, system = run_name(self.options.student, self.task.name), "instructed"
+        else:
+            name, system = kind, "tuned"
+        records = load_answers(name, system, extracts, self.task)
+        return ModelSide(f"{name}:{system}", records)
+
+    def test_candidates(self) -> Iterator[Candidate]:
+        return self.reader.candidates("test", "teacher", self.test.records, self.test.prompts)
 
 
-def read_split(
-    split: str, replies: list, prompts: TeacherPrompts, args: argparse.Namespace, task: Task
-) -> Iterator[dict]:
-    """What became of each reply: its `pair`, or the `reason` for none, with a `detail`."""
-    extracts = prompts.extracts
-    paired, by_model = set(), split == "train" and args.rejected != "teacher"
-    by, rejected = load_rejected(extracts, args, task) if by_model else ("teacher", extracts)
-    for reply in tqdm(replies, desc=f"{split} pairs", unit="reply"):
-        key, pair, detail = reply["id"], None, ""
-        reason = why_not_joined(reply, prompts, args)
-        if not reason and key in paired:
-            reason = "a second reply to the same extract"
-        elif not reason and key not in rejected:
-            reason = f"no answer by {by}"
-        elif not reason:
-            try:
-                pair = to_pair(extracts[key], reply, split == "train" and not by_model, task)
-                if by_model:
-                    pair |= {"rejected": rejected[key]["text"], "rejected_by": by, **UNRATED}
-                reason, detail = find_fault(pair, split, args, task)
-            except ParseError as error:
-                reason = f"not readable ({error})"
-        if not reason:
-            paired.add(key)
-        yield reply | {"split": split, "reason": reason, "detail": detail, "pair": pair}
+def load_builder(places: Places, options: PairOptions, task: Task) -> PairBuilder:
+    """Read the replies and choose whose to take, in both splits. Raises UserError."""
+    train, test = (load_replies(split, places, options, task) for split in SPLITS)
+    of_maker = train if train.records else test
+    maker = choose_maker(of_maker.records, of_maker.prompts, options.model, options.prompt_sha)
+    checks = Checks(options.limits, options.tokenizer, task)
+    return PairBuilder(places, options, task, train, test, ReplyReader(maker, task, checks))
 
 
-def find_fault(pair: dict, split: str, args: argparse.Namespace, task: Task) -> tuple[str, str]:
-    """(reason, detail) for which a pair is dropped, two times "" if it is kept."""
-    # axolotl finds an answer by its text in a dummy chat, so an empty one is read as another text.
-    if not pair["chosen"].strip():
-        return "the chosen answer is empty", ""
-    if split == "train" and pair["rejected_by"] and not pair["rejected"].strip():
-        return "the rejected answer is empty", ""
-    return next(pair_faults(pair, split, args, task), ("", ""))
+def confirmed(pairs: list[dict], path: Path, options: AskOptions, task: Task) -> set[str]:
+    """Ids of the pairs whose chosen answer the teacher prefers in both orders. Raises UserError.
 
-
-def confirmed(pairs: list[dict], args: argparse.Namespace, task: Task) -> set[str]:
-    """Ids of the pairs whose chosen answer the teacher prefers in both orders. Raises UserError."""
+    `path` is the table of the verdicts.
+    """
     rows = [{"id": pair["id"], "text": pair["prompt"]} for pair in pairs]
     chosen, rejected = ({pair["id"]: pair[side] for pair in pairs} for side in SIDES)
     requests = pair_requests(rows, chosen, rejected, task)
-    path = data_folder(args, "replies") / "verdicts.jsonl"
-    if left := ask_all(requests, path, args, "verdicts", key=VERDICT):
+    left = ask_all(requests, path, options, "verdicts", key=VERDICT)
+    if left:
         raise UserError(f"{left} verdicts are still to come; run again, or raise --budget-usd")
-    wanted = [request | {"model": args.model} for request in requests]
+    wanted = [request | {"model": options.model} for request in requests]
     verdicts = find_replies(path, wanted, VERDICT)
     won = points(requests, verdicts, task)
     return set(won.index[won.eq(1).all(axis=1)])
 
 
-def funnel(frame: pd.DataFrame) -> str:
-    """Replies in, pairs kept, replies out by each reason, and what a pair cost, as Markdown."""
+def keep_only(candidates: list[Candidate], ids: set[str], reason: str) -> list[Candidate]:
+    """The candidates, with those pairs dropped for `reason` whose ids are not among `ids`."""
+    return [
+        candidate.dropped(reason) if not candidate.reason and candidate.pair["id"] not in ids
+        else candidate
+        for candidate in candidates
+    ]  # fmt: skip
+
+
+def pairs_among(candidates: list[Candidate]) -> list[dict]:
+    return [candidate.pair for candidate in candidates if not candidate.reason]
+
+
+def to_frame(candidates: list[Candidate]) -> pd.DataFrame:
+    """A row a candidate: what it is made of, its kind and split, and what became of it."""
+    rows = []
+    for candidate in candidates:
+        row = {name: candidate.made_of.get(name) for name in ("id", "model", "prompt_sha")}
+        row |= {"split": candidate.split, "kind": candidate.kind}
+        row |= {"reason": candidate.reason, "detail": candidate.detail, "pair": candidate.pair}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def funnel(frame: pd.DataFrame, replies: list[dict]) -> str:
+    """Records in, pairs kept, records out by each reason, and what a pair cost, as Markdown."""
+    kinds = frame.loc[frame["split"] == "train", "kind"].unique()
+    labels = {kind: f"train, {kind}" for kind in kinds} if len(kinds) > 1 else {}
+    columns = frame["split"].where(frame["split"] == "test", frame["kind"].map(labels))
+    columns = columns.fillna("train").where(frame["split"] != "test", "test")
+    total = "replies" if set(kinds).isdisjoint(WITHOUT_REPLIES) else "all"
     reasons = ("dropped: " + frame["reason"]).replace("dropped: ", "pairs kept")
-    counts = pd.crosstab(reasons, frame["split"], margins=True, margins_name="replies")
-    counts = counts.sort_values("replies", ascending=False)[SPLITS]
-    usd, pairs = frame["cost_usd"].astype(float).sum(skipna=False), frame["reason"].eq("").sum()
-    cost = f"The replies cost ${usd:,.2f}, ${usd / max(1, pairs):.5f} for each pair that was kept."
-    return f"{markdown(counts.map('{:,}'.format))}\n\n{cost}".replace("$nan", "an unknown sum")
+    counts = pd.crosstab(reasons, columns, margins=True, margins_name=total)
+    counts.index.name, counts.columns.name = "reason", "split"
+    counts = counts.sort_values(total, ascending=False)
+    counts = counts[[*(labels.values() or ["train"]), "test"]]
+    usd = sum_of([reply["cost_usd"] for reply in replies])
+    n_pairs = int(frame["reason"].eq("").sum())
+    cost = "The replies cost an unknown sum."
+    if usd is not None:
+        a_pair = usd / max(1, n_pairs)
+        cost = f"The replies cost ${usd:,.2f}, ${a_pair:.5f} for each pair that was kept."
+    return f"{markdown(counts.map('{:,}'.format))}\n\n{cost}"
 
 
-def write_pairs(frame: pd.DataFrame, args: argparse.Namespace, task: Task) -> None:
+def sum_of(costs: list[float | None]) -> float | None:
+    """The sum in dollars, None if one of them is not known."""
+    return None if None in costs else float(sum(costs))
+
+
+def dates_of(candidates: list[Candidate]) -> list[str]:
+    """The first and the last day on which the teacher gave a reply that a pair is made of."""
+    kept = [c for c in candidates if not c.reason and c.kind not in WITHOUT_REPLIES]
+    days = sorted(str(candidate.made_of["created"])[:10] for candidate in kept)
+    return [days[0], days[-1]]
+
+
+def write_pairs(candidates: list[Candidate], builder: PairBuilder, folder: Path) -> None:
     """Write all files, last made.json, without which no later stage reads them."""
-    folder = data_folder(args, "pairs", args.name)
+    task, options = builder.task, builder.options
     prompts = {task.sha(t.stem): t.read_text() for t in task.folder.glob("teacher*.jinja")}
-    made = {name: vars(args)[name] for name in ("limits", "rejected", "verify", "length_match")}
-    made |= {"funnel": funnel(frame), "teacher_prompt": prompts.get(args.prompt_sha, "")}
+    frame = to_frame(candidates)
+    made = {
+        "limits": options.limits,
+        "rejected": list(options.kinds),
+        "exchange": options.exchange,
+        "verify": options.verify,
+        "length_match": options.length_match,
+        "funnel": funnel(frame, [*builder.train.records, *builder.test.records]),
+        "teacher_prompt": prompts.get(builder.reader.maker.prompt_sha, ""),
+    }
     print(made["funnel"])
-    kept = frame[frame["reason"] == ""]
-    pairs = {split: kept.loc[kept["split"] == split, "pair"].tolist() for split in SPLITS}
-    if empty := [split for split in pairs if not pairs[split]]:
-        raise UserError(f"no {empty[0]} pair is left; see the reasons above")
-    made["dates"] = [min(kept["created"])[:10], max(kept["created"])[:10]]
+    pairs = {}
+    for split in SPLITS:
+        pairs[split] = pairs_among([c for c in candidates if c.split == split])
+        if not pairs[split]:
+            raise UserError(f"no {split} pair is left; see the reasons above")
+    made["dates"] = dates_of(candidates)
     shutil.rmtree(folder, ignore_errors=True)
-    for split in pairs:
+    for split in SPLITS:
         write_records(folder / f"{split}.jsonl", pairs[split])
     dropped = frame.loc[frame["reason"] != "", DROPPED]
     write_records(folder / "dropped.jsonl", dropped.to_dict("records"))
     made["audit"] = audit(measure(pairs["train"]))
     mark_made(folder, made)
     print(f"\n{made['audit']}")
-
-
-def load_replies(split: str, args: argparse.Namespace, task: Task) -> tuple[list, TeacherPrompts]:
-    """(replies, prompts) of a split. Raises UserError."""
-    extracts = data_folder(args, "extracts") / f"{split}.jsonl"
-    path = data_folder(args, "replies") / f"{split}.jsonl"
-    records = load_records(path, REPLY, "just replies")
-    prompts = TeacherPrompts(task, load_extracts(extracts))
-    adopt_old(path, extracts, prompts, args.adopt_old)
-    return list(fill_in(records, path)), prompts
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -213,8 +276,12 @@ def make_parser() -> argparse.ArgumentParser:
     option("--check", nargs="+", default=[], metavar="NAME=LIMIT", help="over those of task.yaml")
     option("--keep", nargs="+", default=[], metavar="NAME", help="checks to leave out")
     option("--tokenizer", default="Qwen/Qwen2-1.5B-Instruct", help="Hub id or folder")
-    option("--rejected", default="teacher", help="whose: teacher, student, a run's; none: for SFT")
-    option("--student", default="qwen2-1.5b-dpo-sft-qlora", help="config, for --rejected student")
+    whose = "whose, one or several: teacher, student, corrupted, samples, choices, a run's; or none"
+    option("--rejected", nargs="+", default=["teacher"], metavar="KIND", help=whose)
+    student = "config of --rejected student, run of --rejected samples"
+    option("--student", default="qwen2-1.5b-dpo-sft-qlora", help=student)
+    source = "where a corrupted answer's new name or number is from: other texts, its own, either"
+    option("--exchange", choices=EXCHANGES, default="others", help=source)
     option("--verify", action="store_true", help="keep what the teacher prefers in both orders")
     option("--length-match", action="store_true", help="keep a subset free of a length signal")
     option("--name", default="", help="write pairs-NAME")
@@ -225,23 +292,54 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def options_of(args: argparse.Namespace, task: Task) -> PairOptions:
+    """The options of a command line. Raises UserError for those that do not go together."""
+    kinds = tuple(dict.fromkeys(args.rejected))
+    if "none" in kinds and len(kinds) > 1:
+        raise UserError("--rejected none, for SFT, goes with no other kind")
+    if "none" in kinds and (args.verify or args.length_match):
+        raise UserError("--verify and --length-match need a rejected answer; see --rejected")
+    return PairOptions(
+        kinds=kinds,
+        student=args.student,
+        exchange=args.exchange,
+        model=args.model,
+        prompt_sha=args.prompt_sha,
+        limits=limits_of(task, args.check, args.keep),
+        tokenizer=args.tokenizer,
+        verify=args.verify,
+        length_match=args.length_match,
+        adopt_old=args.adopt_old,
+    )
+
+
+def train_candidates(
+    kind: str, builder: PairBuilder, verdicts: Path, asking: AskOptions
+) -> list[Candidate]:
+    """The training pairs of a kind, with what --verify and --length-match leave out."""
+    candidates = list(builder.train_candidates(kind))
+    if builder.options.verify:
+        ids = confirmed(pairs_among(candidates), verdicts, asking, builder.task)
+        candidates = keep_only(candidates, ids, "not confirmed by the teacher")
+    pairs = pairs_among(candidates)
+    if builder.options.length_match and pairs:
+        ids = length_match(measure(pairs))
+        candidates = keep_only(candidates, ids, "left out to match lengths")
+    return candidates
+
+
 def main() -> None:
     args = make_parser().parse_args()
     task = task_of(args)
-    if args.rejected == "none" and (args.verify or args.length_match):
-        raise UserError("--verify and --length-match need a rejected answer; see --rejected")
-    args.limits = limits_of(task, args.check, args.keep)
-    loaded = {split: load_replies(split, args, task) for split in SPLITS}
-    args.model, args.prompt_sha = choose_teacher(*loaded["train"], args)
-    built = {split: [*read_split(split, *loaded[split], args, task)] for split in SPLITS}
-    kept = {one["id"]: one for one in built["train"] if not one["reason"]}
-    if args.verify:
-        for key in kept.keys() - confirmed([one["pair"] for one in kept.values()], args, task):
-            kept.pop(key)["reason"] = "not confirmed by the teacher"
-    if args.length_match:
-        for key in kept.keys() - length_match(measure([one["pair"] for one in kept.values()])):
-            kept.pop(key)["reason"] = "left out to match lengths"
-    write_pairs(pd.DataFrame(built["train"] + built["test"]), args, task)
+    options, replies = options_of(args, task), data_folder(args, "replies")
+    places = Places(data_folder(args, "extracts"), replies, replies.with_name("choices.jsonl"))
+    builder = load_builder(places, options, task)
+    asking = replace(ask_options(args), model=builder.reader.maker.model)
+    candidates: list[Candidate] = []
+    for kind in options.kinds:
+        candidates += train_candidates(kind, builder, replies / "verdicts.jsonl", asking)
+    candidates += builder.test_candidates()
+    write_pairs(candidates, builder, data_folder(args, "pairs", args.name))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ on; a source that is not told is "other".
 from pathlib import Path
 
 from common.cli import UserError, warn
-from common.files import load_records
+from common.files import id_text, load_records, read_records
 
 MADE_BY = "just extracts"
 
@@ -42,3 +42,11 @@ def load_extracts(path: Path) -> list[dict]:
     if not extracts:
         raise UserError(f"{path} holds no record with an id and a text; make it with `{MADE_BY}`")
     return list(extracts.values())
+
+
+def without_reply(extracts: dict[str, dict], replies: Path) -> dict[str, dict]:
+    """Those of `extracts`, by id, to which the table `replies` has no reply, whoever gave it: no
+    run was trained on them by what a teacher wrote."""
+    records = read_records(replies, ("id",)) if replies.exists() else ()
+    replied = {id_text(reply["id"]) for reply in records}
+    return {key: extract for key, extract in extracts.items() if key not in replied}

@@ -70,9 +70,9 @@ def check_first(replies: argparse.Namespace, pairs: argparse.Namespace) -> None:
     extracts are sampled for hours, for the ceiling. Raises UserError."""
     options = client.ask_options(replies)
     one = replies.single or task_of(replies).answers == 1
-    if one and pairs.rejected == "teacher" and not pairs.prompt_sha:
+    if one and "teacher" in pairs.rejected and not pairs.prompt_sha:
         raise UserError("the teacher writes one answer to each text: say whose are rejected, "
-                        "--rejected none (for SFT), student or a RUN")  # fmt: skip
+                        "--rejected none (for SFT), corrupted, student or a RUN")  # fmt: skip
     client.make_client(options)
     if not (replies.data / "extracts/made.json").exists():
         client.check_ceiling(options, client.price_of(options.model, options.price, options.batch))

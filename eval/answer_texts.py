@@ -26,14 +26,19 @@ from eval.systems import (
     add_run_options,
     load_test_rows,
     run_of,
+    sampled_system,
     systems_of,
     template_of,
     train_rows,
+    unseen_rows,
 )
-from inference.answers import KEY, answer_rows, requests_of, settings_of
+from inference.answers import KEY, System, answer_rows, requests_of, settings_of
 from inference.vllm_engine import ENGINES
 from prompts.task import Task
 from training.config import RunConfig
+
+WITHOUT_MODEL = {"lead", "second"}
+SAMPLES = "samples"  # the name of the table that holds all samples of the tuned model
 
 
 def first_sentences(text: str, words: float, cut: bool = False) -> str:
@@ -70,7 +75,16 @@ def answers_path(config: RunConfig, name: str) -> Path:
 
 def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
     """Complete the answers of all systems that `args` names. Raises UserError if one lacks some."""
-    systems, path = systems_of(config, args.systems), config.eval_dir / "answers/asked.json"
+    asked = answer_systems(config, systems_of(config, args.systems), rows, args)
+    load_answers(config, rows, list(asked), asked)
+
+
+def answer_systems(
+    config: RunConfig, systems: dict[str, System], rows: list[dict], args: argparse.Namespace
+) -> dict[str, dict]:
+    """Complete the answers of systems to `rows`; return the settings of those with a model, by
+    name. Raises UserError if one cannot be asked."""
+    path = config.eval_dir / "answers/asked.json"
     known, asked = read_json(path), {}
     for name, system in systems.items():
         if system.model:
@@ -83,7 +97,7 @@ def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) ->
     for name, settings in asked.items():
         path = answers_path(config, name)
         answer_rows(name, systems[name], rows, path, config.task, args, settings)
-    load_answers(config, rows, list(asked), asked)
+    return asked
 
 
 def load_answers(config: RunConfig, rows: list[dict], systems=None, asked=None) -> dict[str, dict]:
@@ -92,7 +106,7 @@ def load_answers(config: RunConfig, rows: list[dict], systems=None, asked=None) 
     empty one, with the reason in `unusable`. Raises UserError if a system lacks a text."""
     asked, answers = asked or read_json(config.eval_dir / "answers/asked.json"), {}
     for name in config.task.systems if systems is None else systems:
-        if name in ("lead", "second"):
+        if name in WITHOUT_MODEL:
             answers[name] = read_answers(name, rows, config.task)
             continue
         if name not in asked:
@@ -141,14 +155,22 @@ def main() -> None:
     parser = script_parser(__doc__)
     add_run_options(parser)
     add_generation_options(parser)
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="which texts")
+    which = "which texts; unseen: extracts without a reply, all samples of the tuned model"
+    parser.add_argument("--split", choices=("test", "train", "unseen"), default="test", help=which)
     args = parser.parse_args()
     config = run_of(args)
+    if args.split == "unseen":
+        if args.systems not in (None, ["tuned"]):
+            raise UserError("--split unseen: only the tuned model is sampled")
+        systems = {SAMPLES: sampled_system(config)}
+        answer_systems(config, systems, unseen_rows(config, args.data, args.n), args)
+        return
     if args.split == "test":
         systems_of(config, args.systems)  # before the dataset is had
-        return answer_all(config, load_test_rows(config, args.n), args)
+        answer_all(config, load_test_rows(config, args.n), args)
+        return
     args.systems = args.systems or ["instructed"]
-    if without_model := {"lead", "second"}.intersection(args.systems):
+    if without_model := WITHOUT_MODEL.intersection(args.systems):
         raise UserError(f"{', '.join(without_model)}: only a model answers the training texts")
     answer_all(config, train_rows(config, args.data, args.n), args)
 

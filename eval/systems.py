@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.cli import UserError, positive
 from common.files import is_made, load_records
-from data_prep.load_extracts import load_extracts
+from data_prep.load_extracts import load_extracts, without_reply
 from inference.answers import System
 from inference.weights import Weights, check_template, weights_in, weights_of_run
 from prompts.task import Task, add_task_options, task_of
@@ -76,6 +76,11 @@ def system_of(config: RunConfig, name: str) -> System:
     return System(weights, template, name == "consensus")
 
 
+def sampled_system(config: RunConfig) -> System:
+    """The tuned model, of which all sampled answers are kept. Raises UserError as `system_of`."""
+    return replace(system_of(config, "tuned"), every_sample=True)
+
+
 def load_test_rows(config: RunConfig, n: int | None) -> list[dict]:
     """[{id, source, text, reference, second}] of the first `n` test texts, in their order.
 
@@ -109,3 +114,14 @@ def train_rows(config: RunConfig, data: Path, n: int | None) -> list[dict]:
     replied = {reply["id"] for reply in load_records(path, ("id",), "just replies")}
     extracts = load_extracts(data / "extracts/train.jsonl")
     return [row for row in extracts if row["id"] in replied][:n]
+
+
+def unseen_rows(config: RunConfig, data: Path, n: int | None) -> list[dict]:
+    """[{id, text}] of the first `n` training extracts to which no teacher replied, so that no run
+    was trained on them. Raises UserError if there are none."""
+    path = data / config.task.name / "replies/train.jsonl"
+    extracts = {row["id"]: row for row in load_extracts(data / "extracts/train.jsonl")}
+    rows = list(without_reply(extracts, path).values())[:n]
+    if not rows:
+        raise UserError(f"every extract in {data}/extracts has a reply; `just extracts` for more")
+    return rows

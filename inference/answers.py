@@ -7,6 +7,7 @@ A record is of the very messages that were answered (`prompt`) and tells all tha
 import argparse
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +16,14 @@ from common import table
 from common.cli import warn
 from common.files import append_record, appending, read_records
 from data_prep.teacher.teacher_prompts import prompt_digest
-from inference.generate import SAMPLING, answer_prompts, build_prompt, prompt_limit
+from inference.draw_samples import SAMPLING
+from inference.generate import (
+    answer_prompts,
+    build_prompt,
+    generate_batch,
+    prompt_limit,
+    sample_batch,
+)
 from inference.served_model import NoEndpoint, address_of, describe_served
 from inference.vllm_engine import VllmModel, choose_engine
 from inference.weights import Weights, load_model, precision
@@ -26,11 +34,12 @@ from prompts.task import Task
 class System:
     """A model, its name behind an endpoint, or None for answers that need no model (lead, second),
     and the template around the text, None for the bare text; whether several answers are sampled
-    and the one most like them all is taken."""
+    and the one most like them all is taken, or every one."""
 
     model: Weights | str | None
     template: str | None = None
     consensus: bool = False
+    every_sample: bool = False
 
 
 KEY = ("id", "prompt", "settings")
@@ -54,7 +63,7 @@ def settings_of(
             warn(f"{error}; it is taken to serve what it did before")
             return settings | {"served": known.get("served")}
     settings |= {"max_prompt_tokens": args.max_prompt_tokens, "precision": precision()}
-    if system.consensus:
+    if system.consensus or system.every_sample:
         settings |= {"samples": args.samples, "sampling": SAMPLING}
     elif choose_engine(args.engine, system.model) == "vllm":
         settings["engine"] = "vllm"  # without this field it was transformers
@@ -113,14 +122,15 @@ def answer_rows(
         limit, template = prompt_limit(model, settings), system.template
         built = [build_prompt(tokenizer, texts[r["id"]], template, limit, task) for r in left]
         bar.reset(len(left))
-        samples = settings.get("samples", 0)
-        batch_tokens = args.batch_tokens // (samples or 1)
+        samples, n_new = settings.get("samples", 0), settings["max_new_tokens"]
         prompts = [prompt for prompt, _ in built]
-        n_new = settings["max_new_tokens"]
         if with_vllm:
             outputs = model.answer_prompts(prompts, n_new)
         else:
-            outputs = answer_prompts(model, tokenizer, prompts, n_new, batch_tokens, samples)
+            make = sample_batch if system.every_sample else generate_batch
+            answer_batch = partial(make, model, tokenizer, n_new=n_new, samples=samples)
+            batch_tokens = args.batch_tokens // (samples or 1)
+            outputs = answer_prompts(answer_batch, tokenizer, prompts, n_new, batch_tokens)
         with closing(outputs):  # vLLM ends with it
             for i, output in outputs:
                 about = {key: left[i][key] for key in KEY}

@@ -51,12 +51,15 @@ def single(key: str, text: str) -> dict:
     return reply(key, text) | {"answers": 1}
 
 
-def build(folder, train, test=None, *options, code=0, task="summarize", **env):
+def build(folder, train, test=None, *options, code=0, task="summarize", texts=(), **env):
     test = test or [reply("t", teacher_reply(ONE, TWO, (12, 12)))]
+    given = {one["id"]: one for one in texts}
     for split, replies in (("train", train), ("test", test)):
         keys = {r["id"] for r in replies} - {"gone"} or {"x"}
-        write_jsonl(folder / f"data/extracts/{split}.jsonl", [extract(k) for k in sorted(keys)])
-        known = [{"text_digest": digest(extract(r["id"])["text"])} | r for r in replies]
+        extracts = [given.get(key) or extract(key) for key in sorted(keys)]
+        write_jsonl(folder / f"data/extracts/{split}.jsonl", extracts)
+        by_id = {one["id"]: one["text"] for one in extracts}
+        known = [{"text_digest": digest(by_id.get(r["id"], ""))} | r for r in replies]
         write_jsonl(folder / f"data/{task}/replies/{split}.jsonl", known)
     return run_stage(STAGE, "--task", task, *options, cwd=folder, code=code, **env)
 
@@ -65,11 +68,11 @@ def pairs_in(folder, split="train", name="pairs", task="summarize") -> list[dict
     return read_jsonl(folder / f"data/{task}/{name}/{split}.jsonl")
 
 
-def prompt_of(key: str, run: str, system: str) -> str:
+def prompt_of(row: dict, run: str, system: str) -> str:
     """What the answer of a run to an extract is found again by."""
     task = load_task("title" if run.startswith("title-") else "summarize")
     template = task.student_template(instructed=system == "instructed")
-    return prompt_digest(task.student_messages(extract(key)["text"], template))
+    return prompt_digest(task.student_messages(row["text"], template))
 
 
 def answers_of(folder, answers: dict[str, str], run=STUDENT, system="instructed") -> None:
@@ -77,7 +80,8 @@ def answers_of(folder, answers: dict[str, str], run=STUDENT, system="instructed"
     there = folder / f"outputs/{run}/eval/answers"
     stale = [{"id": key, "settings": {"n": 1}, "text": "stale"} for key in [*answers, "stale"]]
     records = [
-        {"id": key, "prompt": prompt_of(key, run, system), "settings": {"n": 2}, "text": text}
+        {"id": key, "prompt": prompt_of(extract(key), run, system), "settings": {"n": 2}}
+        | {"text": text}
         for key, text in answers.items()
     ]
     write_jsonl(there / f"{system}.jsonl", stale + records)

@@ -321,7 +321,12 @@ def find_refusals(path: Path, wanted: list[dict], key: Key) -> dict[str, dict]:
 
 
 def ask_all(
-    requests: list, path: Path, args: Namespace, label: str, key: Key = KEY, cut_counts=False
+    requests: list,
+    path: Path,
+    args: Namespace | AskOptions,
+    label: str,
+    key: Key = KEY,
+    cut_counts=False,
 ) -> int:
     """Append to `path` a reply to each request, {id, messages, ...}, that has none by its `key`.
 
@@ -330,7 +335,7 @@ def ask_all(
     asking on is of no use or would cost money without a ceiling, KeyboardInterrupt after Ctrl-C;
     what came until then is on disk.
     """
-    options = client.ask_options(args, cut_counts)
+    options = args if isinstance(args, AskOptions) else client.ask_options(args, cut_counts)
     requests = prepare(requests, key, options)
     batch, refused = path.with_suffix(BATCH), path.with_suffix(REFUSED)
     with appending(path) as replies:

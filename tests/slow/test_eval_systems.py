@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -18,21 +19,15 @@ import yaml
 from conftest import one_error_line, read_jsonl, run_stage, start_stage, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoTokenizer, LogitsProcessorList
+from transformers import AutoConfig, AutoTokenizer
 
 from common.cli import UserError
 from common.files import mark_made
 from eval.answer_texts import answer_all, first_sentences, load_answers
 from eval.report import append_ledger
 from eval.systems import load_test_rows, system_of, systems_of
-from inference.generate import (
-    SeededNoise,
-    answer_prompts,
-    draw_samples,
-    generate_batch,
-    most_alike,
-    pack_batches,
-)
+from inference.draw_samples import Numbers, draw_samples
+from inference.generate import answer_prompts, generate_batch, most_alike, pack_batches
 from inference.served_model import address_of
 from inference.weights import load_model
 from prompts.task import load_task
@@ -213,7 +208,7 @@ def test_the_text_most_like_all_of_them():
     assert most_alike(["鱼在水里游。", "冰浮在水面上。", "冰浮在水上。"]) == 2
 
 
-def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2):
+def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2, monkeypatch):
     """A model that says greedily x, and in its samples twice the prompt's last token and once y."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_qwen2, padding_side="left")
     x, y = tokenizer("xy").input_ids
@@ -222,12 +217,14 @@ def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2):
         device, config = "cpu", AutoConfig.from_pretrained(tiny_qwen2)
         generation_config = SimpleNamespace(eos_token_id=[tokenizer.eos_token_id])
 
-        def generate(self, input_ids, logits_processor=None, **_):
-            drawn = logits_processor is not None
-            new = input_ids[:, -1:].clone() if drawn else torch.full_like(input_ids[:, -1:], x)
-            new[2::3] = y if drawn else x
-            return torch.cat([input_ids, new.repeat(1, 3)], 1)
+        def generate(self, input_ids, **_):
+            return torch.cat([input_ids, torch.full((len(input_ids), 3), x)], 1)
 
+    def drawn(_, inputs, *__):
+        last = inputs["input_ids"][:, -1].tolist()
+        return [[[token] * 3, [token] * 3, [y] * 3] for token in last]
+
+    monkeypatch.setattr("inference.generate.draw_samples", drawn)
     prompts = [" Ice", "Lakes freeze from the top and"]
     last = [tokenizer(prompt).input_ids[-1] for prompt in prompts]
     expected = [tokenizer.decode([token] * 3).strip() for token in last]
@@ -235,27 +232,49 @@ def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2):
     assert [record["text"] for record in made] == expected and expected[0] != expected[1]
 
 
-def test_samples_are_the_same_where_a_prompt_is_read_once_for_all(tiny_qwen2):
+def plainly_drawn(model, tokenizer, prompt: str, samples: int, n_new: int) -> list[list[int]]:
+    """The same samples, each read whole at each of its tokens: no cache, no batch, no mask."""
+    numbers = Numbers([prompt], samples, n_new, "cpu").numbers[0]
+    ends, texts = model.generation_config.eos_token_id, []
+    for row in numbers:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        new: list[int] = []
+        for number in row:
+            reached = model(ids).logits[0, -1].softmax(0).cumsum(0)
+            new.append(int((reached < number * reached[-1]).sum()))
+            ids = torch.cat([ids, torch.tensor([[new[-1]]])], 1)
+            if new[-1] in ends:
+                break
+        texts.append(new)
+    return texts
+
+
+def test_samples_read_side_by_side_are_those_of_each_alone(tiny_qwen2):
+    """Whatever the others of the batch and how many: some end early, prompts are of any length."""
     model, tokenizer = load_model(str(tiny_qwen2), "float32")
-    prompts, lengths = [" Ice", "Lakes freeze from the top and"], []
-    inputs = dict(tokenizer(prompts, return_tensors="pt", padding=True))
-    noise = LogitsProcessorList([SeededNoise(prompts, 5, "cpu")])
-    repeated = {name: tensor.repeat_interleave(5, 0) for name, tensor in inputs.items()}
-    expected = model.generate(**repeated, max_new_tokens=12, logits_processor=noise)
-    model.register_forward_pre_hook(
-        lambda _, args, options: lengths.append(options["input_ids"].shape), with_kwargs=True
-    )
-    assert draw_samples(model, inputs, 5, 12, prompts).tolist() == expected.tolist()
-    assert lengths == [(2, inputs["input_ids"].shape[1] - 1), *[(10, 1)] * 12]
+    model.generation_config.eos_token_id = [*range(0, 600, 9)]  # so that they end soon
+    prompts = [" Ice", "Lakes freeze from the top and", "Salt water freezes later."]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+    together = draw_samples(model, inputs, 5, 12, prompts)
+    with torch.inference_mode():
+        alone = [plainly_drawn(model, tokenizer, prompt, 5, 12) for prompt in prompts]
+    assert together == alone
+    lengths = {len(ids) for of_prompt in together for ids in of_prompt}
+    assert min(lengths) < 4 and max(lengths) == 12
+    few = draw_samples(model, tokenizer(prompts[:1], return_tensors="pt"), 2, 12, prompts[:1])
+    assert few == [together[0][:2]]
 
 
 def test_samples_follow_the_model_s_probabilities_and_differ():
-    """Of logits of 0.7, 0.2 and 0.1, as often as they say."""
-    logits = torch.tensor([[0.7, 0.2, 0.1]]).log().repeat(20_000, 1)
-    drawn = SeededNoise(["a"], 20_000, "cpu")(None, logits).argmax(1)
-    shares = torch.bincount(drawn, minlength=3) / len(drawn)
-    assert torch.allclose(shares, torch.tensor([0.7, 0.2, 0.1]), atol=0.015)
-    again, other = (SeededNoise([p], 20_000, "cpu")(None, logits).argmax(1) for p in "ab")
+    """Of logits of 0.7, 0.2 and 0.1, as often as they say; what cannot come never does."""
+    logits = torch.tensor([[[0.0, 0.7, 0.2, 0.1, 0.0]]]).log()
+    rows, branches = torch.tensor([0]), torch.arange(20_000)[None]
+    drawn, again, other = (
+        Numbers([prompt], 20_000, 1, "cpu").draw(logits, 0, rows, branches)[0] for prompt in "aab"
+    )
+    shares = torch.bincount(drawn, minlength=5) / len(drawn)
+    assert torch.allclose(shares, torch.tensor([0.0, 0.7, 0.2, 0.1, 0.0]), atol=0.015)
+    assert shares[0] == shares[4] == 0
     assert torch.equal(again, drawn) and not torch.equal(other, drawn)
 
 
@@ -295,7 +314,8 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(tiny_qwen2, monkeypatch
         return generate(input_ids=input_ids, **options)
 
     monkeypatch.setattr(model, "generate", little_memory)
-    found = dict(answer_prompts(model, tokenizer, prompts, 4, 10_000, 0))
+    answer_batch = partial(generate_batch, model, tokenizer, n_new=4)
+    found = dict(answer_prompts(answer_batch, tokenizer, prompts, 4, 10_000))
     assert sorted(found) == [0, 1, 2, 3, 4] and sizes == [5, 2, 3, 1, 2]
     assert "--batch-tokens" in capsys.readouterr().err
     monkeypatch.setattr("torch.OutOfMemoryError", RuntimeError)
@@ -305,7 +325,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(tiny_qwen2, monkeypatch
 
     monkeypatch.setattr(model, "generate", no_memory)
     with pytest.raises(UserError, match=r"out of memory .* lower --max-prompt-tokens"):
-        list(answer_prompts(model, tokenizer, prompts, 4, 10_000, 0))
+        list(answer_prompts(answer_batch, tokenizer, prompts, 4, 10_000))
 
 
 def test_answers_are_to_the_very_text_and_template(finished_run):
@@ -535,3 +555,35 @@ def test_training_texts_of_a_config_that_is_not_trained(finished_run, tmp_path):
     run_stage(STAGE, "student", *options, *other, cwd=tmp_path)
     (path,) = (tmp_path / "outputs").glob("*/eval/answers/base.jsonl")
     assert path.parts[-4] == "plain-student" and [r["id"] for r in read_jsonl(path)] == ["e2"]
+
+
+def test_all_samples_of_unseen_texts_are_kept_and_made_once(finished_run, adapter, tmp_path):
+    """Of extracts without a reply; whatever the batch and whether the run was killed."""
+    shutil.copytree(adapter, finished_run.parent / "out", dirs_exist_ok=True)
+    rows = [{"id": f"e{i}", "text": "Lakes freeze. " * (i + 1)} for i in range(4)]
+    write_jsonl(tmp_path / "data/extracts/train.jsonl", rows)
+    options = ("--split", "unseen", "--data", tmp_path / "data", "--max-new-tokens", 12)
+    options = (finished_run, *options, "--samples", 3)
+    run_stage(STAGE, *options)
+    path = finished_run.parent / "out/eval/answers/samples.jsonl"
+    whole = {record["id"]: record for record in read_jsonl(path)}
+    assert sorted(whole) == ["e0", "e1", "e2", "e3"]
+    for record in whole.values():
+        assert len({sample["text"] for sample in record["samples"]}) == 3
+        assert record["settings"]["samples"] == 3 and "sampling" in record["settings"]
+    first = path.read_bytes().split(b"\n")[0]
+    path.write_bytes(first + b'\n{"id": "e')  # as a kill leaves it
+    run_stage(STAGE, *options, "--batch-tokens", 200)
+    again = read_jsonl(path)
+    assert {record["id"]: record for record in again} == whole and len(again) == 4
+    write_jsonl(tmp_path / "data/summarize/replies/train.jsonl", [{"id": f"e{i}"} for i in "03"])
+    run_stage(STAGE, *options, "--samples", 2)
+    fewer = read_jsonl(path)[4:]
+    assert sorted(record["id"] for record in fewer) == ["e1", "e2"]
+    for record in fewer:  # the first samples are the same, however many are drawn
+        assert record["samples"] == whole[record["id"]]["samples"][:2]
+    wrong = run_stage(STAGE, *options, "--systems", "base", code=1)
+    assert "only the tuned model is sampled" in one_error_line(wrong)
+    write_jsonl(tmp_path / "data/summarize/replies/train.jsonl", rows)
+    wrong = run_stage(STAGE, *options, code=1)
+    assert "has a reply" in one_error_line(wrong) and "just extracts" in one_error_line(wrong)
