@@ -261,6 +261,9 @@ def test_the_better_answer_is_kept_and_another_click_changes_it(visit, fake, tmp
         expect(button).to_have_attribute("aria-pressed", "true")
         expect(note).to_contain_text(f"Kept in {path}: {name} is better (1 pair).")
         assert page.locator("button.better[aria-pressed=true]").count() == 1
+        button.hover()  # which changes the colours of other buttons
+        style = button.evaluate("one => [getComputedStyle(one)].map(s => [s.color, s.background])")
+        assert style[0][0] not in style[0][1]
         last = read_jsonl(path)[-1]
         assert (last["chosen_by"]["model"], last["rejected_by"]["model"]) == (name, other)
         assert last["text"] == TEXT

@@ -44,7 +44,7 @@ def is_running(pid_file: Path) -> bool:
     return False
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -104,10 +104,13 @@ def test_vllm_ends_with_us(finished_run, vllm, ended_by):
     (vllm / "fault").write_text("silent")
     asked = (STAGE, finished_run, "--systems", "base", *LONGEST, "--engine", "vllm")
     process = start_stage(*asked, **with_vllm(vllm))
-    wait_for(lambda: (vllm / "asked.jsonl").exists())
-    process.send_signal(ended_by)
-    _, err = process.communicate(timeout=60)
-    wait_for(lambda: not is_running(vllm / "pid"))
+    try:
+        wait_for(lambda: (vllm / "asked.jsonl").exists())
+        process.send_signal(ended_by)
+        _, err = process.communicate(timeout=60)
+        wait_for(lambda: not is_running(vllm / "pid"))
+    finally:
+        process.kill()
     assert "Traceback" not in err
     if ended_by == signal.SIGINT:
         assert process.returncode == 130
