@@ -215,7 +215,7 @@ def test_an_adapter_is_taken_whole_or_not_at_all(unmerged, tiny_qwen2, fault):
 
 def test_an_adapter_that_changes_only_what_is_never_reached(unmerged, tiny_qwen2, monkeypatch):
     """A merge after which the model says what its base says."""
-    monkeypatch.setattr("inference.weights.changes_base", lambda *_: True)
+    monkeypatch.setattr("inference.adapters.changes_base", lambda *_: True)
     write_config(edited(unmerged, lambda found: {k: v * 0 for k, v in found.items()}), tiny_qwen2)
     line = one_error_line(run_stage("inference.merge_adapter", unmerged / "config.yaml", code=1))
     assert "changes nothing in its base" in line
