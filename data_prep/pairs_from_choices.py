@@ -17,9 +17,9 @@ MADE_BY = "just play"
 
 
 def maker_of(about: object) -> str:
-    """The model that a record names as the maker of an answer."""
+    """Who made an answer that a person was shown, by what a record tells: MODEL:choices."""
     model = about.get("model") if isinstance(about, dict) else about
-    return str(model or "unknown")
+    return f"{model or 'unknown'}:choices"
 
 
 def load_choices(path: Path) -> list[dict]:

@@ -5,7 +5,8 @@ appends batch by batch to outputs/RUN/eval/answers/SYSTEM.jsonl. Every record ca
 the very messages that it answers and the settings that made it; others stay, and asked.json there
 says which settings were asked for last. A killed run goes on where it stopped. Endpoints are named
 by TOGETHER_BASE_URL. Greedy decoding, but for `consensus`: the tuned model's greedy answer and some
-samples, of which the one most like all of them is taken.
+samples, of which the one most like all of them is taken. With --split unseen, of extracts without
+a reply, all samples of the tuned model are kept (samples.jsonl), to make pairs of.
 
     python -m eval.answer_texts smollm2-135m-dpo-sft-lora --n 32
 """
@@ -32,7 +33,7 @@ from eval.systems import (
     train_rows,
     unseen_rows,
 )
-from inference.answers import KEY, System, answer_rows, requests_of, settings_of
+from inference.answers import KEY, AnswerOptions, System, answer_rows, requests_of, settings_of
 from inference.vllm_engine import ENGINES
 from prompts.task import Task
 from training.config import RunConfig
@@ -73,14 +74,17 @@ def answers_path(config: RunConfig, name: str) -> Path:
     return config.eval_dir / "answers" / f"{file}.jsonl"
 
 
-def answer_all(config: RunConfig, rows: list[dict], args: argparse.Namespace) -> None:
-    """Complete the answers of all systems that `args` names. Raises UserError if one lacks some."""
-    asked = answer_systems(config, systems_of(config, args.systems), rows, args)
+def answer_all(
+    config: RunConfig, rows: list[dict], names: list[str] | None, options: AnswerOptions
+) -> None:
+    """Complete the answers of the named systems, by default the task's, to `rows`. Raises UserError
+    if one lacks some."""
+    asked = answer_systems(config, systems_of(config, names), rows, options)
     load_answers(config, rows, list(asked), asked)
 
 
 def answer_systems(
-    config: RunConfig, systems: dict[str, System], rows: list[dict], args: argparse.Namespace
+    config: RunConfig, systems: dict[str, System], rows: list[dict], options: AnswerOptions
 ) -> dict[str, dict]:
     """Complete the answers of systems to `rows`; return the settings of those with a model, by
     name. Raises UserError if one cannot be asked."""
@@ -88,7 +92,7 @@ def answer_systems(
     known, asked = read_json(path), {}
     for name, system in systems.items():
         if system.model:
-            asked[name] = settings_of(system, config.task, args, known.get(name))
+            asked[name] = settings_of(system, config.task, options, known.get(name))
     for name in systems.keys() - asked.keys():
         read_answers(name, rows, config.task)  # raises, before any work, where there are none
     # All of them before the first answer: what is half made is never scored beside another's.
@@ -96,7 +100,7 @@ def answer_systems(
         write_text(path, json.dumps(read_json(path) | asked, indent=1) + "\n")
     for name, settings in asked.items():
         path = answers_path(config, name)
-        answer_rows(name, systems[name], rows, path, config.task, args, settings)
+        answer_rows(name, systems[name], rows, path, config.task, options, settings)
     return asked
 
 
@@ -140,7 +144,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
     engines = "auto: vLLM where it and a GPU are there, else transformers"
     option("--engine", choices=ENGINES, default="auto", help=engines)
-    option("--samples", type=positive, default=16, help="of which `consensus` takes one")
+    option("--samples", type=positive, default=16, help="of `consensus`, or of --split unseen")
     option("--batch-tokens", type=positive, default=16384, help="most tokens of a padded batch")
     option("--budget-usd", type=not_negative, help="ceiling for all that the endpoints ever cost")
     option("--concurrency", type=positive, default=64, help="most requests to an endpoint at once")
@@ -151,6 +155,21 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     option("--retry-unusable", action="store_true", help=again)
 
 
+def answer_options(args: argparse.Namespace) -> AnswerOptions:
+    """How texts are answered, of a command line with `add_generation_options`."""
+    return AnswerOptions(
+        max_new_tokens=args.max_new_tokens,
+        max_prompt_tokens=args.max_prompt_tokens,
+        samples=args.samples,
+        batch_tokens=args.batch_tokens,
+        engine=args.engine,
+        budget_usd=args.budget_usd,
+        concurrency=args.concurrency,
+        price=args.price,
+        retry_unusable=args.retry_unusable,
+    )
+
+
 def main() -> None:
     parser = script_parser(__doc__)
     add_run_options(parser)
@@ -158,21 +177,22 @@ def main() -> None:
     which = "which texts; unseen: extracts without a reply, all samples of the tuned model"
     parser.add_argument("--split", choices=("test", "train", "unseen"), default="test", help=which)
     args = parser.parse_args()
-    config = run_of(args)
-    if args.split == "unseen":
-        if args.systems not in (None, ["tuned"]):
-            raise UserError("--split unseen: only the tuned model is sampled")
-        systems = {SAMPLES: sampled_system(config)}
-        answer_systems(config, systems, unseen_rows(config, args.data, args.n), args)
-        return
+    config, options = run_of(args), answer_options(args)
     if args.split == "test":
         systems_of(config, args.systems)  # before the dataset is had
-        answer_all(config, load_test_rows(config, args.n), args)
-        return
-    args.systems = args.systems or ["instructed"]
-    if without_model := WITHOUT_MODEL.intersection(args.systems):
-        raise UserError(f"{', '.join(without_model)}: only a model answers the training texts")
-    answer_all(config, train_rows(config, args.data, args.n), args)
+        answer_all(config, load_test_rows(config, args.n), args.systems, options)
+    elif args.split == "train":
+        systems = args.systems or ["instructed"]
+        without_model = WITHOUT_MODEL.intersection(systems)
+        if without_model:
+            named = ", ".join(sorted(without_model))
+            raise UserError(f"{named}: only a model answers the training texts")
+        answer_all(config, train_rows(config, args.data, args.n), systems, options)
+    else:
+        if args.systems not in (None, ["tuned"]):
+            raise UserError("--split unseen: only the tuned model is sampled")
+        rows = unseen_rows(config, args.data, args.n)
+        answer_systems(config, {SAMPLES: sampled_system(config)}, rows, options)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from common.cli import UserError, positive, run, script_parser
 from common.files import load_records, mark_made, write_records, write_text
 from common.pages import render
 from common.stats import format_interval, markdown, paired_bootstrap
-from eval.answer_texts import add_generation_options, answer_all
+from eval.answer_texts import add_generation_options, answer_all, answer_options
 from eval.report import LEDGER, append_ledger, draw_intervals
 from eval.score_answers import add_scoring_options, load_scores, score_all
 from eval.systems import load_test_rows
@@ -154,7 +154,7 @@ def score(compared: Comparison, rows: list[dict]) -> tuple[pd.DataFrame, dict]:
 
     def add(config: RunConfig, systems: list[str], seed: int, seconds: float, title: str) -> dict:
         args.systems = systems
-        answer_all(config, rows, args)
+        answer_all(config, rows, args.systems, answer_options(args))
         score_all(config, rows, args)
         scores = load_scores(config)
         for system in systems:

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.cli import run, script_parser
-from eval.answer_texts import add_generation_options, answer_all
+from eval.answer_texts import add_generation_options, answer_all, answer_options
 from eval.report import LEDGER, record, write_report
 from eval.score_answers import add_scoring_options, score_all
 from eval.systems import add_run_options, load_test_rows, run_of
@@ -37,7 +37,7 @@ def main() -> None:
     rows = load_test_rows(config, args.n)
     if not args.scores_only:
         merge_run(config)
-        answer_all(config, rows, args)
+        answer_all(config, rows, args.systems, answer_options(args))
         args.record = args.record or shlex.join(["just", "eval", *sys.argv[1:]])
     scores, answers = score_all(config, rows, args)
     write_report(config.eval_dir, scores, rows, answers, config.task)

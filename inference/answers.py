@@ -4,7 +4,6 @@ A record is of the very messages that were answered (`prompt`) and tells all tha
 (`settings`). What is there is not made again; a killed run goes on where it stopped.
 """
 
-import argparse
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -42,17 +41,32 @@ class System:
     every_sample: bool = False
 
 
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How texts are answered; all from `budget_usd` on is of models behind an endpoint."""
+
+    max_new_tokens: int | None = None  # the task's where None
+    max_prompt_tokens: int = 8192
+    samples: int | None = None  # of a consensus, or all that are kept
+    batch_tokens: int = 16384
+    engine: str = "transformers"  # or vllm, or auto
+    budget_usd: float | None = None
+    concurrency: int = 64
+    price: tuple[float, float] | None = None
+    retry_unusable: bool = False
+
+
 KEY = ("id", "prompt", "settings")
 
 
 def settings_of(
-    system: System, task: Task, args: argparse.Namespace, known: dict | None = None
+    system: System, task: Task, options: AnswerOptions, known: dict | None = None
 ) -> dict:
     """All that tells a model's answers from those that it gives otherwise, but for what it is asked
     (see `prompt_digest`). An endpoint that does not answer is taken to serve what it did when it
     was asked last, by its `known` settings. Raises UserError if there are none."""
     settings = {"template": task.sha(system.template) if system.template else None}
-    settings["max_new_tokens"] = args.max_new_tokens or task.max_new_tokens
+    settings["max_new_tokens"] = options.max_new_tokens or task.max_new_tokens
     if isinstance(system.model, str):
         settings |= {"model": system.model, "endpoint": address_of()}
         try:
@@ -62,23 +76,32 @@ def settings_of(
                 raise
             warn(f"{error}; it is taken to serve what it did before")
             return settings | {"served": known.get("served")}
-    settings |= {"max_prompt_tokens": args.max_prompt_tokens, "precision": precision()}
+    settings |= {"max_prompt_tokens": options.max_prompt_tokens, "precision": precision()}
     if system.consensus or system.every_sample:
-        settings |= {"samples": args.samples, "sampling": SAMPLING}
-    elif choose_engine(args.engine, system.model) == "vllm":
+        settings |= {"samples": options.samples, "sampling": SAMPLING}
+    elif choose_engine(options.engine, system.model) == "vllm":
         settings["engine"] = "vllm"  # without this field it was transformers
     return settings | system.model.settings
 
 
-def ask_endpoint(system: System, requests: list[dict], path: Path, args) -> None:
+def ask_endpoint(system: System, requests: list[dict], path: Path, options: AnswerOptions) -> None:
     """Complete the answers of a model behind an endpoint, asked as the teacher is."""
     from data_prep.teacher.ask import ask_all
+    from data_prep.teacher.client import AskOptions
 
-    how = {"model": system.model, "max_tokens": requests[0]["settings"]["max_new_tokens"]}
-    how |= {"temperature": 0.0, "max_rate": None, "retry_refused": True}
-    how |= {"batch": False, "timeout": 300}
-    how = argparse.Namespace(**vars(args) | how)
-    ask_all(requests, path, how, system.model, KEY, cut_counts=True)
+    most = requests[0]["settings"]["max_new_tokens"]
+    asking = AskOptions(
+        model=system.model,
+        sampling={"max_tokens": most, "temperature": 0.0},
+        max_tokens=most,
+        concurrency=options.concurrency,
+        budget_usd=options.budget_usd,
+        price=options.price,
+        retry_refused=True,
+        retry_unusable=options.retry_unusable,
+        cut_counts=True,
+    )
+    ask_all(requests, path, asking, system.model, KEY)
 
 
 def requests_of(rows: list[dict], template: str | None, task: Task, settings: dict) -> list[dict]:
@@ -97,15 +120,15 @@ def answer_rows(
     rows: list[dict],
     path: Path,
     task: Task,
-    args: argparse.Namespace,
+    options: AnswerOptions,
     settings: dict | None = None,
 ) -> None:
     """Append to `path` the answers of a system with a model to those of `rows` that it lacks; with
     its `settings`, if they are known already."""
-    settings = settings or settings_of(system, task, args)
+    settings = settings or settings_of(system, task, options)
     wanted = requests_of(rows, system.template, task, settings)
     if isinstance(system.model, str):
-        return ask_endpoint(system, wanted, path, args)
+        return ask_endpoint(system, wanted, path, options)
     texts = {row["id"]: row["text"] for row in rows}
     with appending(path) as log, tqdm(desc=f"{name} answers", unit="text") as bar:
         if not (left := table.missing(path, wanted, KEY)):
@@ -129,8 +152,9 @@ def answer_rows(
         else:
             make = sample_batch if system.every_sample else generate_batch
             answer_batch = partial(make, model, tokenizer, n_new=n_new, samples=samples)
-            batch_tokens = args.batch_tokens // (samples or 1)
-            outputs = answer_prompts(answer_batch, tokenizer, prompts, n_new, batch_tokens)
+            most_new = n_new * max(1, samples)  # a prompt is held once for all of its samples
+            batch_tokens = options.batch_tokens
+            outputs = answer_prompts(answer_batch, tokenizer, prompts, most_new, batch_tokens)
         with closing(outputs):  # vLLM ends with it
             for i, output in outputs:
                 about = {key: left[i][key] for key in KEY}

@@ -124,14 +124,15 @@ def answer_prompts(
     answer_batch: Callable[[list[str]], list[dict]],
     tokenizer,
     prompts: list[str],
-    n_new: int,
+    most_new: int,
     batch_tokens: int,
 ) -> Iterator[tuple[int, dict]]:
     """(index of a prompt, its record) batch by batch; a batch that the memory does not hold is
-    halved. `answer_batch` gives the records of a batch (`generate_batch`, `sample_batch`). Raises
-    OutOfMemory for a prompt that is too large alone."""
+    halved. `answer_batch` gives the records of a batch (`generate_batch`, `sample_batch`), and
+    `most_new` tokens are all that the answers to one prompt may have. Raises OutOfMemory for a
+    prompt that is too large alone."""
     lengths = [len(tokenizer(text, add_special_tokens=False).input_ids) for text in prompts]
-    batches = deque(pack_batches(lengths, n_new, batch_tokens))
+    batches = deque(pack_batches(lengths, most_new, batch_tokens))
     while batches:
         batch = batches.popleft()
         of_batch = [prompts[i] for i in batch]

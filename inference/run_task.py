@@ -12,30 +12,18 @@ import os
 import sys
 from argparse import ArgumentParser
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import UserError, positive, run, script_parser, warn
 from common.files import digest, write_text
 from common.table import load
 from data_prep.filter_pairs import repetition
-from inference.answers import KEY, System, answer_rows, requests_of, settings_of
+from inference.answers import KEY, AnswerOptions, System, answer_rows, requests_of, settings_of
 from inference.generate import build_prompt, generate_batch, prompt_limit
 from inference.sources import TABLE, check_outputs, find_sources, read_texts, shown
 from inference.weights import check_template, find_weights, load_model, trained_for
 from prompts.task import FOLDER, Task, load_task
 from training.config import OUTPUTS, check_finished, is_unfinished
-
-
-@dataclass(frozen=True)
-class Options:
-    """How texts are answered, as `settings_of` and `answer_rows` read it."""
-
-    max_new_tokens: int | None  # the task's where None
-    max_prompt_tokens: int
-    samples: int | None  # of which the answer is the one most like all; None: greedy
-    batch_tokens: int = 16384
-    engine: str = "transformers"  # a few texts are answered before vLLM is up
 
 
 def newest_adapter(task: Task) -> str:
@@ -52,7 +40,7 @@ def newest_adapter(task: Task) -> str:
     return str(finished[-1])
 
 
-def stream(system: System, texts: dict[str, str], task: Task, options: Options) -> None:
+def stream(system: System, texts: dict[str, str], task: Task, options: AnswerOptions) -> None:
     """Print the answers (name -> text) word by word as they come."""
     from transformers import TextStreamer
 
@@ -88,7 +76,7 @@ def tell_answer(name: str, answer: dict) -> None:
 
 
 def write(
-    system: System, texts: dict[str, str], task: Task, options: Options, folder: Path
+    system: System, texts: dict[str, str], task: Task, options: AnswerOptions, folder: Path
 ) -> None:
     """Complete the table in the folder, and write from it a file for each text (name -> text)."""
     path, settings = folder / TABLE, settings_of(system, task, options)
@@ -145,7 +133,7 @@ def main() -> None:
     sources, failures = find_sources(args.texts, args.output_dir)
     if args.output_dir:
         check_outputs(sources, args.output_dir)
-    options = Options(args.max_new_tokens, args.max_prompt_tokens, args.samples)
+    options = AnswerOptions(args.max_new_tokens, args.max_prompt_tokens, args.samples)
     system = None
     if not args.show_text:
         system = choose_system(task, args.model, args.of_base, bool(args.samples))

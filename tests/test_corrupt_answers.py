@@ -50,6 +50,13 @@ def test_from_its_own_text_what_the_answer_has_not_named_is_taken():
     assert "Weber" not in corrupt("In it Anna Weber wins.", ["Then Weber saw Rome."], "x")
 
 
+def test_an_initial_is_not_exchanged():
+    assert corrupt("It is a U.S. state.", [OTHER], "x") is None
+    assert corrupt("It was J. Otto who came.", ["Then B. Weber came."], "x") == (
+        "It was J. Weber who came."
+    )
+
+
 def test_without_an_entity_there_is_nothing_to_exchange():
     assert corrupt("Nothing happened there.", [OTHER], "x") is None
     assert corrupt("They were 300.", ["Nobody came."], "x") is None

@@ -161,7 +161,9 @@ def test_choices_become_pairs_and_the_later_of_two_contrary_ones_counts(tmp_path
         ("Rivers run.", "I cannot do that."),
         ("Rivers run.", "Rivers stand."),
     ]
-    assert {(pair["chosen_by"], pair["rejected_by"]) for pair in pairs} == {("one", "other")}
+    assert {(pair["chosen_by"], pair["rejected_by"]) for pair in pairs} == {
+        ("one:choices", "other:choices")
+    }
     assert len({pair["id"] for pair in pairs}) == 3
     for reason in ("the other answer was chosen later", "chosen once more later"):
         assert f"| dropped: {reason} | 1 | 0 |" in squeezed(result.stdout)

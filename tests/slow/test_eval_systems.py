@@ -1,6 +1,5 @@
 """Systems of every kind, answers that survive a kill, and wrong input in one line."""
 
-import argparse
 import json
 import shutil
 import signal
@@ -26,6 +25,7 @@ from common.files import mark_made
 from eval.answer_texts import answer_all, first_sentences, load_answers
 from eval.report import append_ledger
 from eval.systems import load_test_rows, system_of, systems_of
+from inference.answers import AnswerOptions
 from inference.draw_samples import Numbers, draw_samples
 from inference.generate import answer_prompts, generate_batch, most_alike, pack_batches
 from inference.served_model import address_of
@@ -471,9 +471,9 @@ def test_two_processes_at_once_lose_nothing(finished_run, tmp_path):
     rows = load_test_rows(config, None)
 
     def ask(number):
-        args = argparse.Namespace(systems=[f"endpoint:m{number}"], max_new_tokens=8)
+        options = AnswerOptions(max_new_tokens=8)
         with suppress(UserError):
-            answer_all(config, rows, args)
+            answer_all(config, rows, [f"endpoint:m{number}"], options)
         append_ledger([(f"s{number}", "f1", 0.5, None, None)], {"date": "d"}, tmp_path / "l.csv")
 
     with pytest.MonkeyPatch.context() as patch:
