@@ -44,13 +44,13 @@ class System:
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How texts are answered; the last four are of models behind an endpoint."""
+    """How texts are answered; all from `budget_usd` on is of models behind an endpoint."""
 
     max_new_tokens: int | None = None  # the task's where None
     max_prompt_tokens: int = 8192
     samples: int | None = None  # of a consensus, or all that are kept
     batch_tokens: int = 16384
-    engine: str = "auto"
+    engine: str = "auto"  # or transformers, or vllm
     budget_usd: float | None = None
     concurrency: int = 64
     price: tuple[float, float] | None = None
