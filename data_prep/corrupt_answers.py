@@ -27,8 +27,8 @@ def find_entities(text: str) -> list[Entity]:
     """Names with all of their words together, months, years and other numbers, in their order."""
     entities: list[Entity] = []
     for fact in find_facts(text):
-        if fact.kind == "name" and len(fact.text) == 1:
-            continue  # an initial: the S of U.S. is no name by itself
+        if fact.kind == "name" and (len(fact.text) == 1 or "." in fact.text):
+            continue  # an initial, or U.S., which mostly stands for an adjective
         last = entities[-1] if entities else None
         if fact.kind == "number":
             is_year = fact.text.isdigit() and 1000 <= int(fact.text) <= 2100

@@ -36,9 +36,10 @@ OPENS_SENTENCE = re.compile(
 )
 # "John F. Kennedy", "Meeting Dr. Schmidt": such a full stop ends no sentence.
 ABBREVIATION = re.compile(
-    r"\b(?:(?<![a-z]\s)[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|Gen|Sen|Rev|Lt|Col|Capt|Sgt|Gov|Rep|Hon|Mt|Ft|vs|No|Jr|Sr"
+    r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Gen|Sen|Rev|Lt|Col|Capt|Sgt|Gov|Rep|Hon|Mt|Ft|vs|No|Jr|Sr"
     r"|e\.g|i\.e|cf|ca|approx)\.\s\Z"
 )
+INITIAL = re.compile(r"(?:\A|(\S+)\s)(?:[A-Z]\.\s?)*[A-Z]\.\s\Z")
 ENUMERATOR = re.compile(r"(?m)^[ \t]*\(?(\d{1,2})[.):]\s")  # "1. Forests", "(2) Lakes"
 MONTHS = "january february march april may june july august september october november december"
 MONTH_OF = {form: month for month in MONTHS.split() for form in (month, month[:3], month[:4])}
@@ -158,6 +159,15 @@ def find_facts(answer: str) -> list[Fact]:
     return sorted(facts)
 
 
+def ends_in_initial(before: str) -> bool:
+    """Whether the full stop is that of a name's initial: George W., by J. R.; not vitamin C."""
+    match = INITIAL.search(before)
+    if not match:
+        return False
+    word = match[1]
+    return not word or word[0].isupper() or word in NO_NAMES
+
+
 def names_in(answer: str, start: int, end: int) -> list[Fact]:
     """The words of names between two places of an answer, which are the ends of a line."""
     names = []
@@ -167,7 +177,8 @@ def names_in(answer: str, start: int, end: int) -> list[Fact]:
             continue
         if plain_word(word) in NO_NAMES and word not in ("WHO", "IT"):
             continue
-        if OPENS_SENTENCE.search(before) and not ABBREVIATION.search(before[-10:]):
+        is_short = ABBREVIATION.search(before[-10:]) or ends_in_initial(before)
+        if OPENS_SENTENCE.search(before) and not is_short:
             continue
         names.append(Fact(match.start(), match.end(), word, "name"))
     return names

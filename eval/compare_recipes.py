@@ -430,7 +430,7 @@ def options_of(args: argparse.Namespace, task: Task) -> CompareOptions:
         steps_of(recipe)
     generation = ["--max-new-tokens", args.max_new_tokens or task.max_new_tokens]
     generation += ["--max-prompt-tokens", args.max_prompt_tokens]
-    generation += ["--batch-tokens", args.batch_tokens]
+    generation += ["--batch-tokens", args.batch_tokens, "--engine", args.engine]
     return CompareOptions(
         config=args.config,
         task=task,

@@ -123,3 +123,16 @@ def test_what_a_text_says_itself_is_never_made_up(text):
     facts = find_facts(text)
     assert all(text[fact.start : fact.end] == fact.text for fact in facts)
     assert facts == sorted(set(facts))
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("It was George W. Bush who came.", ["George", "Bush"]),
+        ("It was J. Otto who came.", ["Otto"]),
+        ("A book by J. R. R. Tolkien.", ["Tolkien"]),
+        ("It holds vitamin C. Researchers like it.", []),
+    ],
+)
+def test_an_initial_ends_no_sentence(answer, names):
+    assert [fact.text for fact in find_facts(answer)] == names

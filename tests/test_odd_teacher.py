@@ -159,7 +159,8 @@ def test_a_reply_is_whole_or_unusable_with_its_reason_and_each_is_kept_once(tmp_
         assert found[f"a{i}"]["text"] == TEXT and found[f"a{i}"]["cost_usd"] > WORST
     assert booked(folder) == pytest.approx(sum(reply["cost_usd"] for reply in found.values()))
     assert f"{len(UNUSABLE)} unusable (" in result.stdout and f"3 {CUT}" in result.stdout
-    kept, said = pairs(folder)
+    as_written = ["--keep", "invented"]  # the texts here say nothing
+    kept, said = pairs(folder, *as_written)
     assert len(kept) == len(answers) - len(UNUSABLE)
     assert re.search(rf"dropped: unusable \({CUT}\) +\| +3 ", said.stdout)
 
@@ -170,7 +171,7 @@ def test_a_reply_is_whole_or_unusable_with_its_reason_and_each_is_kept_once(tmp_
     ask(folder, server.url, "--retry-unusable", "--max-tokens", 8192)
     assert server.asked.total() == len(answers) + len(UNUSABLE)
     assert replies_in(folder)[-1]["sampling"] == {"max_tokens": 8192, "temperature": 0.7}
-    assert len(pairs(folder)[0]) == len(answers)
+    assert len(pairs(folder, *as_written)[0]) == len(answers)
     ask(folder, server.url, "--retry-unusable")
     assert server.asked.total() == len(answers) + len(UNUSABLE)
 

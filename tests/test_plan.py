@@ -9,7 +9,7 @@ from conftest import one_error_line, run_stage, write_jsonl
 
 from eval import answer_texts
 from training import estimate, plan
-from training.config import load_run_config
+from training.config import Overlay, load_run_config, resolve_config
 
 PLAN = "training.plan"
 SFT, DPO = "qwen2-1.5b-sft-qlora", "qwen2-1.5b-dpo-sft-qlora"
@@ -20,8 +20,8 @@ def rows_of(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def training_of(name: str) -> estimate.Training:
-    return estimate.training_of(load_run_config(name), 1000, 1000.0, 200.0)
+def training_of(name: str, method: str = "") -> estimate.Training:
+    return estimate.training_of(resolve_config(name, Overlay(method=method)), 1000, 1000.0, 200.0)
 
 
 def test_a_fresh_clone_is_reckoned_with_the_defaults_and_says_so(tmp_path):
@@ -71,7 +71,7 @@ def test_a_frozen_base_takes_six_operations_a_weight_and_the_reference_two_more(
     assert 6 * weights < sft < 6.6 * weights
     assert dpo - sft == pytest.approx(2 * weights, rel=0.1)
     assert training_of(DPO).tokens_read == 2 * training_of(SFT).tokens_read
-    orpo = training_of("qwen2-1.5b-orpo-qlora")
+    orpo = training_of(DPO, "orpo")
     assert orpo.texts_a_row == 2 and not orpo.reference
 
 

@@ -21,7 +21,7 @@ from data_prep.teacher import client
 from data_prep.teacher.prices import BYTES_A_TOKEN, REPLY_TOKENS
 from data_prep.teacher.teacher_prompts import TeacherPrompts
 from prompts.task import Task, data_folder, task_of
-from training.config import RunConfig, resolve_config
+from training.config import Overlay, RunConfig, resolve_config
 from training.estimate import (
     PEAK_SHARE,
     Evaluation,
@@ -173,7 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = make_parser().parse_args()
     task, asking = task_of(args), client.ask_options(args)
-    config = resolve_config(args.config, args.method, task=task, data=args.data)
+    config = resolve_config(args.config, Overlay(task=task, data=args.data, method=args.method))
     folder = data_folder(args, "extracts")
     if (folder / "train.jsonl").is_file() or (folder / "test.jsonl").is_file():
         texts = asked_for(texts_in(folder), args.splits, args.limit)

@@ -12,7 +12,7 @@ from axolotl.utils.dict import DictDefault
 from conftest import ROOT, one_error_line, read_jsonl, run_stage
 
 from benchmarks import gpu
-from training.config import load_run_config, resolve_config, set_key
+from training.config import Overlay, load_run_config, resolve_config, set_key
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ KEYS = {
 @pytest.mark.parametrize("name", KEYS)
 def test_the_keys_of_the_page_are_accepted_as_on_a_gpu(name):
     config, method, keys = KEYS[name]
-    settings = resolve_config(config, method, keys).settings
+    settings = resolve_config(config, Overlay(method=method, keys=tuple(keys))).settings
     prepare_plugins(DictDefault(settings))
     accepted = validate_config(
         DictDefault(settings), capabilities=HOPPER, env_capabilities={"torch_version": "2.13.0"}
