@@ -1,13 +1,12 @@
 """What waits for a GPU: the benchmark's lines, and keys that only a GPU would try."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
-from axolotl.cli.cloud import load_cloud_cfg
-from axolotl.cli.cloud.modal_ import ModalCloud
-from axolotl.cli.config import prepare_plugins
-from axolotl.utils.config import validate_config
+from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
 from conftest import ROOT, one_error_line, read_jsonl, run_stage
 
@@ -45,13 +44,34 @@ def test_the_keys_of_the_page_are_accepted_as_on_a_gpu(name):
     assert all(accepted[key] == value for key, value in told.items())
 
 
+# In a process of its own: axolotl.cli wraps stdout when it is imported, also that of pytest.
+ASK_MODAL = """
+import json, sys
+from pathlib import Path
+from axolotl.cli.cloud import load_cloud_cfg
+from axolotl.cli.cloud.modal_ import ModalCloud
+
+cloud = ModalCloud(load_cloud_cfg(Path(sys.argv[1])))
+print(json.dumps({
+    "gpu": cloud.get_train_gpu().gpu_type,
+    "timeout": cloud.get_train_timeout(),
+    "memory": cloud.get_train_memory(),
+    "env": cloud.get_env(),
+    "volumes": list(cloud.volumes),
+}))
+"""
+
+
 def test_modal_is_asked_for_what_the_file_says():
-    told, cloud = yaml.safe_load(MODAL.read_text()), ModalCloud(load_cloud_cfg(MODAL))
-    assert cloud.get_train_gpu().gpu_type == "A100-80GB"
-    assert cloud.get_train_timeout() == told["timeout"]
-    assert cloud.get_train_memory() == told["memory"] * 1024
-    assert cloud.get_env()["AXOLOTL_DO_NOT_TRACK"] == "1"
-    assert list(cloud.volumes) == ["/workspace/data"]
+    told = yaml.safe_load(MODAL.read_text())
+    command = [sys.executable, "-c", ASK_MODAL, MODAL]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    asked = json.loads(said.splitlines()[-1])
+    assert asked["gpu"] == "A100-80GB"
+    assert asked["timeout"] == told["timeout"]
+    assert asked["memory"] == told["memory"] * 1024
+    assert asked["env"]["AXOLOTL_DO_NOT_TRACK"] == "1"
+    assert asked["volumes"] == ["/workspace/data"]
     pins = (ROOT / "requirements.txt").read_text()
     assert f"axolotl=={told['docker_tag']} " in pins
 
