@@ -55,11 +55,30 @@ demo task="summarize" *options: setup _demo_models
       outputs/$run       the adapter; merged/ the merged model; eval/ answers and scores
     Next: just run $1 FILE --max-prompt-tokens 300 (it was taught on passages, so it reads as much),
       or just serve $run and, beside it, just play;
-      preferences: just answers $config ${of[*]} --split train --systems instructed --max-new-tokens 64,
-        just pairs ${of[*]} --rejected student --student $config --tokenizer models/smollm2-135m-instruct,
-        just stage ${of[*]}, just train $config ${of[*]} --cpu;
+      just demo-preferences: pairs that differ in what the text says, trained on from this adapter (summaries);
       the same with a large teacher on RedPajama: TOGETHER_API_KEY=... just dataset
     END
+
+# Go on from `just demo`: preferences that teach not to make things up, scored beside SFT
+[group('start')]
+demo-preferences *options: setup _demo_models
+    #!/usr/bin/env bash
+    set -euo pipefail
+    export HF_HUB_OFFLINE=1
+    unset HF_TOKEN TOGETHER_API_KEY TOGETHER_BASE_URL HF_ENDPOINT
+    run=smollm2-135m-sft config={{ demo_config }} data=data/demo
+    step() { printf '\n== %s\n' "$1"; }
+    step "1/3 pairs: the teacher's answer, and the same with one name or number exchanged"
+    {{ python }} -m data_prep.build_pairs --data $data --rejected corrupted --name corrupted \
+        --tokenizer models/smollm2-135m-instruct
+    {{ python }} -m data_prep.build_dataset --data $data --name corrupted
+    step "2/3 training: DPO with a little SFT, on from the adapter of just demo"
+    {{ python }} -m training.train_adapter $config --method sft-then-dpo-sft --name $run-then-dpo --data $data \
+        --set lora_model_dir=outputs/$run datasets.0.path=$data/summarize/hub-corrupted learning_rate=1e-4 \
+        'dpo_loss_weights=[1.0,0.1]' micro_batch_size=4 --cpu --num_cpu_threads_per_process {{ num_cpus() }}
+    step "3/3 evaluation: SFT and SFT then preferences, side by side"
+    {{ python }} -m eval.evaluate $run-then-dpo --n {{ demo_texts }} --systems instructed outputs/$run/merged tuned lead \
+        --max-new-tokens 64 --encoder models/minilm --encoder-layers 6 --ledger outputs/ledger.csv "$@"
 
 demo_config := "smollm2-135m-dpo-sft-lora"
 demo_pairs := "192"
