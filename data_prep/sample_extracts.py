@@ -11,7 +11,6 @@ how many workers and what is killed meanwhile changes nothing.
 import argparse
 import heapq
 import json
-import multiprocessing
 import shutil
 import signal
 from collections import Counter
@@ -21,6 +20,7 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
+import multiprocess
 import orjson
 import pandas as pd
 from tqdm import tqdm
@@ -65,7 +65,7 @@ def find_candidates(
 ) -> None:
     """A task: write the candidates in every `world_size`-th unit, in their order, and for each of
     its files the reasons for which records were dropped."""
-    if multiprocessing.parent_process():
+    if multiprocess.parent_process():  # datatrove starts its workers by this package
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends us
     candidates = []
     reports: dict[str, dict] = {}  # by file

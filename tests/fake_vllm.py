@@ -15,10 +15,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
 FOLDER = Path(os.environ["FAKE_VLLM"])
 FAULT = (FOLDER / "fault").read_text() if (FOLDER / "fault").exists() else None
 LOCK = threading.Lock()
@@ -40,13 +36,23 @@ def main() -> None:
     if FAULT == "start":
         print("(EngineCore pid=7) ERROR 11-30 [core.py:1] torch.OutOfMemoryError: out of memory")
         sys.exit("RuntimeError: Engine core initialization failed.")
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
-    names = args.served_model_name
-    if args.lora_modules:
-        name, _, folder = args.lora_modules.partition("=")
-        model, names = PeftModel.from_pretrained(model, folder), [*names, name]
+    names = list(args.served_model_name)
+    model = None if FAULT == "silent" else load_model(args, names)
     handle = handler(model, names, args.max_model_len)
     ThreadingHTTPServer((args.host, args.port), handle).serve_forever()
+
+
+def load_model(args, names: list[str]):
+    """The model that answers; an adapter's name is added to `names`."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+    if args.lora_modules:
+        name, _, folder = args.lora_modules.partition("=")
+        model = PeftModel.from_pretrained(model, folder)
+        names.append(name)
+    return model
 
 
 def handler(model, names: list[str], longest: int) -> type:
@@ -81,6 +87,8 @@ def handler(model, names: list[str], longest: int) -> type:
 
 def answer(model, asked: dict) -> dict:
     """As vLLM's: the tokens, the one that ended them among them, and why they ended."""
+    import torch
+
     prompt, ends = torch.tensor([asked["prompt"]]), asked["stop_token_ids"]
     options = {"max_new_tokens": asked["max_tokens"], "eos_token_id": ends, "pad_token_id": 0}
     mask = torch.ones_like(prompt)

@@ -102,6 +102,7 @@ def test_tuned_is_the_merge_where_it_is_up_to_date(trained, unmerged, tiny_qwen2
 
 def test_the_base_of_an_adapter_has_the_revision_that_it_was_trained_on(unmerged, tiny_qwen2):
     settings = {"base_model": str(tiny_qwen2), "revision_of_model": "of the evaluation"}
+    settings["datasets"] = [{"path": "none"}]
     evaluation = RunConfig(unmerged, settings | {"output_dir": str(unmerged)})
 
     def revision() -> str:

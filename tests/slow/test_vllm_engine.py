@@ -21,8 +21,8 @@ LONGEST = ("--max-new-tokens", 16)
 
 
 @pytest.fixture
-def vllm(tmp_path) -> Path:
-    """The folder of the stand-in, whose command lies in bin/."""
+def vllm(tmp_path, monkeypatch) -> Path:
+    """The folder of the stand-in, whose command lies in bin/, on the PATH."""
     folder = tmp_path / "vllm"
     command = folder / "bin/vllm"
     command.parent.mkdir(parents=True)
@@ -30,11 +30,9 @@ def vllm(tmp_path) -> Path:
         f"#!{sys.executable}\nimport runpy\nrunpy.run_path('{ROOT}/tests/fake_vllm.py')\n"
     )
     command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_VLLM", str(folder))
     return folder
-
-
-def with_vllm(folder: Path) -> dict[str, str]:
-    return {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "FAKE_VLLM": str(folder)}
 
 
 def is_running(pid_file: Path) -> bool:
@@ -57,7 +55,7 @@ def test_answers_are_those_of_transformers_and_say_what_gave_them(
     adapter = str(adapters["title"])
     systems = ("--systems", "base", adapter, *LONGEST)
     run_stage(STAGE, finished_run, *systems, "--engine", "transformers")
-    done = run_stage(STAGE, finished_run, *systems, "--engine", "vllm", **with_vllm(vllm))
+    done = run_stage(STAGE, finished_run, *systems, "--engine", "vllm")
     assert done.stderr.count("starting vLLM") == 2
     paths = sorted((tmp_path / "out/eval/answers").glob("*.jsonl"))
     assert len(paths) == 2
@@ -78,32 +76,32 @@ def test_answers_are_those_of_transformers_and_say_what_gave_them(
     asked = read_jsonl(vllm / "asked.jsonl")
     assert len(asked) == 8 and all(one["return_token_ids"] for one in asked)
     assert not is_running(vllm / "pid")
-    again = run_stage(STAGE, finished_run, *systems, "--engine", "vllm", **with_vllm(vllm))
+    again = run_stage(STAGE, finished_run, *systems, "--engine", "vllm")
     assert "starting vLLM" not in again.stderr
 
 
 def test_vllm_that_dies_is_one_line_and_what_was_answered_is_kept(finished_run, tmp_path, vllm):
     asked = (STAGE, finished_run, "--systems", "base", *LONGEST, "--engine", "vllm")
     (vllm / "fault").write_text("start")
-    line = one_error_line(run_stage(*asked, code=1, **with_vllm(vllm)))
+    line = one_error_line(run_stage(*asked, code=1))
     assert "ended with 1 (torch.OutOfMemoryError: out of memory)" in line
     assert "--engine transformers" in line
     (vllm / "fault").write_text("killed")
-    line = one_error_line(run_stage(*asked, code=1, **with_vllm(vllm)))
+    line = one_error_line(run_stage(*asked, code=1))
     assert "vLLM was killed by signal 9" in line
     assert not is_running(vllm / "pid")
     n_kept = len(read_jsonl(tmp_path / "out/eval/answers/base.jsonl"))
     (vllm / "fault").unlink()
-    run_stage(*asked, **with_vllm(vllm))
+    run_stage(*asked)
     records = read_jsonl(tmp_path / "out/eval/answers/base.jsonl")
     assert 0 < n_kept < 4 and len(records) == 4
 
 
-@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL])
 def test_vllm_ends_with_us(finished_run, vllm, ended_by):
     (vllm / "fault").write_text("silent")
     asked = (STAGE, finished_run, "--systems", "base", *LONGEST, "--engine", "vllm")
-    process = start_stage(*asked, **with_vllm(vllm))
+    process = start_stage(*asked)
     try:
         wait_for(lambda: (vllm / "asked.jsonl").exists())
         process.send_signal(ended_by)
