@@ -148,7 +148,7 @@ def fault_of_invented(answer: str, text: str, limit: float) -> str:
 
 
 # The first fault is the one that is told, so what is quick or says most stands first.
-_CHECKS = (
+ALL_CHECKS = (
     Check(
         *("difference", 0, 1000),
         "the two scores differ by {limit:g} or less",
@@ -200,7 +200,7 @@ _CHECKS = (
         in_test=False,
     ),
 )
-CHECKS = {check.name: check for check in _CHECKS}
+CHECKS = {check.name: check for check in ALL_CHECKS}
 WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
 
 

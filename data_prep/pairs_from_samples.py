@@ -22,24 +22,24 @@ def pick_sides(text: str, samples: list[str]) -> tuple[str, str]:
     nearest in words to the chosen one. Raises NoPair if there is none of either.
     """
     supported, unsupported = [], []
-    for number, sample in enumerate(samples):
+    for index, sample in enumerate(samples):
         if invented_facts(sample, text):
-            unsupported.append(number)
+            unsupported.append(index)
         elif find_facts(sample):
-            supported.append(number)
+            supported.append(index)
     if not supported:
         raise NoPair("no sample that its text supports, with a name or number")
     if not unsupported:
         raise NoPair("no sample with a name or number that its text lacks")
     alike = likeness(samples)
-    chosen = samples[max(supported, key=lambda number: alike[number])]
+    chosen = samples[max(supported, key=lambda index: alike[index])]
     n_words = count_words(chosen)
-    nearest = min(unsupported, key=lambda number: abs(count_words(samples[number]) - n_words))
+    nearest = min(unsupported, key=lambda index: abs(count_words(samples[index]) - n_words))
     return chosen, samples[nearest]
 
 
 def whole_samples(record: dict) -> list[str]:
-    """The sampled answers that came to their end: where one was cut, length would tell them."""
+    """The sampled answers that came to their end: where one was cut, length is the difference."""
     samples = [s["text"] for s in record["samples"] if s["finish_reason"] == "stop"]
     return [text for text in samples if text.strip()]
 

@@ -35,7 +35,7 @@ from common.files import load_records, mark_made, write_records, write_text
 from common.pages import render
 from common.stats import markdown, paired_bootstrap
 from eval.answer_texts import add_generation_options
-from eval.measures import FIGURES, ScoringOptions, averaged
+from eval.measures import COMPARED, FIGURES, ScoringOptions, linearize_shares
 from eval.report import LEDGER, append_ledger, draw_panels
 from eval.score_answers import add_scoring_options, score_all, scoring_options
 from eval.systems import load_test_rows
@@ -59,13 +59,14 @@ TITLES = {
 }
 DEFAULTS = ["sft", "sft+sft-then-dpo@corrupted", "sft+sft-then-dpo@samples", "dpo-sft@corrupted"]
 NONE = ("none",)
-OF_ALL = ("teacher", "student")  # kinds, of whose texts the trainings share those that both have
-OF_A_RUN = ("previous", "samples")  # kinds that are made of the training before
+# Kinds that choose the training texts: those that each of them has a pair of.
+CHOOSE_THE_TEXTS = ("teacher", "student")
+MADE_OF_A_RUN = ("previous", "samples")  # kinds that are made of the training before
 OF_OTHER_TEXTS = ("samples", "choices")  # kinds whose texts are not the training texts
 STEP = re.compile(r"(?P<method>[\w-]+)(@(?P<kinds>[a-z]+(,[a-z]+)*))?(:(?P<keys>.+))?")
-KINDS = ("teacher", "student", "corrupted", "samples", "choices", "previous")
+PAIR_KINDS = ("teacher", "student", "corrupted", "samples", "choices", "previous")
 # What the tables show, with intervals and without.
-COMPARED = ("bertscore_f1", "rouge_l", "invented", "facts", "words", "density")
+TABLE_FIGURES = tuple(dict.fromkeys([*COMPARED, "facts", "words", "density"]))
 ALSO = ("invented_facts", "repetition")
 
 
@@ -148,10 +149,10 @@ def steps_of(recipe: str) -> list[Step]:
     for part in recipe.split("+"):
         match = STEP.fullmatch(part)
         kinds = tuple((match["kinds"] or "none").split(",")) if match else ()
-        if not match or (kinds != NONE and not set(kinds) <= set(KINDS)):
-            example = f"METHOD@KINDS, kinds of {', '.join(KINDS)}, e.g. {' '.join(DEFAULTS)}"
+        if not match or (kinds != NONE and not set(kinds) <= set(PAIR_KINDS)):
+            example = f"METHOD@KINDS, kinds of {', '.join(PAIR_KINDS)}, e.g. {' '.join(DEFAULTS)}"
             raise UserError(f"no recipe {recipe}; give it as {example}")
-        if not steps and set(kinds) & set(OF_A_RUN):
+        if not steps and set(kinds) & set(MADE_OF_A_RUN):
             raise UserError(f"recipe {recipe}: {part} needs a training before it: sft+{recipe}")
         keys = tuple(match["keys"].split(":")) if match["keys"] else ()
         steps.append(Step(match["method"], kinds, keys))
@@ -187,7 +188,7 @@ def build_pairs(
     options: CompareOptions, base: RunConfig, kinds: tuple[str, ...], run_name: str
 ) -> list[dict]:
     """The pairs of some kinds; `run_name`: of the run whose answers some are made of."""
-    name = options.name_of_data(kinds, run_name if set(kinds) & set(OF_A_RUN) else "")
+    name = options.name_of_data(kinds, run_name if set(kinds) & set(MADE_OF_A_RUN) else "")
     rejected = [run_name if kind == "previous" else kind for kind in kinds]
     model = ["--student", run_name, "--tokenizer", base.base_model]
     named = ["--name", name, "--rejected", *rejected]
@@ -225,7 +226,7 @@ def write_base(options: CompareOptions, hub: Path) -> RunConfig:
 def prepare(options: CompareOptions) -> Shared:
     """Build the datasets that no training is needed for, of the texts that all of them share."""
     kinds_asked = {step.kinds for recipe in options.recipes for step in steps_of(recipe)}
-    ready = sorted(kinds for kinds in kinds_asked if not set(kinds) & set(OF_A_RUN))
+    ready = sorted(kinds for kinds in kinds_asked if not set(kinds) & set(MADE_OF_A_RUN))
     if not ready:
         raise UserError("every recipe begins with answers of a training before it")
     chief = ready[0]
@@ -235,7 +236,7 @@ def prepare(options: CompareOptions) -> Shared:
         answer(options, options.name, ["instructed"], "--split", "train", *texts)
     pairs_by_kinds = {kinds: build_pairs(options, base, kinds, options.name) for kinds in ready}
     # Corrupted answers are of such texts alone as hold a name or number, so they choose no texts.
-    choosing = [kinds for kinds in ready if set(kinds) <= {*OF_ALL, *NONE}] or ready
+    choosing = [kinds for kinds in ready if set(kinds) <= {*CHOOSE_THE_TEXTS, *NONE}] or ready
     common = set.intersection(*({p["id"] for p in pairs_by_kinds[kinds]} for kinds in choosing))
     shared_ids = [pair["id"] for pair in pairs_by_kinds[choosing[0]] if pair["id"] in common]
     ids = frozenset(shared_ids[: options.examples])
@@ -301,7 +302,7 @@ def score_run(
     lengths = [len(row["reference"].split()) for row in rows]
     frames = {}
     for system in systems:
-        values = averaged(pd.DataFrame(scores["per_text"][system], index=scores["ids"]))
+        values = linearize_shares(pd.DataFrame(scores["per_text"][system], index=scores["ids"]))
         frames[system] = values.assign(length_ratio=values["words"] / lengths)
     return frames, scores["settings"]
 
@@ -345,7 +346,7 @@ def score_table(scores: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     means, lines = scores.groupby(["system", "seed"]).mean(), {}
     for name in order:
         line, mean = {}, means.loc[name].mean()
-        for figure in [FIGURES[figure] for figure in COMPARED if figure in scores]:
+        for figure in [FIGURES[figure] for figure in TABLE_FIGURES if figure in scores]:
             middle, low, high = map(figure.format, gain(scores, figure.name, name))
             line[f"{figure.title} [95%]"] = f"{middle} [{low}, {high}]"
         for figure in [FIGURES[figure] for figure in ALSO if figure in scores]:
@@ -371,7 +372,7 @@ def difference_table(scores: pd.DataFrame, titles: list[str], order: list[str]) 
     lines = {}
     for ours, other in against:
         line = {}
-        for figure in [FIGURES[figure] for figure in COMPARED if figure in scores]:
+        for figure in [FIGURES[figure] for figure in TABLE_FIGURES if figure in scores]:
             line[figure.title] = figure.format_gain(*gain(scores, figure.name, ours, other))
         lines[f"{ours} minus {other}"] = line
     return pd.DataFrame(lines).T.rename_axis("difference [95% interval]")
@@ -396,11 +397,11 @@ def report(
         about=about,
         n_texts=len(shared.ids),
         generation=shlex.join(options.generation),
-        says=[(FIGURES[f].title, FIGURES[f].says) for f in (*COMPARED, *ALSO) if f in scores],
+        says=[(FIGURES[f].title, FIGURES[f].says) for f in (*TABLE_FIGURES, *ALSO) if f in scores],
         name=path.stem,
     )
     write_text(path, text + "\n")
-    figures = [figure for figure in COMPARED if figure in scores]
+    figures = [figure for figure in TABLE_FIGURES if figure in scores]
     lines = [(name, f, *gain(scores, f, name)) for name in order for f in figures]
     append_ledger(lines, about, LEDGER)
     print(f"\n{text}")

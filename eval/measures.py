@@ -51,9 +51,9 @@ class Figure:
     percent: bool = False
     decimals: int = 3
     per: str = ""  # of a share of all: the column that it is divided by, both summed over the texts
-    # What answers are where it is lower and where it is higher, in the report's sentence,
+    # Of answers where it is lower, and where it is higher: in the report's sentence
     verdicts: tuple[str, str] = ("are worse than", "are nearer to the teacher's than")
-    sides: tuple[str, str] = ("worse", "better")  # and at the sides of its picture.
+    sides: tuple[str, str] = ("worse", "better")  # left and right in its picture
 
     @property
     def better(self) -> int:
@@ -299,7 +299,7 @@ def load_scorers(task: Task, options: ScoringOptions) -> dict[str, Scorer]:
     return {measure.name: measure.scorer(options) for measure in MEASURES if measure.name in wanted}
 
 
-def averaged(values: pd.DataFrame) -> pd.DataFrame:
+def linearize_shares(values: pd.DataFrame) -> pd.DataFrame:
     """A line a text, with columns whose means are the figures.
 
     A share of all, such as invented_facts of all facts, is a ratio of two means. Its column is

@@ -15,7 +15,7 @@ from common.files import locked, read_json, replacing, write_text
 from common.pages import render
 from common.stats import drawing, markdown, paired_bootstrap
 from eval.conclusion import chief_figure, conclusions, gains_in, headlines
-from eval.measures import CHIEF, COMPARED, FIGURES, averaged
+from eval.measures import CHIEF, COMPARED, FIGURES, linearize_shares
 from eval.report_page import gain_picture, page_texts
 from prompts.task import Task
 
@@ -67,7 +67,7 @@ def source_table(scores: dict, rows: list[dict], task: Task) -> pd.DataFrame | N
     lines = {}
     for source in sorted(enough):
         is_here = (sources == source).to_numpy()
-        means = averaged(ours[is_here]).mean()
+        means = linearize_shares(ours[is_here]).mean()
         line = {"n": f"{counts[source]}"}
         for name in [name for name in [*COMPARED, "words"] if name in means]:
             line[FIGURES[name].title] = FIGURES[name].format(means[name])

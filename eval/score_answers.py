@@ -19,7 +19,7 @@ from common.cli import UserError, positive
 from common.files import digest, read_json, write_text
 from common.stats import RESAMPLES, paired_bootstrap
 from eval.answer_texts import load_answers
-from eval.measures import COUNTS, Scorer, ScoringOptions, averaged, load_scorers
+from eval.measures import COUNTS, Scorer, ScoringOptions, linearize_shares, load_scorers
 from eval.systems import load_test_rows
 from inference.weights import memory_told
 from training.config import RunConfig
@@ -90,14 +90,14 @@ def figures_of(values: pd.DataFrame, records: list[dict]) -> dict[str, float]:
     counts = {}
     for figure, holds in COUNTS.items():
         counts[figure.name] = sum(holds(record) for record in records)
-    return averaged(values).mean().to_dict() | counts
+    return linearize_shares(values).mean().to_dict() | counts
 
 
 def differences_from(
     target: str, values: dict[str, pd.DataFrame]
 ) -> dict[str, dict[str, tuple[float, ...]]]:
     """system -> figure -> (mean, low, high) of how much more the target has, text by text."""
-    columns = {system: averaged(frame) for system, frame in values.items()}
+    columns = {system: linearize_shares(frame) for system, frame in values.items()}
     ours = columns.pop(target)
     differences = {}
     for system, theirs in columns.items():

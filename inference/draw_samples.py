@@ -13,8 +13,8 @@ SAMPLING = "one number a token, seeded by the prompt and the sample's number"
 OF_PROMPT, PADDING = -1, -2  # owners of what lies in the cache, beside the numbers of the branches
 
 
-class Numbers:
-    """Rows of random numbers, one for each sample of each prompt; one number draws one token.
+class Uniforms:
+    """Random numbers from 0 to 1, a row for each sample of each prompt; a number draws a token.
 
     So a sample depends neither on the batch that its prompt falls into nor on how many others are
     drawn, but for the rounding of the logits: in bfloat16 a batch of another width may turn a
@@ -31,20 +31,21 @@ class Numbers:
                 rows.append(torch.rand(n_new, generator=torch.Generator().manual_seed(seed)))
         # Of shape (prompts, samples, tokens). No 0, which would draw a token that cannot come.
         numbers = torch.stack(rows).clamp_(min=2**-25)
-        self.numbers = numbers.unflatten(0, (len(prompts), samples)).to(device)
+        self.values = numbers.unflatten(0, (len(prompts), samples)).to(device)
 
     def draw(self, logits, step: int, rows, branches):
         """Tokens of shape (rows, branches) for the `step`th of some branches of some prompts, by
         logits of shape (rows, branches or 1, vocabulary): the inverse of the distribution."""
         import torch
 
-        reached = logits.float().softmax(-1).cumsum(-1)
-        numbers = self.numbers[rows[:, None], branches, step]
-        if reached.shape[1] == 1:  # the first token, of the same logits for all branches
-            total = reached[:, 0, -1:]
-            return torch.searchsorted(reached[:, 0], numbers * total)
+        cumulative = logits.float().softmax(-1).cumsum(-1)
+        numbers = self.values[rows[:, None], branches, step]
+        if cumulative.shape[1] == 1:  # the first token, of the same logits for all branches
+            total = cumulative[:, 0, -1:]
+            return torch.searchsorted(cumulative[:, 0], numbers * total)
         # Rounding leaves the total a little off 1.
-        return torch.searchsorted(reached, (numbers * reached[..., -1])[..., None])[..., 0]
+        totals = cumulative[..., -1]
+        return torch.searchsorted(cumulative, (numbers * totals)[..., None])[..., 0]
 
 
 class Branches:
@@ -55,7 +56,7 @@ class Branches:
 
         n_prompts, device = len(attention_mask), attention_mask.device
         self.rows = torch.arange(n_prompts, device=device)  # of which prompt, a row each
-        self.numbers = torch.arange(samples, device=device).repeat(n_prompts, 1)
+        self.ids = torch.arange(samples, device=device).repeat(n_prompts, 1)
         self.lengths = attention_mask.sum(1)
         # Whose each place of the cache is: (rows, places).
         self.owners = torch.where(attention_mask.bool(), OF_PROMPT, PADDING)
@@ -65,26 +66,27 @@ class Branches:
         of shape (rows, 1, branches, places), as it is added to the scores of attention."""
         import torch
 
-        self.owners = torch.cat([self.owners, self.numbers], 1)
+        self.owners = torch.cat([self.owners, self.ids], 1)
         owners = self.owners[:, None]
-        seen = (owners == OF_PROMPT) | (owners == self.numbers[..., None])
+        seen = (owners == OF_PROMPT) | (owners == self.ids[..., None])
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
     def keep(self, running, tokens, cache):
         """Leave out branches that have ended, by `running` (rows, branches); return the tokens of
-        those that stay and whether each of them runs: rows are filled up with ended ones."""
+        those that stay, and whether each of them runs: a row with fewer than the others keeps
+        ended ones beside them."""
         alive = running.any(1)
-        # What goes is copied nowhere, what stays is: only if much goes.
+        # Leaving prompts out copies the cache of those that stay: only where half of them ended.
         if 2 * alive.sum() <= len(alive):
             kept = alive.nonzero()[:, 0]
             cache.batch_select_indices(kept)
-            self.rows, self.numbers = self.rows[kept], self.numbers[kept]
+            self.rows, self.ids = self.rows[kept], self.ids[kept]
             self.lengths, self.owners = self.lengths[kept], self.owners[kept]
             running, tokens = running[kept], tokens[kept]
         width = int(running.sum(1).max())
         order = running.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-        self.numbers = self.numbers.gather(1, order)
+        self.ids = self.ids.gather(1, order)
         return tokens.gather(1, order), running.gather(1, order)
 
 
@@ -97,7 +99,7 @@ def draw_samples(model, inputs, samples: int, n_new: int, prompts: list[str]) ->
 
     mask, ends = inputs["attention_mask"], model.generation_config.eos_token_id
     ends = torch.tensor(ends, device=mask.device)
-    numbers, branches = Numbers(prompts, samples, n_new, mask.device), Branches(mask, samples)
+    uniforms, branches = Uniforms(prompts, samples, n_new, mask.device), Branches(mask, samples)
     drawn = torch.full((len(prompts), samples, n_new), -1, device=mask.device)
     cache = DynamicCache()  # without windows: the mask alone says what is seen
     with torch.inference_mode():
@@ -108,10 +110,10 @@ def draw_samples(model, inputs, samples: int, n_new: int, prompts: list[str]) ->
             past_key_values=cache,
             logits_to_keep=1,
         ).logits
-        running = torch.ones_like(branches.numbers, dtype=torch.bool)
+        running = torch.ones_like(branches.ids, dtype=torch.bool)
         for step in range(n_new):
-            tokens = numbers.draw(logits, step, branches.rows, branches.numbers)
-            place = branches.rows[:, None].expand_as(tokens)[running], branches.numbers[running]
+            tokens = uniforms.draw(logits, step, branches.rows, branches.ids)
+            place = branches.rows[:, None].expand_as(tokens)[running], branches.ids[running]
             drawn[(*place, step)] = tokens[running]
             running = running & ~torch.isin(tokens, ends)
             if step == n_new - 1 or not running.any():

@@ -12,9 +12,9 @@ from eval.measures import (
     COUNTS,
     FIGURES,
     MEASURES,
-    averaged,
     extractiveness,
     inventions,
+    linearize_shares,
 )
 from eval.report import glossary, judge_rows, source_table, table, tables
 from eval.report_page import gain_picture, invented_places, page_texts
@@ -96,10 +96,10 @@ def test_inventions_are_counted_by_answer_and_by_fact():
     found = inventions(answers, rows)
     assert found["invented"] == [1, 0, 0] and found["invented_facts"] == [2, 0, 0]
     assert found["facts"] == [4, 1, 0]
-    means = averaged(pd.DataFrame(found)).mean()
+    means = linearize_shares(pd.DataFrame(found)).mean()
     assert means["invented"] == pytest.approx(1 / 3)
     assert means["invented_facts"] == pytest.approx(2 / 5)  # of all facts
-    assert averaged(pd.DataFrame(inventions([""], rows[:1]))).mean().tolist() == [0, 0, 0]
+    assert linearize_shares(pd.DataFrame(inventions([""], rows[:1]))).mean().tolist() == [0, 0, 0]
 
 
 def test_the_interval_of_a_share_of_all_is_that_of_resampled_ratios():
@@ -107,7 +107,7 @@ def test_the_interval_of_a_share_of_all_is_that_of_resampled_ratios():
     facts = draw.integers(1, 8, 300).astype(float)
     invented = draw.binomial(facts.astype(int), 0.1).astype(float)
     frame = pd.DataFrame({"facts": facts, "invented_facts": invented})
-    mean, low, high = paired_bootstrap(averaged(frame)["invented_facts"], 0)
+    mean, low, high = paired_bootstrap(linearize_shares(frame)["invented_facts"], 0)
     places = draw.integers(0, 300, (2000, 300))
     ratios = invented[places].sum(axis=1) / facts[places].sum(axis=1)
     assert mean == pytest.approx(invented.sum() / facts.sum())

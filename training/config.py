@@ -164,8 +164,8 @@ def load_run_config(name: str | Path, trained: bool = True) -> RunConfig:
 
 def find_config(name: str | Path, trained: bool) -> Path:
     """The YAML that `load_run_config` reads. Raises UserError that tells what there is."""
-    of_run, of_book = OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"
-    places = [Path(name), of_run, of_book] if trained else [Path(name), of_book]
+    of_run, of_configs = OUTPUTS / name / "config.yaml", CONFIGS / f"{name}.yaml"
+    places = [Path(name), of_run, of_configs] if trained else [Path(name), of_configs]
     for path in places:
         if path.is_file():
             return path
@@ -321,7 +321,7 @@ def with_data_of(task: Task, data: Path | None, settings: dict) -> dict:
 
 
 def name_of_run(task: Task, config_name: str, method: str) -> str:
-    """TASK-CONFIG-METHOD, as far as they are told."""
+    """TASK-CONFIG-METHOD, without the task where it is summarize, and a method that is none."""
     name = config_name if task.name == "summarize" else f"{task.name}-{config_name}"
     return f"{name}-{method}" if method else name
 
@@ -335,10 +335,12 @@ def with_plugin(settings: dict, plugin: str) -> dict:
 
 
 def on_cpu(settings: dict, keys: tuple[str, ...]) -> dict:
-    """`settings` for a CPU; in bf16 where it has that, unless `keys` say otherwise."""
+    """`settings` for a CPU; in bf16 where it has that, unless one of `keys` is about it."""
     if settings.get("tf32"):  # transformers refuses it
         settings = settings | {"tf32": False}
-    is_told = "bf16=false" in keys or CPU_BF16 in (settings.get("plugins") or [])
+    is_told = any(key.startswith("bf16=") for key in keys) or CPU_BF16 in (
+        settings.get("plugins") or []
+    )
     if is_told or not cpu_has_bf16():
         return settings
     print("this CPU computes in bf16, and so does the training (--set bf16=false: in 32 bits)")

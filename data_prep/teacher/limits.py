@@ -55,8 +55,12 @@ class RateLimiter:
         self.rate, self.failures = min(self.rate + increase, self.max_rate), 0
 
     def failed(self, sent_at: float, asked: float, busy: bool, counts: bool = True) -> None:
-        """What was sent then failed, `busy`: for the rate; the endpoint asks for so long a wait.
-        Not `counts`: by its own fault, which tells nothing of the endpoint."""
+        """Slow down for a request that was sent at `sent_at` and failed.
+
+        `asked`: seconds that the endpoint asks to wait. `busy`: it was too fast (a 429), so the
+        rate falls. Without `counts` the request itself is at fault, which tells nothing of the
+        endpoint.
+        """
         if counts and sent_at > self.failed_at:  # else it tells nothing new
             self.failures, self.failed_at = self.failures + 1, time.monotonic()
             if busy:

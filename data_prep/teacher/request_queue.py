@@ -86,7 +86,7 @@ class Endpoint:
         return self.in_flight < (1 if self.is_down else self.concurrency)
 
     def is_on_trial(self) -> bool:
-        """Whether it shall answer what it was asked first, of which nothing came back whole yet."""
+        """Whether FIRST requests are out and none came back whole: until then no more go out."""
         asked = self.in_flight + self.refused + self.unusable.total()
         return not self.has_answered and asked >= FIRST
 
@@ -105,8 +105,8 @@ class Endpoint:
             return f"{said}; check --model, --max-tokens and --extra-body"
         return ""
 
-    def is_fault_of_text(self, key: str, kind: str, few_left: bool) -> bool:
-        """Whether a failure is to be laid to the text rather than to the endpoint.
+    def note_failure(self, key: str, kind: str, few_left: bool) -> bool:
+        """Note a failure of a text; whether it is to be laid to the text, not to the endpoint.
 
         It is if the text failed before, each time in the same way, and others were answered since
         then; or if, of an endpoint that has answered before, hardly any other text is left to tell
@@ -223,7 +223,7 @@ class RequestQueue:
                 self.lose(endpoint, endpoint.why_fruitless())
             elif endpoint.is_on_trial() or not endpoint.has_room():
                 await self.rest()
-            elif turn := self.reserve(endpoint):
+            elif turn := self.take_next(endpoint):
                 return turn
             elif self.in_flight:  # whose money may be given back
                 await self.rest()
@@ -237,8 +237,9 @@ class RequestQueue:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.came_back.wait(), TICK)
 
-    def reserve(self, endpoint: Endpoint) -> Turn | None:
-        """Take the next request, its worst case set aside; None if that would pass the budget."""
+    def take_next(self, endpoint: Endpoint) -> Turn | None:
+        """Take the next request off the queue, its worst case set aside, and count it as sent; None
+        if that would pass the budget."""
         worst = prices.worst_case_usd(self.waiting[0], self.price, self.options.max_tokens)
         if not self.budget.reserve(worst):
             return None
@@ -327,9 +328,7 @@ class RequestQueue:
         endpoint.busy += failure.busy
         endpoint.errors += not failure.busy
         few_left = len(self.waiting) + self.in_flight <= 2 * FIRST
-        if failure.may_be_the_text and endpoint.is_fault_of_text(
-            request["id"], failure.kind, few_left
-        ):
+        if failure.may_be_the_text and endpoint.note_failure(request["id"], failure.kind, few_left):
             self.take_failure_of_text(turn, failure)
         else:
             self.take_failure_of_endpoint(turn, failure)
@@ -375,7 +374,7 @@ class RequestQueue:
         endpoint.fault = endpoint.fault or fault
         self.waiting.extend(request for request, _ in held)
         self.check_trouble(endpoint)
-        if not self.stop:
+        if not self.stop:  # else nobody is left to ask them: they stay its refusals
             endpoint.refused -= len(held)
 
     def lose_fruitless(self) -> bool:
