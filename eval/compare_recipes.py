@@ -227,10 +227,9 @@ def prepare(options: CompareOptions) -> Shared:
     """Build the datasets that no training is needed for, of the texts that all of them share."""
     kinds_asked = {step.kinds for recipe in options.recipes for step in steps_of(recipe)}
     ready = sorted(kinds for kinds in kinds_asked if not set(kinds) & set(MADE_OF_A_RUN))
-    if not ready:
-        raise UserError("every recipe begins with answers of a training before it")
-    chief = ready[0]
-    base = write_base(options, options.place("hub", options.name_of_data(chief)))
+    # The test texts are the same whatever the kind of the training pairs.
+    hub_of_test_texts = options.place("hub", options.name_of_data(ready[0]))
+    base = write_base(options, hub_of_test_texts)
     if any("student" in kinds for kinds in ready):
         texts = ["--n", options.examples] if options.examples else []
         answer(options, options.name, ["instructed"], "--split", "train", *texts)

@@ -335,13 +335,12 @@ def with_plugin(settings: dict, plugin: str) -> dict:
 
 
 def on_cpu(settings: dict, keys: tuple[str, ...]) -> dict:
-    """`settings` for a CPU; in bf16 where it has that, unless one of `keys` is about it."""
+    """`settings` for a CPU; in bf16 where it has that, unless `keys` turn it off."""
     if settings.get("tf32"):  # transformers refuses it
         settings = settings | {"tf32": False}
-    is_told = any(key.startswith("bf16=") for key in keys) or CPU_BF16 in (
-        settings.get("plugins") or []
-    )
-    if is_told or not cpu_has_bf16():
+    bf16 = [yaml.safe_load(key.partition("=")[2]) for key in keys if key.startswith("bf16=")]
+    is_there = CPU_BF16 in (settings.get("plugins") or [])
+    if is_there or False in bf16 or not cpu_has_bf16():
         return settings
     print("this CPU computes in bf16, and so does the training (--set bf16=false: in 32 bits)")
     return with_plugin(settings, CPU_BF16) | {"bf16": True}
