@@ -26,7 +26,7 @@ from eval.answer_texts import answer_all, first_sentences, load_answers
 from eval.report import append_ledger
 from eval.systems import load_test_rows, system_of, systems_of
 from inference.answers import AnswerOptions
-from inference.draw_samples import Numbers, draw_samples
+from inference.draw_samples import Uniforms, draw_samples
 from inference.generate import answer_prompts, generate_batch, most_alike, pack_batches
 from inference.served_model import address_of
 from inference.weights import load_model
@@ -234,7 +234,7 @@ def test_of_several_samples_each_prompt_gets_the_one_they_agree_on(tiny_qwen2, m
 
 def plainly_drawn(model, tokenizer, prompt: str, samples: int, n_new: int) -> list[list[int]]:
     """The same samples, each read whole at each of its tokens: no cache, no batch, no mask."""
-    numbers = Numbers([prompt], samples, n_new, "cpu").numbers[0]
+    numbers = Uniforms([prompt], samples, n_new, "cpu").values[0]
     ends, texts = model.generation_config.eos_token_id, []
     for row in numbers:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
@@ -270,7 +270,7 @@ def test_samples_follow_the_model_s_probabilities_and_differ():
     logits = torch.tensor([[[0.0, 0.7, 0.2, 0.1, 0.0]]]).log()
     rows, branches = torch.tensor([0]), torch.arange(20_000)[None]
     drawn, again, other = (
-        Numbers([prompt], 20_000, 1, "cpu").draw(logits, 0, rows, branches)[0] for prompt in "aab"
+        Uniforms([prompt], 20_000, 1, "cpu").draw(logits, 0, rows, branches)[0] for prompt in "aab"
     )
     shares = torch.bincount(drawn, minlength=5) / len(drawn)
     assert torch.allclose(shares, torch.tensor([0.0, 0.7, 0.2, 0.1, 0.0]), atol=0.015)
