@@ -243,6 +243,7 @@ def test_an_endpoint_that_is_down_or_never_was_ends_the_run(extracts, endpoint, 
         assert "50 are left for another run" in one_error_line(result)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_its_own_error(extracts, endpoint, monkeypatch):
     """A second reason to stop, the wrong key that comes later, does not take its place."""
     folder, server = extracts(50), endpoint(delay=0.05)

@@ -255,6 +255,7 @@ def test_a_request_answered_twice_is_one_reply_and_a_lost_one_costs_its_worst_ca
     assert spent > sum(r["cost_usd"] for r in replies) + 4096 * 0.6e-6
 
 
+@pytest.mark.slow
 def test_a_batch_in_a_state_that_is_not_its_end_is_waited_for(folder):
     server = BatchServer(status="FINALIZING")
     process = start_stage(

@@ -205,6 +205,7 @@ FAILING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILING)
 def test_a_text_that_always_fails_is_noted_with_its_words_and_stops_nothing(
     tmp_path, teacher, monkeypatch, name
@@ -239,6 +240,7 @@ def test_only_texts_that_always_fail_are_left_and_the_run_ends_well(tmp_path, te
     assert len(refused_in(folder)) == 6 and server.asked.total() < 6 + 6 * 12
 
 
+@pytest.mark.slow
 def test_an_outage_is_laid_to_no_text(tmp_path, teacher, monkeypatch):
     monkeypatch.setattr(limits, "BACKOFF", 1e-4)
     folder = texts(tmp_path, 120)

@@ -91,6 +91,7 @@ def test_a_text_is_read_as_it_is(tmp_path, name):
     assert read_document(str(tmp_path / name)) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
 @pytest.mark.parametrize("name", ["a.html", "a.txt"])
 def test_of_a_page_the_article_is_read(tmp_path, name, encoding):
@@ -117,6 +118,7 @@ def test_two_hundred_pages_and_an_empty_password_are_no_trouble(tmp_path):
     assert text.split("\n\n") == [*(f"This is page {i}" for i in range(199)), "This is page 199\n"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -337,6 +339,7 @@ def test_a_format_that_is_not_read_is_named(tmp_path, data, kind):
 PARAGRAPHS = "".join(f"<p>{line}</p>\n" for line in PROSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "page"),
     [

@@ -141,6 +141,7 @@ def texts_of(folder: Path) -> list[bytes]:
     return [(folder / f"{split}.jsonl").read_bytes() for split in ("train", "test")]
 
 
+@pytest.mark.slow
 def test_nothing_kept_repeats_or_leaks(reference):
     train, test = (read_jsonl(reference / f"{split}.jsonl") for split in ("train", "test"))
     urls = names(train)
@@ -168,6 +169,7 @@ def test_workers_do_not_change_the_extracts(tmp_path, tokenizer, corpus, referen
     assert "is done with these settings" in again.stdout
 
 
+@pytest.mark.slow
 def test_caps_keep_the_first_of_the_seeded_order(tmp_path, tokenizer, corpus, reference):
     options = ["--input", corpus, *WINDOWS, "--train", 60, "--test", 9, "--max-per-source", 25]
     sample(tmp_path, tokenizer, *options)
@@ -298,6 +300,7 @@ def test_a_broken_file_or_a_dead_url_is_one_line(tmp_path, tokenizer, corpus):
     server.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -318,6 +321,7 @@ def test_bad_input_ends_in_one_line(tmp_path, tokenizer, options, message, monke
     assert message in one_error_line(sample(tmp_path, tokenizer, *options, code=1))
 
 
+@pytest.mark.slow
 def test_of_red_pajama_only_the_folders_asked_for_are_read(
     tmp_path, tokenizer, corpus, monkeypatch
 ):
@@ -353,6 +357,7 @@ def test_wrong_usage_exits_with_2(tmp_path, tokenizer, wrong):
     assert wrong[0] in sample(tmp_path, tokenizer, *wrong, code=2).stderr
 
 
+@pytest.mark.slow
 def test_long_texts_are_trained_on_where_the_windows_overlap(tmp_path, tokenizer):
     draw = random.Random(1)
     rows = [{"text": prose(draw, 900), "meta": {"url": f"u{n}"}} for n in range(30)]
@@ -382,6 +387,7 @@ def test_own_records_of_one_title_or_address_are_all_kept(tmp_path, tokenizer):
     assert report_of(tmp_path / "a/extracts")["other"]["dropped: near duplicate"] == 3
 
 
+@pytest.mark.slow
 def test_a_file_that_is_lost_is_named_with_the_commonest_reason(tmp_path, tokenizer, corpus):
     write_jsonl(tmp_path / "body.jsonl", [{"body": "a"}, {"body": "b"}])
     write_jsonl(tmp_path / "german.jsonl", [document(n, 120, language="de") for n in range(3)])
@@ -394,6 +400,7 @@ def test_a_file_that_is_lost_is_named_with_the_commonest_reason(tmp_path, tokeni
     assert "table.csv: a CSV table" in result.stderr and "in.jsonl" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in a candidate file", "before it is said what it is of"])
 def test_what_a_kill_leaves_is_in_nobodys_way(tmp_path, tokenizer, corpus, reference, moment):
     work = tmp_path / "extracts/unfinished"
@@ -412,6 +419,7 @@ def test_what_a_kill_leaves_is_in_nobodys_way(tmp_path, tokenizer, corpus, refer
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_moved_is_still_done(tmp_path, tokenizer, corpus):
     path = tmp_path / "here/in.jsonl"
     path.parent.mkdir()

@@ -98,3 +98,30 @@ def test_what_it_does_not_know_is_left_alone(student, tmp_path):
     trainer.model.config.model_type = "mamba"
     AnswerLogits().post_trainer_create(SimpleNamespace(rl="dpo"), trainer)
     assert trainer.data_collator is collate and trainer.model.forward == forward
+
+
+def test_logits_at_the_answers_alone_give_the_same_loss_and_gradients(tiny_qwen2):
+    """Two rows of unlike length, one answer long before the other's end."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_qwen2)
+    collate = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny_qwen2), padding=True)
+    rows = []
+    for n_prompt, n_answer in ((9, 4), (30, 6)):
+        ids = list(range(5, 5 + n_prompt + n_answer))
+        labels = [-100] * n_prompt + ids[n_prompt:]
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    trainer, found = SimpleNamespace(data_collator=collate), []
+    for plugged in (False, True):
+        if plugged:
+            AnswerLogits().post_trainer_create(SimpleNamespace(rl="orpo"), trainer)
+            assert trainer.data_collator is collate
+            AnswerLogits().post_trainer_create(SimpleNamespace(rl=None), trainer)
+        model.zero_grad()
+        made = model(**trainer.data_collator([dict(row) for row in rows]))
+        made.loss.backward()
+        found.append((made.loss.item(), model.lm_head.weight.grad.clone(), made.logits.shape[1]))
+    (loss, gradient, places), (same_loss, same_gradient, fewer) = found
+    assert same_loss == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(same_gradient, gradient)
+    assert (places, fewer) == (36, 10)
