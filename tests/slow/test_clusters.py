@@ -38,7 +38,7 @@ run > "$FAKE_SLURM/log-$number" 2>&1 &
     # Of the first job the second task is killed.
     "srun": """#!/bin/bash
 shift 3  # -l -n 1
-[ "$SLURM_JOB_NUMBER-$SLURM_ARRAY_TASK_ID" = 0-1 ] && exec timeout -s KILL 1 "$@"
+[ "$SLURM_JOB_NUMBER-$SLURM_ARRAY_TASK_ID" = 0-1 ] && exec timeout -s KILL 0.2 "$@" # while it loads
 exec "$@"
 """,
     "scontrol": "#!/bin/bash\necho here\n",
