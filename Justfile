@@ -124,7 +124,7 @@ _lint:
     {{ python }} -m ruff check .
     {{ python }} -m ruff format --check .
 
-# Extracts to staged dataset: extracts, replies, pairs, data/TASK/hub; takes their options, e.g. --budget-usd 25
+# Extracts to staged dataset: extracts, replies, pairs, data/TASK/hub; takes their options, e.g. --budget-usd 30
 [group('data')]
 dataset *options: setup
     {{ python }} -m data_prep.make_dataset "$@"

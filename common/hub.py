@@ -234,6 +234,14 @@ def make_place(api: HfApi, options: HubOptions, kind: str, state: State) -> Stat
     return state
 
 
+def write_lock(lock: Path, options: HubOptions, revision: str, names: set[str], more: dict) -> None:
+    """Keep what was pushed: repo, commit, the files' names, the branch where it is not main."""
+    pushed = {"repo": options.repo, "revision": revision, "files": sorted(names)}
+    if options.revision != MAIN:
+        pushed["branch"] = options.revision
+    write_text(lock, json.dumps(pushed | more) + "\n")
+
+
 def publish(
     options: HubOptions,
     kind: str,
@@ -272,14 +280,11 @@ def publish(
             commit_message=f"Publish the {kind}",
             parent_commit=state.sha,
         )
-        # The lock before the tag: a push that fails between the two is ours when it is run again.
-        known_files = set(files)
+        names = set(files)
         if known.get("branch", MAIN) != options.revision:
-            known_files |= pushed_before  # in another branch they are still to be deleted
-        pushed = {"repo": options.repo, "revision": commit.oid, "files": sorted(known_files)}
-        if options.revision != MAIN:
-            pushed["branch"] = options.revision
-        write_text(lock, json.dumps(pushed | more) + "\n")
+            names |= pushed_before  # in another branch they are still to be deleted
+        # The lock before the tag: a push that fails between the two is ours when it is run again.
+        write_lock(lock, options, commit.oid, names, more)
         if options.tag:
             api.create_tag(
                 repo_id=options.repo, repo_type=kind, tag=options.tag, revision=commit.oid
