@@ -33,10 +33,6 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, resamples: int = RESAMPLES) -> 
     return float(differences.mean()), float(low), float(high)
 
 
-def format_interval(mean: float, low: float, high: float) -> str:
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
 def in_cell(value: object) -> object:
     """A string that stays in its cell of a Markdown table, whatever a source is called."""
     return " ".join(value.split()).replace("|", "\\|") if isinstance(value, str) else value

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from common.stats import drawing, format_interval, markdown, paired_bootstrap
+from common.stats import drawing, markdown, paired_bootstrap
+from eval.measures import FIGURES
 
 
 def test_the_interval_is_scipys_percentile_bootstrap():
@@ -29,7 +30,7 @@ def test_runs_that_differ_widen_the_interval():
 
 def test_equal_scores_have_an_interval_of_no_width():
     assert paired_bootstrap([1.0, 1.0], [1.0, 1.0]) == (0, 0, 0)
-    assert format_interval(0.1234, -0.05, 0.3) == "+0.123 [-0.050, +0.300]"
+    assert FIGURES["bertscore_f1"].format_gain(0.1234, -0.05, 0.3) == "+0.123 [-0.050, +0.300]"
 
 
 def test_a_table_keeps_what_was_formatted():
