@@ -445,7 +445,7 @@ def test_an_odd_pdf_is_read_as_far_as_it_can_be(tmp_path, capsys):
 
 def repeat_a_page(times: int) -> bytes:
     """A PDF of which one page stands as often as told."""
-    data = make_pdf("word " * 200)
+    data = make_pdf("word word" + "\n" * 3000)  # slow to read, and little text
     start = data.index(b"/Kids [") + 7
     end = data.index(b"]", start)
     return data[:start] + data[start:end] * times + data[end:]
