@@ -139,6 +139,7 @@ def usable(record: dict) -> dict:
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """How a model of one's own answers."""
     option = parser.add_argument
     option("--max-new-tokens", type=positive, help="longest answer (default: the task's)")
     option("--max-prompt-tokens", type=positive, default=8192, help="longer texts are cut")
@@ -146,6 +147,11 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     option("--engine", choices=ENGINES, default="auto", help=engines)
     option("--samples", type=positive, default=16, help="of `consensus`, or of --split unseen")
     option("--batch-tokens", type=positive, default=16384, help="most tokens of a padded batch")
+
+
+def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+    """How a model behind an endpoint is asked."""
+    option = parser.add_argument
     option("--budget-usd", type=not_negative, help="ceiling for all that the endpoints ever cost")
     option("--concurrency", type=positive, default=64, help="most requests to an endpoint at once")
     option(
@@ -156,7 +162,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def answer_options(args: argparse.Namespace) -> AnswerOptions:
-    """How texts are answered, of a command line with `add_generation_options`."""
+    """How texts are answered, of a command line with both groups of options above."""
     return AnswerOptions(
         max_new_tokens=args.max_new_tokens,
         max_prompt_tokens=args.max_prompt_tokens,
@@ -174,6 +180,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     add_run_options(parser)
     add_generation_options(parser)
+    add_endpoint_options(parser)
     which = "which texts; unseen: extracts without a reply, all samples of the tuned model"
     parser.add_argument("--split", choices=("test", "train", "unseen"), default="test", help=which)
     args = parser.parse_args()

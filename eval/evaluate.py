@@ -12,7 +12,12 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.cli import run, script_parser
-from eval.answer_texts import add_generation_options, answer_all, answer_options
+from eval.answer_texts import (
+    add_endpoint_options,
+    add_generation_options,
+    answer_all,
+    answer_options,
+)
 from eval.report import LEDGER, record, write_report
 from eval.score_answers import add_scoring_options, score_all, scoring_options
 from eval.systems import add_run_options, load_test_rows, run_of
@@ -25,6 +30,7 @@ def main() -> None:
     option = parser.add_argument
     add_run_options(parser)
     add_generation_options(parser)
+    add_endpoint_options(parser)
     add_scoring_options(parser)
     option("--scores-only", action="store_true", help="score the answers that are there")
     option("--record", metavar="NOTE", help="add the scores to the ledger, with this note")

@@ -42,6 +42,12 @@ def test_a_faulty_recipe_ends_before_anything_is_done(tmp_path):
     assert "no recipe dpo@me" in said and not list(tmp_path.iterdir())
 
 
+def test_an_option_that_nothing_reads_is_none():
+    """A comparison asks no endpoint, so it takes no budget."""
+    said = run_stage("eval.compare_recipes", "--budget-usd", "3", code=2).stderr
+    assert "unrecognized arguments: --budget-usd" in said
+
+
 def test_a_recipe_with_keys_of_its_own_says_so_in_its_title():
     assert title_of("sft+sft-then-dpo@samples") == "SFT, then DPO on its samples"
     keyed = "sft+sft-then-dpo@samples:learning_rate=1e-4:rl_beta=0.2"
