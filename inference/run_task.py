@@ -18,9 +18,10 @@ from common.cli import UserError, positive, run, script_parser, warn
 from common.files import digest, write_text
 from common.table import load
 from data_prep.filter_pairs import repetition
+from data_prep.find_documents import shown
 from inference.answers import KEY, AnswerOptions, System, answer_rows, requests_of, settings_of
 from inference.generate import build_prompt, generate_batch, prompt_limit
-from inference.sources import TABLE, check_outputs, find_sources, read_texts, shown
+from inference.sources import TABLE, check_outputs, find_sources, read_texts
 from inference.weights import check_template, find_weights, load_model, trained_for
 from prompts.task import FOLDER, Task, load_task
 from training.config import OUTPUTS, check_finished, is_unfinished

@@ -14,13 +14,11 @@ from unicodedata import normalize
 
 from tqdm import tqdm
 
-from common.cli import UserError, one_line, warn
+from common.cli import UserError
 from common.files import digest
-from data_prep.decode_text import clean
+from data_prep.find_documents import MADE_TEXT, files_below, is_folder, shown
 from data_prep.read_document import is_address, read_document
 
-MADE_TEXT = (".html", ".htm", ".xhtml", ".pdf")
-READ = (".txt", ".text", ".md", ".markdown", *MADE_TEXT)  # of a folder
 TABLE = "answers.jsonl"  # the name of the file of all answers, beside them
 LONGEST_NAME = 200  # bytes; systems take 255, of which temporary names need some
 
@@ -31,11 +29,6 @@ class Source:
 
     where: str
     name: str
-
-
-def shown(name: str) -> str:
-    """A file's name as a terminal may show it, whatever bytes it is of."""
-    return one_line(clean(os.fsencode(name).decode(errors="replace")), 1000)
 
 
 def short(part: str) -> str:
@@ -83,44 +76,6 @@ def make_unique(sources: list[Source]) -> list[Source]:
         folders.update(folded(parent) for parent in path.parents)
         unique[source.where] = Source(source.where, str(path))
     return list(unique.values())
-
-
-def files_below(folder: Path, output_dir: Path | None) -> list[Path]:
-    """The files of a folder that are read, less the answers of an --output-dir within it.
-
-    What is passed over is told in a line. Raises UserError if there is nothing to read.
-    """
-    errors: list[OSError] = []
-    files = []
-    for parent, _, names in os.walk(folder, onerror=errors.append):
-        files += [Path(parent, name) for name in names if not name.startswith("._")]
-    answers = output_dir and output_dir.resolve()
-    if answers and answers != folder.resolve():
-        files = [path for path in files if answers not in path.resolve().parents]
-    readable = sorted(path for path in files if path.suffix.lower() in READ and not is_pipe(path))
-    hidden = [p for p in files if any(part[0] == "." for part in p.relative_to(folder).parts)]
-    others = sorted(str(p.relative_to(folder)) for p in set(files).difference(readable, hidden))
-    over = f"{len(others)} other files, such as {', '.join(map(shown, others[:3]))}"
-    for error in errors:
-        warn(f"{shown(str(error.filename))} is passed over: {error.strerror}")
-    if not readable:
-        there = f", but {over}" if others else ""
-        raise UserError(f"there is no {', '.join(READ)} in {shown(str(folder))}{there}")
-    if others:
-        warn(f"{shown(str(folder))}: {over}, are passed over; {', '.join(READ)} are read")
-    return readable
-
-
-def is_folder(path: Path) -> bool:
-    """False, too, for what can be no path at all, such as a name that is too long."""
-    with suppress(OSError):
-        return path.is_dir()
-    return False
-
-
-def is_pipe(path: Path) -> bool:
-    """Whether it is a pipe or a device, which may never end; a broken link is a file to tell of."""
-    return path.exists() and not path.is_file()
 
 
 def find_sources(inputs: list[str], output_dir: Path | None) -> tuple[list[Source], list[str]]:

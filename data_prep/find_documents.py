@@ -1,0 +1,54 @@
+"""The documents that a folder holds, told by their suffixes; nothing here reads their text."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from common.cli import UserError, one_line, warn
+from data_prep.decode_text import clean
+
+MADE_TEXT = (".html", ".htm", ".xhtml", ".pdf")
+READ = (".txt", ".text", ".md", ".markdown", *MADE_TEXT)  # of a folder
+
+
+def shown(name: str) -> str:
+    """A file's name as a terminal may show it, whatever bytes it is of."""
+    return one_line(clean(os.fsencode(name).decode(errors="replace")), 1000)
+
+
+def files_below(folder: Path, output_dir: Path | None) -> list[Path]:
+    """The files of a folder that are read, less the answers of an --output-dir within it.
+
+    What is passed over is told in a line. Raises UserError if there is nothing to read.
+    """
+    errors: list[OSError] = []
+    files = []
+    for parent, _, names in os.walk(folder, onerror=errors.append):
+        files += [Path(parent, name) for name in names if not name.startswith("._")]
+    answers = output_dir and output_dir.resolve()
+    if answers and answers != folder.resolve():
+        files = [path for path in files if answers not in path.resolve().parents]
+    readable = sorted(path for path in files if path.suffix.lower() in READ and not is_pipe(path))
+    hidden = [p for p in files if any(part[0] == "." for part in p.relative_to(folder).parts)]
+    others = sorted(str(p.relative_to(folder)) for p in set(files).difference(readable, hidden))
+    over = f"{len(others)} other files, such as {', '.join(map(shown, others[:3]))}"
+    for error in errors:
+        warn(f"{shown(str(error.filename))} is passed over: {error.strerror}")
+    if not readable:
+        there = f", but {over}" if others else ""
+        raise UserError(f"there is no {', '.join(READ)} in {shown(str(folder))}{there}")
+    if others:
+        warn(f"{shown(str(folder))}: {over}, are passed over; {', '.join(READ)} are read")
+    return readable
+
+
+def is_folder(path: Path) -> bool:
+    """False, too, for what can be no path at all, such as a name that is too long."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether it is a pipe or a device, which may never end; a broken link is a file to tell of."""
+    return path.exists() and not path.is_file()
