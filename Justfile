@@ -129,7 +129,7 @@ _lint:
 dataset *options: setup
     {{ python }} -m data_prep.make_dataset "$@"
 
-# Sample extracts for training and documents for testing: 1% of RedPajama, or --input FILES (--slurm, --ray)
+# Make extracts for training and testing: of 1% of RedPajama, or your own, --input papers/ (--slurm, --ray)
 [group('data')]
 extracts *options: setup
     {{ python }} -m data_prep.sample_extracts "$@"

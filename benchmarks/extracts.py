@@ -67,7 +67,7 @@ def inside_windows(text: str, count_tokens) -> bool:
 
 
 def ours(path: str, output: str, workers: int, tokenizer: str) -> None:
-    arguments = ["--input", path, "--tokenizer", tokenizer, "--workers", str(workers)]
+    arguments = ["--input", path, "--whole", "--tokenizer", tokenizer, "--workers", str(workers)]
     options, work = parse_options(arguments), Path(output)
     run_all(options, draw_units([path], options.fraction, options.seed), work)
     lines = (line for one in work.glob("candidates/*.jsonl") for line in one.open("rb"))
@@ -145,7 +145,7 @@ def compare(folder: Path, size: int, options: argparse.Namespace) -> None:
         verdict = "identical" if same else "DIFFERENT"
         print(f"ours is {ratio:.1f} times the plain way on {workers}, kept sets {verdict}")
     print(f"ours on two processes: {seconds['ours', 1] / seconds['ours', 2]:.2f} times one")
-    whole = ("data_prep.sample_extracts", "--input", path, "--data", folder / "whole")
+    whole = ("data_prep.sample_extracts", "--input", path, "--whole", "--data", folder / "w")
     took, memory = measured(*whole, "--tokenizer", options.tokenizer, "--workers", 2)
     print(f"the whole command on two: {took:.1f} s, {size / took:.1f} MB/s, peak {memory:.2f} GB")
 

@@ -19,6 +19,7 @@ from common.files import file_sha, load_records, share_of, write_text
 from common.text import control_tokens, plain_text
 from data_prep.candidates import NOT_CHECKED
 from data_prep.filter_pairs import sentences_of
+from data_prep.load_extracts import licence_of
 from data_prep.teacher.prices import teacher_terms
 from prompts.task import Task, add_task_options, data_folder, load_task, task_of
 
@@ -104,7 +105,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__)
     add_task_options(parser)
     parser.add_argument("--name", default="", help="of the pairs: from pairs-NAME to hub-NAME")
-    parser.add_argument("--licence", default="", help="of texts that are not RedPajama's")
+    parser.add_argument(
+        "--licence", default="", help="of own texts (default: as told with the extracts)"
+    )
     told = "student whose own control tokens are written as plain text: a folder or a Hub id"
     parser.add_argument("--tokenizer", help=told)
     return parser
@@ -120,7 +123,8 @@ def main() -> None:
         pairs = load_records(folder / f"{split}.jsonl", ("id", "rejected_by"), "just pairs")
         splits[split] = sorted(pairs, key=lambda pair: share_of(pair["id"], 0))
     sources = {pair["source"] for pairs in splits.values() for pair in pairs}
-    licences = {source: LICENCES.get(source, args.licence) for source in sources}
+    own_licence = args.licence or licence_of(args.data / "extracts")
+    licences = {source: LICENCES.get(source, own_licence) for source in sources}
     if not all(licences.values()):
         warn("the licence of some texts is not known; name it with --licence, or in the card")
     example = min(splits["train"], key=lambda pair: len(pair["prompt"]))

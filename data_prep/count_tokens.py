@@ -3,12 +3,14 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from common.cli import UserError
+from common.files import read_json
 
 WORD_BEGINS = re.compile(r"(?<=\S)(?= \S)")  # before a single space
 PROBE = ' Two words, a (b) "c" 1 22 x. Y é ß 漢 字 -- ; \'s $x$ \\foo {a} _b_ 3.5 % ﬁ end'
@@ -50,3 +52,15 @@ def load_counter(name: str) -> TokenCounter:
     except Exception:  # the tokenizers package raises plain Exception
         raise UserError(f"no tokenizer at {name}, a model's folder or its id on the Hub") from None
     return TokenCounter(tokenizer)
+
+
+def context_of(name: str) -> int | None:
+    """The most tokens that the model of a folder, or on the Hub, reads; None if it is not told."""
+    from huggingface_hub import hf_hub_download
+
+    file = Path(name) / "config.json"
+    with suppress(Exception):  # what the Hub, a proxy and a broken cache raise is of many kinds
+        if not Path(name).is_dir():
+            file = Path(hf_hub_download(name, "config.json"))
+        return int(read_json(file)["max_position_embeddings"])
+    return None

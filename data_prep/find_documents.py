@@ -9,6 +9,8 @@ from data_prep.decode_text import clean
 
 MADE_TEXT = (".html", ".htm", ".xhtml", ".pdf")
 READ = (".txt", ".text", ".md", ".markdown", *MADE_TEXT)  # of a folder
+RECORDS = (".jsonl", ".ndjson", ".json", ".parquet")  # which hold many texts, and may be packed
+PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
 
 def shown(name: str) -> str:
@@ -16,8 +18,10 @@ def shown(name: str) -> str:
     return one_line(clean(os.fsencode(name).decode(errors="replace")), 1000)
 
 
-def files_below(folder: Path, output_dir: Path | None) -> list[Path]:
-    """The files of a folder that are read, less the answers of an --output-dir within it.
+def files_below(
+    folder: Path, output_dir: Path | None, suffixes: tuple[str, ...] = READ
+) -> list[Path]:
+    """The files of a folder that are read, less what is made in an `output_dir` within it.
 
     What is passed over is told in a line. Raises UserError if there is nothing to read.
     """
@@ -28,7 +32,7 @@ def files_below(folder: Path, output_dir: Path | None) -> list[Path]:
     answers = output_dir and output_dir.resolve()
     if answers and answers != folder.resolve():
         files = [path for path in files if answers not in path.resolve().parents]
-    readable = sorted(path for path in files if path.suffix.lower() in READ and not is_pipe(path))
+    readable = sorted(path for path in files if is_named(path, suffixes) and not is_pipe(path))
     hidden = [p for p in files if any(part[0] == "." for part in p.relative_to(folder).parts)]
     others = sorted(str(p.relative_to(folder)) for p in set(files).difference(readable, hidden))
     over = f"{len(others)} other files, such as {', '.join(map(shown, others[:3]))}"
@@ -36,10 +40,19 @@ def files_below(folder: Path, output_dir: Path | None) -> list[Path]:
         warn(f"{shown(str(error.filename))} is passed over: {error.strerror}")
     if not readable:
         there = f", but {over}" if others else ""
-        raise UserError(f"there is no {', '.join(READ)} in {shown(str(folder))}{there}")
+        raise UserError(f"there is no {', '.join(suffixes)} in {shown(str(folder))}{there}")
     if others:
-        warn(f"{shown(str(folder))}: {over}, are passed over; {', '.join(READ)} are read")
+        warn(f"{shown(str(folder))}: {over}, are passed over; {', '.join(suffixes)} are read")
     return readable
+
+
+def is_named(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file is of one of these suffixes, which a file of records has before .gz, too."""
+    suffix = path.suffix.lower()
+    if suffix in PACKED:
+        suffix = Path(path.stem).suffix.lower()
+        return suffix in RECORDS and suffix in suffixes
+    return suffix in suffixes
 
 
 def is_folder(path: Path) -> bool:

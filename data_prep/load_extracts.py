@@ -6,10 +6,11 @@ on; a source that is not told is "other".
 
 from pathlib import Path
 
-from common.cli import UserError, warn
+from common.cli import UserError, one_line, warn
 from common.files import id_text, load_records, read_records
 
 MADE_BY = "just extracts"
+LICENCE = "licence.txt"  # of one's own texts, where `just extracts --licence` was told it
 
 
 def load_extracts(path: Path) -> list[dict]:
@@ -50,3 +51,9 @@ def without_reply(extracts: dict[str, dict], replies: Path) -> dict[str, dict]:
     records = read_records(replies, ("id",)) if replies.exists() else ()
     replied = {id_text(reply["id"]) for reply in records}
     return {key: extract for key, extract in extracts.items() if key not in replied}
+
+
+def licence_of(folder: Path) -> str:
+    """The licence of one's own texts that was told with the extracts; "" if none was."""
+    path = folder / LICENCE
+    return one_line(path.read_text("utf-8")) if path.is_file() else ""

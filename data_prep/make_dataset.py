@@ -24,7 +24,11 @@ MODULES = {
     "pairs": "data_prep.build_pairs",
     "stage": "data_prep.build_dataset",
 }
-OF_EXTRACTS_TOO = ("--data", "--tokenizer")  # beside the options that only the extracts know
+OF_EXTRACTS_TOO = (
+    "--data",
+    "--tokenizer",
+    "--licence",
+)  # beside the options that only the extracts know
 AMBIGUOUS = ("--max-tokens",)  # of an extract, of a reply
 # Of the replies alone; the verdicts of `--verify` keep their own.
 OF_REPLIES_ALONE = ("--temperature", "--batch", "--poll-seconds", "--adopt-old", "--plan")

@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import sys
+from collections import Counter
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +29,8 @@ TOO_MUCH_MEMORY = f"reading it took over {MOST_MEMORY >> 30} GiB"
 LIGATURES = {code: normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}  # ff to st
 BROKEN_WORD = re.compile("(?<=([^\\W\\d_]))[-\u00ad\u2010]\n(?=([^\\W\\d_]))")  # melt-\ning
 CATALOG = re.compile(rb"(\d{1,9}) 0 obj\s*<<[^>]{0,300}?/Type\s*/Catalog\b")
+NUMBER = re.compile(r"\d+")
+FEW_LINES = 5  # of a page that is a slide or a form, of which no line is taken for a header
 NO_LETTER = re.compile("[\0-\x08\x0e-\x1f\ufffd\ue000-\uf8ff]")
 
 
@@ -53,6 +56,26 @@ def join_words(text: str) -> str:
     """A PDF's text with its ligatures as letters, and the words that a line's end broke whole."""
     text = text.translate(LIGATURES)
     return BROKEN_WORD.sub(lambda m: "" if m[1].islower() and m[2].islower() else m[0], text)
+
+
+def without_edges(pages: list[str]) -> list[str]:
+    """The pages without a first or last line that two of five have, but for its numbers: a header,
+    a footer, a page number. They would stand in the middle of sentences."""
+    edges_by_page: list[set[str]] = []
+    for page in pages:
+        lines = page.strip().splitlines()
+        edges_by_page.append({lines[0], lines[-1]} if len(lines) > FEW_LINES else set())
+    counts = Counter()
+    for edges in edges_by_page:
+        counts.update({NUMBER.sub("0", edge) for edge in edges})
+    rest = []
+    for page, edges in zip(pages, edges_by_page, strict=True):
+        for edge in edges:
+            number = counts[NUMBER.sub("0", edge)]
+            if number > 2 and number >= 0.4 * len(pages):
+                page = page.strip().removeprefix(f"{edge}\n").removesuffix(f"\n{edge}")
+        rest.append(page)
+    return rest
 
 
 def reason_of(error: Exception) -> str:
@@ -130,7 +153,7 @@ def parse_pdf(data: bytes, seconds: int) -> dict:
         if is_cut:
             raise UserError("it is cut: the end of the PDF is missing") from None
         raise UserError(f"it is a faulty PDF ({one_line(error, 100)})") from None
-    text = join_words("\n".join(texts)).replace("\0", "\ufffd")
+    text = join_words("\n".join(without_edges(without_edges(texts)))).replace("\0", "\ufffd")
     letters = len(text) - sum(map(text.count, " \n"))
     if not letters:
         raise UserError(

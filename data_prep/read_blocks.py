@@ -7,12 +7,10 @@ file_forms).
 """
 
 import random
-import stat
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from io import BufferedReader, TextIOWrapper
-from pathlib import Path
 from typing import BinaryIO
 from zipfile import ZipFile
 
@@ -33,7 +31,7 @@ conf["http"] = {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"t
 BLOCK = 1 << 20  # bytes; the last line of a block reaches beyond it, 3% to 10% in RedPajama
 AHEAD = 1 << 16  # bytes transferred beyond a block at first, to end its last line
 # What is read of a table: a column that pyarrow cannot turn into Python would end it otherwise.
-COLUMNS = ("text", "meta", "url", "source", "title", "arxiv_id", "language", "lang")
+COLUMNS = ("meta", "url", "source", "title", "arxiv_id", "language", "lang")
 PAUSES = (0.5, 1, 2, 4, 8, 16, 0)  # seconds after each try over HTTP; hf:// tries again by itself
 Unit = tuple[str, int, int, int]  # a file, its size, which of its bytes: from, up to
 
@@ -107,16 +105,19 @@ def read_lines(file: BinaryIO) -> Iterator[bytes | str]:
     yield from file if encoding == "utf-8" else TextIOWrapper(file, encoding, errors="replace")
 
 
-def read_rows(file: BinaryIO) -> Iterator[dict]:
+def read_rows(file: BinaryIO, text_fields: tuple[str, ...]) -> Iterator[dict]:
     """The rows of a Parquet file, as far as their fields are of use to us."""
     table = ParquetFile(file)
-    there = table.schema_arrow.names
-    columns = [name for name in COLUMNS if name in there] if "text" in there else None
+    there = set(table.schema_arrow.names)
+    useful = [name for name in (*text_fields, *COLUMNS) if name in there]
+    columns = None if there.isdisjoint(text_fields) else useful
     for batch in table.iter_batches(256, columns=columns):
         yield from batch.to_pylist()
 
 
-def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | str | dict]:
+def read_unit(
+    unit: Unit, fraction: float, seed: int, text_fields: tuple[str, ...] = ("text",)
+) -> Iterator[bytes | str | dict]:
     """The lines or rows that are drawn of a unit. Raises UserError."""
     path, size = unit[:2]
     form = form_of(path, size)
@@ -128,7 +129,7 @@ def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | str | 
     try:
         with files.open(name) as file:
             if form.is_parquet:
-                records = read_rows(file)
+                records = read_rows(file, text_fields)
             elif form.compression:
                 records = read_lines(unpacked(file, form.compression, path))
             else:
@@ -138,91 +139,6 @@ def read_unit(unit: Unit, fraction: float, seed: int) -> Iterator[bytes | str | 
         raise
     except Exception as error:  # each format raises its own
         raise UserError(f"cannot read {path}: broken, {one_line(error)}") from None
-
-
-def kind_of(name: str) -> str:
-    """What a local name stands for: a "file", a "folder", a dead "link", "other", or nothing."""
-    is_link = False
-    try:
-        is_link = Path(name).is_symlink()
-        mode = Path(name).stat().st_mode
-    except (OSError, ValueError):  # too long, a NUL in it, links in a circle
-        return "link" if is_link else ""
-    if stat.S_ISREG(mode):
-        return "file"
-    return "folder" if stat.S_ISDIR(mode) else "other"
-
-
-def is_there(name: str) -> bool:
-    """Whether a name in a list can be expanded: a file, a glob that matches some, or a URL."""
-    if "://" in name:
-        return not any(map(str.isspace, name))
-    return bool(kind_of(name) or retrying(name, LocalFileSystem().glob, name))
-
-
-def read_list(path: str) -> list[str]:
-    """The names in a .txt list: one a line, or several parted by white space. Raises UserError."""
-    files, name = file_system(path)
-    content = retrying(path, files.cat_file, name)
-    names = []
-    for line in content.decode(encoding_of(content), "replace").split("\n"):
-        line = line.strip("\ufeff \t\r")
-        if not line:
-            continue
-        parts = [line] if is_there(line) else line.split()  # a name may have spaces in it
-        lost = [part for part in parts if not is_there(part)]
-        if lost:
-            start = one_line(line, 60)
-            raise UserError(
-                f"no file matches {lost[0]} in {path}: a .txt is read as a list of files, one a "
-                f'line, and "{start}" is none; texts are read from JSON Lines or Parquet'
-            )
-        names += parts
-    if not names:
-        raise UserError(f"{path} is empty; a .txt is read as a list of files, one a line")
-    return names
-
-
-def expand(path: str, lists: tuple[str, ...] = ()) -> list[str]:
-    """The files that a path, a glob, a URL or a .txt list of such names; a name before a glob.
-
-    `lists` are those in which the path was named. Raises UserError.
-    """
-    if path.lower().endswith(".txt") and ("://" in path or kind_of(path) == "file"):
-        if path in lists:
-            raise UserError(f"{path} is a list that names itself")
-        return [file for name in read_list(path) for file in expand(name, (*lists, path))]
-    if path.startswith("http"):
-        return [path]
-    files, name = file_system(path)
-    if "://" not in path and (kind := kind_of(path)):
-        check_kind(path, kind)
-        return [files.unstrip_protocol(name).removeprefix("file://")]
-    details_by_match = retrying(path, lambda: files.glob(name, detail=True))
-    matches = []
-    for match in sorted(details_by_match):
-        is_local = "://" not in path
-        if details_by_match[match]["type"] == "directory" or (
-            is_local and kind_of(match) != "file"
-        ):
-            warn(f"{match} is no file, passed over")
-        else:
-            matches.append(match)
-    if not matches:
-        raise UserError(f"no file matches {path}")
-    return [files.unstrip_protocol(match).removeprefix("file://") for match in matches]
-
-
-def check_kind(path: str, kind: str) -> None:
-    """Raise UserError if a local path that is there leads to no file."""
-    if kind == "folder":
-        raise UserError(
-            f"cannot read {path}: [Errno 21] Is a directory; name its files, '{path}/*.jsonl'"
-        )
-    if kind == "link":
-        raise UserError(f"no file matches {path}: it is a link that leads nowhere")
-    if kind == "other":
-        raise UserError(f"cannot read {path}: it is no regular file; save it to one first")
 
 
 def draw_units(paths: list[str], fraction: float, seed: int) -> list[Unit]:

@@ -7,6 +7,7 @@ where it takes too long or too much memory.
 import asyncio
 import json
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ def parse_apart(kind: str, data: bytes) -> Document:
         ended = subprocess.run(
             command, input=data, stdout=subprocess.PIPE, cwd=ROOT, timeout=MOST_SECONDS + 3
         )
+        if ended.returncode == -signal.SIGINT:  # Ctrl-C reaches it, though a worker ignores it
+            raise KeyboardInterrupt
         result = json.loads(ended.stdout)
     except subprocess.TimeoutExpired:
         raise UserError(too_long) from None

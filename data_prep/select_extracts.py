@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from common.files import digest, share_of
 from common.text import decode, whole
 from data_prep.count_tokens import load_counter
 
+TEXT_FIELDS = ("text", "raw_content")  # RedPajama's and RedPajama-V2's; the first that is there
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TAIL_HEADING = "(?:See also|References|External links|Further reading|Notes|Bibliography)[ \\t]*"
 EMPTY_SECTIONS = {  # headings with another of their rank, or the end, right behind them
@@ -28,6 +30,9 @@ NOT_PROSE = re.compile(
     r"|verbatim|lstlisting|thebibliography|tikzpicture)(\*?)\}(?s:.*?)\\end\{\1\2\}"
     r"|\$\$?[^$]*\$\$?|\\[a-zA-Z]+\*?(?:\[[^\]]*\]|\{[^{}]*\})*"
 )
+# Behind a blank line, a line that ends a sentence (of a web page a paragraph), a sentence, a line,
+# a word: what is too long by one of these is cut by the next.
+ENDS = [r"(?<=\n\n)", r"(?<=[.!?]\n)", r"(?<=[.!?]\s)(?=\W?[A-Z])", r"(?<=\n)", r"(?<=\s)"]
 WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as fast as \w
 WIKIPEDIA = re.compile(r"https?://[a-z-]+\.wikipedia\.org/")
 # "en", "eng", "English", "en-US", "eng_Latn", "English (UK)", fastText's "__label__en"
@@ -36,6 +41,7 @@ RED_PAJAMA_SOURCES = ("arxiv", "wikipedia", "stackexchange")  # of which a key i
 MOST_REPR = 10_000  # characters of a meta that is parsed as Python, which recurses
 TEST_SHARE = 0.3  # of documents that are fit for testing and for training
 MOST_CHARS_A_TOKEN = 8  # prose has 3 to 6
+OWN_TEST_SHARE = 0.2  # of one's own documents, whose windows for both are alike
 RUN = 13  # words; the n-gram by which GPT-3 was cleared of its test sets (Brown et al., 2020)
 SHINGLE, BANDS, ROWS = 5, 14, 8  # datatrove's MinHash settings: a Jaccard index over about 0.75
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: Knuth's for hashing
@@ -45,7 +51,8 @@ FACTORS, TERMS = np.random.default_rng(1).integers(0, 1 << 63, (2, BANDS * ROWS)
 @dataclass(frozen=True)
 class Windows:
     """What of a document is taken: for training more than `min_tokens` and fewer than `max_tokens`
-    of the `tokenizer`, for testing from `min_chars` to `max_chars`; of its `passages` or whole."""
+    of the `tokenizer`, for testing from `min_chars` to `max_chars`; the document whole, its
+    `passages`, or passages of what is longer alone (`cut_longer`)."""
 
     tokenizer: str
     min_tokens: int
@@ -53,7 +60,9 @@ class Windows:
     min_chars: int
     max_chars: int
     passages: bool
+    cut_longer: bool
     source_name: str  # of records that name no source
+    text_field: str | None  # None: the first of TEXT_FIELDS that a record has
     seed: int  # of splits and orders
 
 
@@ -144,6 +153,37 @@ def cut_passages(text: str, size: Callable[[str], int], low: int, high: int) -> 
     return [p for p in [*passages, passage] if low < size(p) < high]
 
 
+def pieces_of(text: str, size: Callable[[str], int], high: int, ends: list[str]) -> list[str]:
+    """`text` cut behind every one of the first of `ends`, and what is too long so at the next."""
+    if size(text) < high or not ends:
+        return [text]
+    pieces = []
+    for piece in re.split(ends[0], text):
+        pieces += pieces_of(piece, size, high, ends[1:])
+    return pieces
+
+
+def cut_evenly(text: str, size: Callable[[str], int], low: int, high: int) -> list[str]:
+    """`text` if low < size(text) < high; if it is longer, parts of much the same size, in order.
+
+    They are cut at paragraphs or, as the text of a PDF has no blank lines, where a sentence ends.
+    `size` may stop counting at `high`.
+    """
+    if size(text) < high:
+        return [text] if low < size(text) else []
+    pieces = pieces_of(re.sub(r"\n\s*\n", "\n\n", text), size, high, ENDS)
+    total = sum(map(size, pieces))
+    enough = total / math.ceil(total / (high - 1))  # of a part, so that the last is no scrap
+    parts, part, part_size = [], "", 0
+    for piece in pieces:
+        longer_size = size(part + piece)
+        if part and (part_size >= enough or longer_size >= high):
+            parts.append(part.strip())
+            part, longer_size = "", size(piece)
+        part, part_size = part + piece, longer_size
+    return [part for part in [*parts, part.strip()] if low < size(part) < high]
+
+
 def windows_overlap(windows: Windows) -> bool:
     """Whether a document may be in both windows, of which one is in tokens and one in characters.
 
@@ -164,6 +204,8 @@ def windows_of(document: dict, share: float, windows: Windows) -> Iterator[dict]
     """
     if windows.passages:
         yield from passages_of(document, share, windows)
+    elif windows.cut_longer:
+        yield from parts_of(document, share, windows)
     else:
         split = split_of_whole(document["text"], share, windows)
         if split:
@@ -198,6 +240,27 @@ def passages_of(document: dict, share: float, windows: Windows) -> Iterator[dict
         yield document | {"id": digest(document["id"], number), "text": passage, "split": split}
 
 
+def parts_of(document: dict, share: float, windows: Windows) -> Iterator[dict]:
+    """Yield a document that lies in a window, or the parts of a longer one, all in one split.
+
+    Its first part is among them, for in use a document is read from its beginning. What is too
+    short for the split that `share` draws may be long enough for the other.
+    """
+    high = windows.max_tokens
+    count = partial(load_counter(windows.tokenizer).count, enough=high)
+    for_testing = ("test", len, windows.min_chars - 1, windows.max_chars + 1)
+    for_training = ("train", count, windows.min_tokens, high)
+    is_drawn = share < OWN_TEST_SHARE
+    both = (for_testing, for_training) if is_drawn else (for_training, for_testing)
+    for split, size, low, high in both:
+        parts = cut_evenly(document["text"], size, low, high)
+        for number, part in enumerate(parts):
+            key = document["id"] if len(parts) == 1 else digest(document["id"], number)
+            yield document | {"id": key, "text": part, "split": split}
+        if parts:
+            return
+
+
 def to_document(text: str, meta: dict, source_name: str) -> tuple[dict, str]:
     """({id, source, url, text}, what draws its split).
 
@@ -215,10 +278,11 @@ def to_document(text: str, meta: dict, source_name: str) -> tuple[dict, str]:
     return document, document["id"] if is_its_own else digest(document["id"], text)
 
 
-def select(line: bytes | str | dict, windows: Windows) -> list[dict]:
+def select(line: bytes | str | dict, windows: Windows, share: float | None = None) -> list[dict]:
     """The candidates in a line or row, or {source, order, dropped: why}; of a blank line none.
 
-    A record that lacks a text tells its `fields` instead.
+    A record that lacks a text tells its `fields` instead. `share`, in [0, 1), draws the split; by
+    default the document's id does.
     """
     record = line if isinstance(line, dict) else parse_line(line)
     if record is None and isinstance(line, bytes):
@@ -226,22 +290,32 @@ def select(line: bytes | str | dict, windows: Windows) -> list[dict]:
         pieces = [piece for piece in line.split(b"\r") if piece.strip(b"\0 \t\r\n")]
         if len(pieces) != 1:
             return [candidate for piece in pieces for candidate in select(piece, windows)]
-    return select_of_record(record if isinstance(record, dict) else {}, windows)
+    return select_of_record(record if isinstance(record, dict) else {}, windows, share)
 
 
-def select_of_record(record: dict, windows: Windows) -> list[dict]:
+def text_fields(windows: Windows) -> tuple[str, ...]:
+    """The fields of a record in one of which its text is."""
+    return (windows.text_field,) if windows.text_field else TEXT_FIELDS
+
+
+def select_of_record(record: dict, windows: Windows, share: float | None) -> list[dict]:
     """The candidates in a record, or why there are none."""
-    text, meta = as_text(record.get("text")), meta_of(record)
+    meta = meta_of(record)
+    values = [as_text(record[name]) for name in text_fields(windows) if name in record]
+    text = next((value for value in values if isinstance(value, str)), None)
     text = clean(text) if isinstance(text, str) else None
     document, splits_by = to_document(text or "", meta, windows.source_name)
     if text is None:
         reason = "not JSON with a text"
+        if windows.text_field:
+            reason = f"not JSON with a text in {windows.text_field}"
     elif not (is_english(meta.get("language")) and is_english(record.get("language"))):
         reason = "not English"
     elif not text:
         reason = "no text"
     else:
-        inside = list(windows_of(document, share_of(splits_by, windows.seed), windows))
+        share = share_of(splits_by, windows.seed) if share is None else share
+        inside = list(windows_of(document, share, windows))
         extracts = [extract for extract in inside if has_prose(extract["text"])]
         if extracts:
             return [extract | {"order": order_of(extract, windows.seed)} for extract in extracts]

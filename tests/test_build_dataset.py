@@ -164,6 +164,12 @@ def test_no_licence_is_claimed_for_texts_of_ones_own(stage):
     card = (hub / "README.md").read_text()
     assert "minutes, CC0" in card and "--licence" not in result.stderr
     assert yaml.safe_load(card.split("---")[1])["license_name"] == "mixed-see-card"
+    extracts = hub.parents[1] / "extracts"
+    extracts.mkdir()
+    (extracts / "licence.txt").write_text("CC BY\n")  # as `just extracts --licence` was told it
+    hub, result = stage([pair("a"), own], [pair("t")])
+    assert "minutes, CC BY" in (hub / "README.md").read_text()
+    assert "--licence" not in result.stderr
 
 
 def test_staging_needs_no_client_of_a_teacher():

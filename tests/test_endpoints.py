@@ -169,7 +169,7 @@ def test_the_second_ctrl_c_stops_at_once_and_what_is_in_flight_stays_booked(tmp_
     rows = [document(n, 120) for n in range(20)] + [document(99, 4000)]
     path = write_jsonl(tmp_path / "in.jsonl", rows)
     server = endpoint(delay=600)
-    windows = ["--min-tokens", 200, "--extracts-max-tokens", 2000, "--min-chars", 10_000]
+    windows = ["--whole", "--min-tokens", 200, "--extracts-max-tokens", 2000, "--min-chars", 10_000]
     options = ["--input", path, "--data", tmp_path, *windows, "--tokenizer", tmp_path / "student"]
     options += ["--concurrency", 4, "--timeout", 900, "--budget-usd", 5]
     process = subprocess.Popen(

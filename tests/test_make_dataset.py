@@ -28,7 +28,7 @@ def test_an_option_reaches_the_stages_that_know_it():
         "--licence", "MIT", "--extracts-max-tokens", "700", "--pairs-max-tokens=99", "--single",
     )  # fmt: skip
     assert found == {
-        "extracts": ["--data", "d", "--train", "9", "--max-tokens", "700"],
+        "extracts": ["--data", "d", "--train", "9", "--licence", "MIT", "--max-tokens", "700"],
         "replies": [
             *("--data", "d", "--task=title", "--budget-usd", "5", "--temperature", "0", "--single")
         ],
@@ -67,7 +67,7 @@ def test_a_dataset_is_made_within_a_budget(tmp_path, tiny_qwen2):
     options = (
         *("--input", tmp_path / "in.jsonl", "--data", tmp_path / "data", "--train", 20),
         *("--test", 5, "--tokenizer", tiny_qwen2, "--min-tokens", 20, "--workers", 1),
-        *("--extracts-max-tokens", 2000, "--min-chars", 800, "--max-chars", 9000),
+        *("--extracts-max-tokens", 2000, "--min-chars", 200, "--max-chars", 9000),
         *("--single", "--rejected", "none", "--licence", "MIT", "--budget-usd", 1),
         *("--keep", "language", "lead", "length"),
     )

@@ -24,7 +24,8 @@ from range_server import RangeServer
 
 from common.cli import UserError
 from data_prep import read_blocks
-from data_prep.read_blocks import AHEAD, draw_units, expand, read_block, read_unit
+from data_prep.find_inputs import expand, is_document
+from data_prep.read_blocks import AHEAD, draw_units, read_block, read_unit
 from data_prep.select_extracts import parse_line
 
 STAGE = "data_prep.sample_extracts"
@@ -168,7 +169,7 @@ def tokenizer(tmp_path_factory):
 
 
 def sample(folder, tokenizer, *options, **kwargs):
-    window = ("--min-tokens", 1, "--max-tokens", 9999, "--min-chars", 20_000)
+    window = ("--whole", "--min-tokens", 1, "--max-tokens", 9999, "--min-chars", 20_000)
     return run_stage(STAGE, "--data", folder, "--tokenizer", tokenizer, *window, *options, **kwargs)
 
 
@@ -371,14 +372,53 @@ def test_names_of_files_in_lists(tmp_path):
     outer = tmp_path / "outer.txt"
     for content, message in (
         (f"{outer}\n", "a list that names itself"),
-        ("", "is empty"),
-        ("A text it is.\nNo list.\n", 'a .txt is read as a list of files.*"A text it is." is none'),
         (f"{tmp_path}/{'x' * 5000}.jsonl", "no file matches"),
-        ('{"text": "one"}', "texts are read from JSON Lines"),
+        (
+            f"{names[0]}\ngone.jsonl",
+            'gone.jsonl in .*read as a list of files.*"gone.jsonl" is none',
+        ),
     ):
         outer.write_text(content)
         with pytest.raises(UserError, match=message):
             expand(str(outer))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_text"),
+    [
+        ("", True),
+        ("A text it is.\nNo list.\n", True),
+        ("https://example.org/where-it-is-from\n\nA saved page.\nIt has lines.\n", True),
+        ('{"text": "one"}', False),
+    ],
+)
+def test_a_txt_that_is_no_list_is_a_text(tmp_path, text, is_text):
+    path = tmp_path / "in.txt"
+    path.write_text(text)
+    assert expand(str(path)) == [str(path)] and is_document(str(path)) == is_text
+
+
+def test_of_a_folder_all_is_read_but_what_is_made_in_it(tmp_path):
+    names = ["a.PDF", "b.md", "c.jsonl", "d/e.json.gz", "f.parquet", "g.htm"]
+    for name in [*names, "h.csv", "i.txt.gz", "data/extracts/train.jsonl"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    found = expand(str(tmp_path), tmp_path / "data/extracts")
+    assert found == [str(tmp_path / name) for name in names]
+    assert [name for name in names if is_document(str(tmp_path / name))] == [
+        *("a.PDF", "b.md", "g.htm")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("address", "is_text"),
+    [("https://a.org/x", True), ("https://a.org/x.pdf?y=z.json", True), ("arXiv:2401.00001", True),
+     ("https://a.org/x.jsonl?download=true", False), ("https://a.org/x.csv.gz", False),
+     ("http://a.org/x.zst", False)],
+)  # fmt: skip
+def test_an_address_is_of_a_text_or_of_records(address, is_text):
+    assert is_document(address) == is_text and expand(address) == [address]
 
 
 def test_names_that_lead_to_no_file(tmp_path):
@@ -387,5 +427,5 @@ def test_names_that_lead_to_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
     for name in ("loop", "dead", "pipe", "folder", "[1]", "x" * 5000, "*"):
-        with pytest.raises(UserError, match=r"no file matches|cannot read"):
+        with pytest.raises(UserError, match=r"no file matches|cannot read|there is no .* in"):
             expand(f"{tmp_path}/{name}.jsonl")

@@ -16,11 +16,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from common.files import share_of
 from data_prep import select_extracts
 from data_prep.count_tokens import TokenCounter
-from data_prep.sample_extracts import parse_options
+from data_prep.sample_extracts import draw_documents, parse_options
 from data_prep.select_extracts import (
+    OWN_TEST_SHARE,
     RUN,
     Duplicates,
     clean,
+    cut_evenly,
     cut_passages,
     has_prose,
     meta_of,
@@ -93,6 +95,7 @@ def test_english_by_any_of_its_names(found, language, is_kept):
         (b'{"text": "words \\ud83d", "x": "\\ud83d"}', "words \ufffd"),
         (b'\0\0{"text": "words"}\0', "words"),
         ({"text": b"words"}, "words"),
+        (b'{"raw_content": "words", "url": "u"}', "words"),  # RedPajama-V2
     ],
 )
 def test_odd_lines_are_read(found, line, text):
@@ -267,6 +270,58 @@ def test_passages_are_runs_of_whole_paragraphs_inside_the_window(parts, low, hig
     kept = [p for passage in passages for p in passage.split("\n\n")]
     source = iter(filter(None, map(str.strip, re.split(r"\n\s*\n", text))))
     assert all(paragraph in source for paragraph in kept)  # in order, none twice
+
+
+sentences = st.lists(
+    st.sampled_from(["A b c. ", "D e?\n", "F g\n", "H i j k.\n\n", "l "]), max_size=40
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sentences.map("".join), st.integers(0, 5), st.integers(9, 60))
+def test_what_is_longer_is_cut_into_parts_of_much_the_same_size(text, low, high):
+    parts = cut_evenly(text, len, low, high)
+    assert all(low < len(part) < high for part in parts)
+    if low < len(text) < high:
+        assert parts == [text]
+    words = iter(text.split())
+    assert all(word in words for part in parts for word in part.split())  # in order, none twice
+    if len(text) >= high and low == 0:
+        assert "".join("".join(parts).split()) == "".join(text.split())  # and none lost
+
+
+def test_a_long_text_without_blank_lines_is_cut_where_sentences_end():
+    text = "\n".join(
+        f"This is line {i} and it goes\non to the next. So it\ndoes." for i in range(99)
+    )
+    parts = cut_evenly(text, len, 200, 1000)
+    assert len(parts) == 6 and all(part.endswith(".") for part in parts)
+    assert min(map(len, parts)) > 0.7 * max(map(len, parts))
+
+
+def test_a_document_is_all_for_training_or_all_for_testing(monkeypatch):
+    counter = type("Counter", (), {"count": lambda self, text, enough: len(text) // 4})()
+    monkeypatch.setattr(select_extracts, "load_counter", lambda name: counter)
+    windows = ["--min-tokens", "50", "--max-tokens", "500"]
+    options = parse_options(["--input", "x", *windows])
+    texts = [f"Text {i}. " + "It has words. " * (40 * i) for i in range(1, 40)]
+    found = [select({"text": text}, options) for text in texts]
+    splits = [{one["split"] for one in candidates} for candidates in found]
+    assert all(len(split) == 1 for split in splits)
+    assert 2 <= sum(split == {"test"} for split in splits) <= 14  # 7.8 ± 2.5
+    assert found[0][0]["text"] == texts[0].strip() and len(found[-1]) > 10
+    assert all(one["text"].startswith("Text") for one, *_ in found)  # the first part is kept
+    ids = [one["id"] for candidates in found for one in candidates]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(("number", "for_testing"), [(1, 0), (2, 1), (5, 1), (10, 2), (100, 20)])
+def test_of_few_documents_some_are_for_testing(number, for_testing):
+    documents = draw_documents([f"/a/{i}.pdf" for i in range(number)], 1.0, 3)
+    assert sum(one.share < OWN_TEST_SHARE for one in documents) == for_testing
+    moved = draw_documents([f"/b/{i}.pdf" for i in range(number)], 1.0, 3)
+    assert [Path(one.where).name for one in moved] == [Path(one.where).name for one in documents]
+    assert len(draw_documents([f"/a/{i}.pdf" for i in range(number)], 0.1, 3)) == -(-number // 10)
 
 
 @settings(deadline=None, max_examples=40)
