@@ -24,6 +24,7 @@ from common.cli import UserError, not_negative, positive, run, script_parser, wa
 from common.files import digest, locked, read_json, write_text
 from common.text import count_words
 from eval.systems import (
+    WITHOUT_MODEL,
     add_run_options,
     load_test_rows,
     run_of,
@@ -35,10 +36,9 @@ from eval.systems import (
 )
 from inference.answers import KEY, AnswerOptions, System, answer_rows, requests_of, settings_of
 from inference.vllm_engine import ENGINES
-from prompts.task import Task
+from prompts.task import Task, cut_to_words
 from training.config import RunConfig
 
-WITHOUT_MODEL = {"lead", "second"}
 SAMPLES = "samples"  # the name of the table that holds all samples of the tuned model
 
 
@@ -55,11 +55,14 @@ def first_sentences(text: str, words: float, cut: bool = False) -> str:
 
 
 def read_answers(name: str, rows: list[dict], task: Task) -> dict[str, dict]:
-    """id -> record of the answers that need no model, lead and second. Raises UserError."""
+    """id -> record of the answers that need no model (WITHOUT_MODEL). Raises UserError."""
     words = task.lead_words or float(np.mean([count_words(row["reference"]) for row in rows]))
+    if name == "lead-1":
+        words = 0  # the first sentence alone comes nearest to it
     texts = [row["second"] for row in rows]
     if name != "second":
-        texts = [first_sentences(row["text"], words, bool(task.lead_words)) for row in rows]
+        cut = name == "lead" and bool(task.lead_words)
+        texts = [first_sentences(row["text"], words, cut) for row in rows]
     elif not all(texts):
         raise UserError("the test split holds no second answers of the teacher; leave out second")
     made = {"finish_reason": "stop", "settings": {"model": None, "words": words}}
@@ -110,23 +113,45 @@ def load_answers(config: RunConfig, rows: list[dict], systems=None, asked=None) 
     empty one, with the reason in `unusable`. Raises UserError if a system lacks a text."""
     asked, answers = asked or read_json(config.eval_dir / "answers/asked.json"), {}
     for name in config.task.systems if systems is None else systems:
-        if name in WITHOUT_MODEL:
-            answers[name] = read_answers(name, rows, config.task)
-            continue
-        if name not in asked:
-            raise UserError(f"{name} was not asked for yet; make its answers with `just answers`")
-        path = answers_path(config, name)
-        wanted = requests_of(rows, template_of(config.task, name), config.task, asked[name])
-        found = table.load(path, wanted, KEY)
-        if lacking := len(rows) - len(found):
-            said = f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last"
-            raise UserError(f"{said}; the same `just answers` makes them, or pass the same --n")
-        answers[name] = {i: usable(record) for i, record in found.items()}
-        if reasons := Counter(r["unusable"] for r in answers[name].values() if "unusable" in r):
-            counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-            hint = "`just answers` with --retry-unusable asks for them again"
-            warn(f"{name}: {counts} of {len(rows)}, no answers, count as empty ones; {hint}")
+        source, n_words = cut_to_words(name)
+        if source in WITHOUT_MODEL:
+            records = read_answers(source, rows, config.task)
+        else:
+            settings = asked.get(name) or asked.get(source)
+            records = read_model_answers(config, rows, source, settings)
+        if n_words:
+            records = {key: first_words(record, n_words) for key, record in records.items()}
+        answers[name] = records
     return answers
+
+
+def read_model_answers(
+    config: RunConfig, rows: list[dict], name: str, settings: dict | None
+) -> dict[str, dict]:
+    """id -> record of the answers of a system with a model. Raises UserError if it lacks a text."""
+    if not settings:
+        raise UserError(f"{name} was not asked for yet; make its answers with `just answers`")
+    path = answers_path(config, name)
+    wanted = requests_of(rows, template_of(config.task, name), config.task, settings)
+    found = table.load(path, wanted, KEY)
+    if lacking := len(rows) - len(found):
+        said = f"{path} lacks {lacking} of {len(rows)} texts with the settings asked for last"
+        raise UserError(f"{said}; the same `just answers` makes them, or pass the same --n")
+    records = {key: usable(record) for key, record in found.items()}
+    if reasons := Counter(r["unusable"] for r in records.values() if "unusable" in r):
+        counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        hint = "`just answers` with --retry-unusable asks for them again"
+        warn(f"{name}: {counts} of {len(rows)}, no answers, count as empty ones; {hint}")
+    return records
+
+
+def first_words(record: dict, n_words: int) -> dict:
+    """A record with no more than the first words of its answer; of a longer one the limit of tokens
+    cut nothing that is kept."""
+    words = record["text"].split()
+    if len(words) <= n_words:
+        return record
+    return record | {"text": " ".join(words[:n_words]), "finish_reason": "stop"}
 
 
 def usable(record: dict) -> dict:
@@ -190,7 +215,7 @@ def main() -> None:
         answer_all(config, load_test_rows(config, args.n), args.systems, options)
     elif args.split == "train":
         systems = args.systems or ["instructed"]
-        without_model = WITHOUT_MODEL.intersection(systems)
+        without_model = set(WITHOUT_MODEL) & set(systems)
         if without_model:
             named = ", ".join(sorted(without_model))
             raise UserError(f"{named}: only a model answers the training texts")

@@ -74,6 +74,24 @@ def conclude(scores: dict, figure: Figure, task: Task) -> str:
     )
 
 
+def without_cut(scores: dict, task: Task) -> list[str]:
+    """A line for each difference that rests on answers cut at the limit: what it is without them.
+
+    Scores of 0.5.0 and before do not tell.
+    """
+    lines = []
+    for system, whole in scores.get("without_cut", {}).items():
+        gains = []
+        for name, gain in whole["differences"].items():
+            gains.append(f"{FIGURES[name].title} {FIGURES[name].format_gain(*gain)}")
+        pair = f"{task.title(scores['target'])} minus {task.title(system)}"
+        n_cut = scores["n"] - whole["n"]
+        several = "s" if n_cut > 1 else ""
+        left = f"n = {whole['n']}: {', '.join(gains)}" if gains else "no text is left"
+        lines.append(f"{pair}, without the {n_cut} text{several} where one was cut, {left}.")
+    return lines
+
+
 def conclusions(scores: dict, task: Task) -> list[str]:
     """A sentence for every headline."""
     return [conclude(scores, figure, task) for figure in headlines(scores)]

@@ -78,6 +78,7 @@ class Measure:
 
     name: str
     figures: tuple[Figure, ...]
+    of_likeness: bool = False  # to the teacher's answers, of which it says nothing
     function: Scorer | None = None
     load: Callable[[ScoringOptions], Scorer] | None = None
 
@@ -137,6 +138,7 @@ MEASURES = (
         load=lambda options: BertScore(
             options.encoder, options.encoder_layers, options.encoder_batch
         ),
+        of_likeness=True,
         figures=(
             Figure(
                 "bertscore_f1",
@@ -165,6 +167,7 @@ MEASURES = (
     Measure(
         "rouge",
         function=rouge,
+        of_likeness=True,
         figures=(
             Figure(
                 "rouge_l",
@@ -263,6 +266,13 @@ MEASURES = (
         ),
     ),
 )
+
+
+def is_cut(record: dict) -> bool:
+    """Whether an answer was cut at the limit of tokens."""
+    return record["finish_reason"] == "length"
+
+
 # What is counted of the answers' records, no mean.
 COUNTS: dict[Figure, Callable[[dict], bool]] = {
     Figure("empty", "empty", "answers without a word", decimals=0): lambda record: (
@@ -272,13 +282,14 @@ COUNTS: dict[Figure, Callable[[dict], bool]] = {
         lambda record: "unusable" in record
     ),
     Figure(
-        "stopped_at_limit", "stopped at limit", "answers cut at the limit of tokens", decimals=0
-    ): (lambda record: record["finish_reason"] == "length"),
+        "stopped_at_limit", "cut", "answers cut at the limit of tokens", chief=True, decimals=0
+    ): is_cut,
     Figure("documents_cut", "documents cut", "texts whose end the model did not see", decimals=0): (
         lambda record: record.get("n_cut_tokens", 0) > 0
     ),
 }
 ALWAYS = "basics"  # measured of every task
+OF_LIKENESS = [measure.name for measure in MEASURES if measure.of_likeness]
 FIGURES = {figure.name: figure for measure in MEASURES for figure in measure.figures}
 FIGURES |= {figure.name: figure for figure in COUNTS}
 CHIEF = [name for name, figure in FIGURES.items() if figure.chief]

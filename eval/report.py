@@ -14,19 +14,20 @@ from common.cli import UserError, one_line
 from common.files import locked, read_json, replacing, write_text
 from common.pages import render
 from common.stats import drawing, markdown, paired_bootstrap
-from eval.conclusion import chief_figure, conclusions, gains_in, headlines
-from eval.measures import CHIEF, COMPARED, FIGURES, linearize_shares
+from eval.conclusion import chief_figure, conclusions, gains_in, headlines, without_cut
+from eval.measures import CHIEF, COMPARED, COUNTS, FIGURES, linearize_shares
 from eval.report_page import gain_picture, page_texts
 from prompts.task import Task
 
 LEDGER, DIFFERENCE = Path("results/ledger.csv"), "difference [95% interval]"
+REFERENCE = "teacher (the references)"
 FEW = 30  # texts, under which a reader is warned
 LEAST_OF_SOURCE = 10  # texts of a source that has a line of its own
 
 
 def table_of(rows: dict[str, dict], figures: Iterable[str], corner: str | None) -> pd.DataFrame:
     """A line a row, a column a figure that any row has, under the figures' titles."""
-    frame = pd.DataFrame(rows).T
+    frame = pd.DataFrame(rows).T.fillna("")
     frame = frame[[name for name in figures if name in frame]]
     titles = {name: figure.title for name, figure in FIGURES.items()}
     return frame.rename(columns=titles).rename_axis(corner)
@@ -35,9 +36,14 @@ def table_of(rows: dict[str, dict], figures: Iterable[str], corner: str | None) 
 def tables(scores: dict, task: Task) -> list[pd.DataFrame]:
     """Chief scores, chief differences, all other scores, and all differences a row a figure."""
     measured, gained = {}, {}
-    for system, values in scores["systems"].items():
+    figures_by_title = {task.title(system): found for system, found in scores["systems"].items()}
+    if "reference" in scores:  # not in scores of 0.5.0
+        figures_by_title[REFERENCE] = scores["reference"]
+    counted = [figure.name for figure in COUNTS]
+    for title, values in figures_by_title.items():
         shown = {name: FIGURES[name].format(value) for name, value in values.items()}
-        measured[task.title(system)] = shown | {"n": scores["n"]}
+        of_all = {name: f"{shown[name]} of {scores['n']}" for name in counted if name in shown}
+        measured[title] = shown | of_all | {"n": scores["n"]}
     target = task.title(scores["target"])
     for other, gains in scores["differences"].items():
         shown = {name: FIGURES[name].format_gain(*gain) for name, gain in gains.items()}
@@ -89,6 +95,7 @@ def table(scores: dict, task: Task) -> str:
     parts = [markdown(frame) for frame in tables(scores, task)[:2]]
     if scores["n"] < FEW:
         parts.append("n is under 30: read the intervals with care.")
+    parts += without_cut(scores, task)
     measured = set(scores["systems"][scores["target"]])
     said = [f"- {title}: {says}" for title, says in glossary(measured.intersection(CHIEF))]
     return "\n\n".join([*parts, "\n".join(said)])
@@ -199,6 +206,7 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
         "others": [task.title(system) for system in scores["differences"]],
         "judge": verdicts if is_current else None,
         "judge_rows": judge_rows(verdicts, scores, task) if is_current else [],
+        "without_cut": without_cut(scores, task),
         "few": scores["n"] < FEW,
     }
     write_text(folder / "scores.md", render("eval/scores.md.jinja", **shown, **in_markdown) + "\n")

@@ -19,12 +19,22 @@ from common.cli import UserError, positive
 from common.files import digest, read_json, write_text
 from common.stats import RESAMPLES, paired_bootstrap
 from eval.answer_texts import load_answers
-from eval.measures import COUNTS, Scorer, ScoringOptions, linearize_shares, load_scorers
+from eval.measures import (
+    COMPARED,
+    COUNTS,
+    OF_LIKENESS,
+    Scorer,
+    ScoringOptions,
+    is_cut,
+    linearize_shares,
+    load_scorers,
+)
 from eval.systems import load_test_rows
 from inference.weights import memory_told
 from training.config import RunConfig
 
 Answers = dict[str, dict[str, dict]]  # system -> id -> record
+FEW_CUT = 0.05  # share of a system's answers that may be cut, with nothing said of it
 
 
 def load_scores(config: RunConfig) -> dict:
@@ -107,6 +117,31 @@ def differences_from(
     return differences
 
 
+def figures_of_references(rows: list[dict], scorers: dict[str, Scorer]) -> dict[str, float]:
+    """figure -> the mean of the teacher's answers, of what is not measured by likeness to them."""
+    own = {name: scorer for name, scorer in scorers.items() if name not in OF_LIKENESS}
+    values = score_texts([row["reference"] for row in rows], rows, own)
+    return linearize_shares(values).mean().to_dict()
+
+
+def differences_without_cut(
+    target: str, values: dict[str, pd.DataFrame], is_cut_by_system: dict[str, np.ndarray]
+) -> dict[str, dict]:
+    """system -> {n, differences: figure -> (mean, low, high)}, on the n texts where neither the
+    target's answer nor the system's was cut; of systems where more than a few of either are."""
+    found = {}
+    for system, frame in values.items():
+        pair = is_cut_by_system[target], is_cut_by_system[system]
+        if system == target or max(cut.mean() for cut in pair) <= FEW_CUT:
+            continue
+        is_whole = ~(pair[0] | pair[1])
+        columns = [name for name in COMPARED if name in frame]
+        left = {target: values[target].loc[is_whole, columns], system: frame.loc[is_whole, columns]}
+        differences = differences_from(target, left)[system] if is_whole.any() else {}
+        found[system] = {"n": int(is_whole.sum()), "differences": differences}
+    return found
+
+
 def settings_of_scores(
     config: RunConfig, rows: list[dict], answers: Answers, scorers: dict[str, Scorer]
 ) -> dict:
@@ -142,12 +177,13 @@ def score_all(
     answers = load_answers(config, rows, systems)
     scorers = load_scorers(config.task, options)
     target = "tuned" if "tuned" in answers else next(iter(answers))
-    values, figures, support = {}, {}, {}
+    values, figures, cut, support = {}, {}, {}, {}
     for system, by_id in tqdm(answers.items(), desc="scoring", unit="system"):
         records = [by_id[row["id"]] for row in rows]
         texts = [record["text"] for record in records]
         values[system] = score_texts(texts, rows, scorers)
         figures[system] = figures_of(values[system], records)
+        cut[system] = np.array([is_cut(record) for record in records])
         if "faithfulness" in scorers:  # which has kept what it found of each sentence
             found = scorers["faithfulness"].support
             support[system] = [
@@ -157,7 +193,9 @@ def score_all(
         "n": len(rows),
         "target": target,
         "systems": figures,
+        "reference": figures_of_references(rows, scorers),
         "differences": differences_from(target, values),
+        "without_cut": differences_without_cut(target, values, cut),
         "ids": [row["id"] for row in rows],
         "per_text": {system: frame.to_dict("list") for system, frame in values.items()},
         "support": support or None,

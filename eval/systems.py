@@ -9,7 +9,7 @@ from common.files import is_made, load_records
 from data_prep.load_extracts import load_extracts, without_reply
 from inference.answers import System
 from inference.weights import Weights, check_template, weights_in, weights_of_run
-from prompts.task import Task, add_task_options, task_of
+from prompts.task import Task, add_task_options, cut_to_words, task_of
 from training.config import (
     OUTPUTS,
     Overlay,
@@ -20,7 +20,9 @@ from training.config import (
     resolve_config,
 )
 
-CHOICES = "base, instructed, tuned, consensus, lead, second, a folder, endpoint[-bare]:MODEL"
+WITHOUT_MODEL = ("lead", "lead-1", "second")
+CHOICES = "base, instructed, tuned, consensus, lead, lead-1, second, a folder, "
+CHOICES += "endpoint[-bare]:MODEL, or one of these cut to its first words, as instructed:12-words"
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +43,10 @@ def run_of(args: argparse.Namespace) -> RunConfig:
 
 
 def systems_of(config: RunConfig, names: list[str] | None) -> dict[str, System]:
-    """The systems by name, by default the task's. Raises UserError, see `system_of`."""
-    return {name: system_of(config, name) for name in names or config.task.systems}
+    """The systems by name, by default the task's; of one that is cut to words the one that answers.
+    Raises UserError, see `system_of`."""
+    answering = [cut_to_words(name)[0] for name in names or config.task.systems]
+    return {name: system_of(config, name) for name in answering}
 
 
 def template_of(task: Task, name: str) -> str | None:
@@ -54,7 +58,7 @@ def system_of(config: RunConfig, name: str) -> System:
     """One system. Raises UserError if it is not there, or is an adapter of another base."""
     kind, _, model = name.partition(":")
     template = template_of(config.task, name)
-    if name in ("lead", "second"):
+    if name in WITHOUT_MODEL:
         return System(None)
     if model and kind in ("endpoint", "endpoint-bare"):
         return System(model, template)

@@ -7,6 +7,7 @@ may hold, prompts/sandbox.py what a template may do.
 
 import argparse
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,9 +34,10 @@ TITLES = {
     "tuned": "tuned adapter",
     "consensus": "tuned adapter, the most alike of several answers",
     "lead": "the text's first sentences (no model)",
+    "lead-1": "the text's first sentence (no model)",
     "second": "the teacher's second answer",
 }
-
+CUT_TO_WORDS = re.compile(r"(?P<source>.+):(?P<words>[1-9]\d*)-words")
 
 # What a prompt is about. Each of these that a template is given must show in what it writes.
 MARKS = {"text": "textmark", "first": "firstmark", "second": "secondmark"}
@@ -95,7 +97,12 @@ class Task:
         return set()
 
     def title(self, system: str) -> str:
-        return self.titles.get(system) or TITLES.get(system, system)
+        """What an evaluation's tables call a system."""
+        known = self.titles.get(system) or TITLES.get(system)
+        source, n_words = cut_to_words(system)
+        if known or not n_words:
+            return known or system
+        return f"{self.title(source)}, cut to {n_words} words"
 
     def public(self) -> PublicTask:
         """What a template sees of the task: nothing of this machine, nothing that acts."""
@@ -255,6 +262,13 @@ class Task:
         text = plain_text(text)
         content = self.render(template, text=text) if template else text
         return [{"role": "user", "content": content}]
+
+
+def cut_to_words(system: str) -> tuple[str, int | None]:
+    """(the system that answers, how many words are kept of an answer) of a system's name such as
+    `instructed:12-words`; None where all are."""
+    match = CUT_TO_WORDS.fullmatch(system)
+    return (match["source"], int(match["words"])) if match else (system, None)
 
 
 @cache
