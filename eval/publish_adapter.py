@@ -1,8 +1,8 @@
 """Push a run's adapter, or with --merged its merged model, to the Hub with a card of our own.
 
-Reads outputs/RUN/ (the adapter, config.yaml, merged/, eval/scores.json), the run's dataset and the
-base's page on the Hub; writes outputs/RUN/model_card.md and outputs/RUN.hub.lock. What the repo
-holds already is treated as common/hub.py says.
+Reads outputs/RUN/ (the adapter, config.yaml, merged/, eval/ with scores and answers), the run's
+dataset and the base's page on the Hub; writes outputs/RUN/model_card.md and outputs/RUN.hub.lock.
+What the repo holds already is treated as common/hub.py says.
 
     python -m eval.publish_adapter qwen2-1.5b-dpo-sft-qlora me/name --dry-run
 """
@@ -11,19 +11,21 @@ import json
 import re
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median_low
 
 import yaml
 from huggingface_hub.utils import filter_repo_objects
 
-from common.cli import UserError, run, script_parser
+from common.cli import UserError, run, script_parser, warn
 from common.files import digest, is_made, read_json, write_text
 from common.hub import CARD, add_hub_options, hub_options, hub_session, publish
+from common.pages import project_link
 from data_prep.publish_dataset import lock_of, row_hashes
 from data_prep.teacher.prices import teacher_terms
 from eval.measures import FIGURES
-from eval.report import table
-from eval.score_answers import load_scores
-from eval.systems import system_of
+from eval.report import chief_values, find_example, table
+from eval.score_answers import load_evaluation, load_scores
+from eval.systems import origin_of, system_of
 from inference.weights import weights_of_run
 from training.config import RunConfig, load_rows, load_run_config
 from training.train_adapter import inputs_of, is_trained
@@ -31,7 +33,10 @@ from training.train_adapter import inputs_of, is_trained
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 OF_ADAPTER = [*ADAPTER, "*token*.json", "*token*.model", "vocab.*", "merges.txt", "*.jinja"]
 OF_THIS_MACHINE = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
-PLACE = re.compile(r'"[/~][^"]*/(?=[^"])')  # in JSON, all of a path but its last part
+# In JSON, all but the last part of a path that leads out of the repo: "/home/me/x", "../x".
+PLACE = re.compile(r'"(?:file://)?(?:/|~|\.\./)[^"]*/(?=[^"])')
+OF_TEXTS = re.compile(r"^The texts: (.+?)\. The teacher's ", re.MULTILINE)  # in a dataset's card
+LONGEST = 600  # characters of a text in the example
 
 
 def without_places(settings: dict) -> dict:
@@ -51,15 +56,19 @@ def scores_of(config: RunConfig) -> dict:
 
 
 def base_on_hub(config: RunConfig, named: str | None, dry_run: bool = False) -> dict:
-    """The base's name, revision and front matter. Raises UserError if others cannot get it."""
+    """The base's name, revision and front matter, and what the run's own copy of it is where that
+    is other weights (`origin_of`). Raises UserError if others cannot get it."""
     if not named and Path(config.base_model).exists():
-        hint = "say where others find it with --base NAME[@REVISION]"
+        likely = origin_of(config.base_model).get("base", "NAME[@REVISION]")
+        hint = f"say where others find it with --base {likely}"
         raise UserError(f"the base {config.base_model} is a folder of this machine; {hint}")
     base, _, revision = (named or config.base_model).partition("@")
     revision = revision or config.base_revision
     with hub_session(base, may_lack_token=dry_run) as api:
         card = api.model_info(base, revision=revision).card_data
-    return {"base": base, "revision": revision, "front": card.to_dict() if card else {}}
+    front = card.to_dict() if card else {}
+    origin = origin_of(config.base_model)
+    return {"base": base, "revision": revision, "front": front, "origin": origin}
 
 
 def pushed_data(config: RunConfig) -> dict:
@@ -69,6 +78,52 @@ def pushed_data(config: RunConfig) -> dict:
         return {"repo": config.dataset, "revision": config.dataset_revision}
     hashes, known = row_hashes(folder), read_json(lock_of(folder))
     return known if known.get("hashes") == hashes else {"hash": digest(*hashes)[:12]}
+
+
+def licence_of_texts(config: RunConfig) -> str:
+    """What the staged dataset's own card says of its texts, "" where there is none of ours."""
+    card = Path(config.dataset) / CARD
+    found = OF_TEXTS.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return found[1] if found else ""
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that is long, up to a blank."""
+    return text if len(text) <= LONGEST else text[:LONGEST].rsplit(maxsplit=1)[0] + " ..."
+
+
+def example_of(config: RunConfig, scores: dict, rows: list[dict], answers: dict) -> dict:
+    """A text, the teacher's answer and the adapter's: the one that the report shows, chosen by its
+    rule (`find_example`)."""
+    place, title = find_example(chief_values(scores), scores["target"], config.task)
+    row = rows[place]
+    parts = {"text": row["text"], "reference": row["reference"]}
+    parts["answer"] = answers["tuned"][row["id"]]["text"]
+    return {"title": title} | {name: shortened(part) for name, part in parts.items()}
+
+
+def scored_lengths(answers: dict[str, dict]) -> dict[str, int]:
+    """Tokens of the prompts that were scored, and the most of an answer; {} where nothing tells."""
+    prompts = [record.get("n_prompt_tokens") for record in answers.values()]
+    if None in prompts:
+        return {}
+    most_new = next(iter(answers.values()))["settings"]["max_new_tokens"]
+    lengths = {"least": min(prompts), "median": median_low(prompts), "most": max(prompts)}
+    return lengths | {"most_new": most_new}
+
+
+def shown_answers(config: RunConfig, scores: dict) -> dict:
+    """What a card shows of the answers that were scored: an example and the lengths, where the
+    answers are still there."""
+    try:
+        _, rows, answers = load_evaluation(config) if scores else ({}, [], {})
+    except UserError as error:
+        warn(f"no example on the card: {error}")
+        rows = []
+    if not rows:
+        return {"example": {}, "scored": {}}
+    example = example_of(config, scores, rows, answers)
+    return {"example": example, "scored": scored_lengths(answers["tuned"])}
 
 
 def model_files(config: RunConfig, merged: bool, base: dict) -> dict[str, bytes | Path]:
@@ -106,12 +161,17 @@ def write_card(
     config: RunConfig, base: dict, scores: dict, recipe: str, repo: str, merged: bool
 ) -> str:
     """The model card, which is also kept beside the run."""
+    plugins = config.settings.get("plugins") or []
     card = config.task.render(
         "model_card.md",
         config=config,
         recipe=recipe,
-        scores=scores,
+        scores=without_places(scores),
+        **shown_answers(config, scores),
         table=table,
+        own_plugins=[name for name in plugins if name.startswith("training.")],
+        project=project_link(),
+        texts_licence=licence_of_texts(config),
         invented=share_invented(scores),
         titles={name: figure.title for name, figure in FIGURES.items()},
         rows=load_rows(config),

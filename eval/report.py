@@ -27,10 +27,12 @@ LEAST_OF_SOURCE = 10  # texts of a source that has a line of its own
 
 def table_of(rows: dict[str, dict], figures: Iterable[str], corner: str | None) -> pd.DataFrame:
     """A line a row, a column a figure that any row has, under the figures' titles."""
-    frame = pd.DataFrame(rows).T.fillna("")
-    frame = frame[[name for name in figures if name in frame]]
-    titles = {name: figure.title for name, figure in FIGURES.items()}
-    return frame.rename(columns=titles).rename_axis(corner)
+    columns = {}
+    for name in figures:
+        title = FIGURES[name].title if name in FIGURES else name
+        if any(name in row for row in rows.values()):
+            columns[title] = [row.get(name, "") for row in rows.values()]
+    return pd.DataFrame(columns, index=list(rows)).rename_axis(corner)
 
 
 def tables(scores: dict, task: Task) -> list[pd.DataFrame]:
@@ -125,6 +127,12 @@ def draw_panels(panels: dict[str, dict[str, tuple]], path: Path) -> None:
             draw_intervals(axes, intervals, label)
 
 
+def chief_values(scores: dict) -> pd.DataFrame:
+    """A line a text, a column a system: the chief figure."""
+    chief = chief_figure(scores).name
+    return pd.DataFrame({s: found[chief] for s, found in scores["per_text"].items()})
+
+
 def find_example(values: pd.DataFrame, target: str, task: Task) -> tuple[int, str]:
     """(place of a text to show, what it is): that of median gain of the target over the instructed
     base, or the first other system; `values` has a line a text and a column a system."""
@@ -173,7 +181,6 @@ def head_of_page(scores: dict, task: Task) -> dict[str, str]:
 def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, task: Task) -> None:
     """Write scores.md, scores.png and report.html into `folder`."""
     chief, target = chief_figure(scores), scores["target"]
-    values = pd.DataFrame({s: found[chief.name] for s, found in scores["per_text"].items()})
     gains = {f"over {task.title(s)}": gain for s, gain in gains_in(scores, chief).items()}
     label = f"gain of {task.title(target)}, {chief.title}"
     draw_gains(gains, label, folder / "scores.png")
@@ -181,7 +188,7 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
     by_source = source_table(scores, rows, task)
     if by_source is not None:
         frames.insert(2, by_source)
-    example, example_title = find_example(values, target, task)
+    example, example_title = find_example(chief_values(scores), target, task)
     texts = page_texts(scores, rows, answers, chief, task)
     verdicts = read_json(folder / "judge.json")
     is_current = is_judged(verdicts, scores["settings"])

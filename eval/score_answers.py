@@ -29,7 +29,7 @@ from eval.measures import (
     linearize_shares,
     load_scorers,
 )
-from eval.systems import load_test_rows
+from eval.systems import load_test_rows, told_base
 from inference.weights import memory_told
 from training.config import RunConfig
 
@@ -148,6 +148,7 @@ def settings_of_scores(
     """All that the scores depend on."""
     settings = {
         "config": config.name,
+        "base": told_base(config),
         "task": config.task.name,
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),

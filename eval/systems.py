@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.cli import UserError, positive
-from common.files import is_made, load_records
+from common.files import is_made, load_records, read_json
 from data_prep.load_extracts import load_extracts, without_reply
 from inference.answers import System
 from inference.weights import Weights, check_template, weights_in, weights_of_run
@@ -79,6 +79,21 @@ def system_of(config: RunConfig, name: str) -> System:
     else:
         raise UserError(f"no system {name}: --systems takes {CHOICES}")
     return System(weights, template, name == "consensus")
+
+
+def origin_of(model: str) -> dict[str, str]:
+    """What a model folder that is not quite the model that it is called after tells of itself
+    (`demo/prepare_parts.py`): `base`, the Hub id, and `values`, what of it is in it; {} of others.
+    """
+    return read_json(Path(model) / "origin.json")
+
+
+def told_base(config: RunConfig) -> str:
+    """A run's base, named as what it is."""
+    origin = origin_of(config.base_model)
+    named = f"{config.base_model}@{config.base_revision}" if config.base_revision else ""
+    named = named or config.base_model
+    return f"{named}: {origin['base']}, {origin['values']}" if origin else named
 
 
 def sampled_system(config: RunConfig) -> System:

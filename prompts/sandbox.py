@@ -127,8 +127,10 @@ def quoted(text: str) -> str:
 
 
 def in_line(text: str) -> str:
-    """Someone's words within a line of Markdown, also between backticks."""
-    return " ".join(str(text).replace("`", "'").split())
+    """Someone's words within a line of Markdown, also between backticks; of a path of a machine,
+    as a model behind an endpoint may be called, the last part."""
+    words = " ".join(str(text).replace("`", "'").split())
+    return words.rstrip("/").rpartition("/")[2] if words.startswith(("/", "~/")) else words
 
 
 def fence(text: str, least: int = 3) -> str:

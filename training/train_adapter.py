@@ -422,6 +422,7 @@ def train(training: Training, lock: int) -> None:
     check_ended(ended, config, log)
     for base in folder.glob("model*.safetensors"):  # axolotl saves it beside an adapter of DPO
         base.unlink()
+    (folder / "README.md").unlink(missing_ok=True)  # axolotl's card of a run; ours tells more
     mark_made(folder, training.inputs)
 
 
