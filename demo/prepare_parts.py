@@ -25,7 +25,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # What the student is: not the Hub's own weights. Report and cards tell it (eval/systems.py).
 ORIGIN = {
     "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "values": "the 4-bit values of its Q4_1 file, put back into 32 bits",
+    "weights": "the 4-bit values of its Q4_1 file, put back into 32 bits",
 }
 
 

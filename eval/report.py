@@ -97,7 +97,9 @@ def table(scores: dict, task: Task) -> str:
     parts = [markdown(frame) for frame in tables(scores, task)[:2]]
     if scores["n"] < FEW:
         parts.append("n is under 30: read the intervals with care.")
-    parts += without_cut(scores, task)
+    lines = [f"- {line}" for line in without_cut(scores, task)]
+    if lines:
+        parts.append("\n".join(lines))
     measured = set(scores["systems"][scores["target"]])
     said = [f"- {title}: {says}" for title, says in glossary(measured.intersection(CHIEF))]
     return "\n\n".join([*parts, "\n".join(said)])

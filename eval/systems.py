@@ -83,7 +83,7 @@ def system_of(config: RunConfig, name: str) -> System:
 
 def origin_of(model: str) -> dict[str, str]:
     """What a model folder that is not quite the model that it is called after tells of itself
-    (`demo/prepare_parts.py`): `base`, the Hub id, and `values`, what of it is in it; {} of others.
+    (`demo/prepare_parts.py`): `base`, the Hub id, and `weights`, which of it they are; {} of others.
     """
     return read_json(Path(model) / "origin.json")
 
@@ -93,7 +93,7 @@ def told_base(config: RunConfig) -> str:
     origin = origin_of(config.base_model)
     named = f"{config.base_model}@{config.base_revision}" if config.base_revision else ""
     named = named or config.base_model
-    return f"{named}: {origin['base']}, {origin['values']}" if origin else named
+    return f"{named}: {origin['base']}, {origin['weights']}" if origin else named
 
 
 def sampled_system(config: RunConfig) -> System:
