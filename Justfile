@@ -18,71 +18,15 @@ export PYTHONDONTWRITEBYTECODE := "" # where it is set, each stage would compile
 default:
     {{ quote(just_executable()) }} --list --unsorted
 
-# Run the whole pipeline on this machine, for a task: real text, small real models, no key, no GPU
+# Run the whole pipeline on this machine: just demo [summarize|title] [--student FOLDER|HUB_ID], no key, no GPU
 [group('start')]
-demo task="summarize" *options: setup _demo_models
-    #!/usr/bin/env bash
-    set -euo pipefail
-    export HF_HUB_OFFLINE=1
-    unset HF_TOKEN TOGETHER_API_KEY TOGETHER_BASE_URL HF_ENDPOINT
-    config={{ demo_config }} of=(--task "$1" --data data/demo)
-    run=$([ "$1" = summarize ] || echo "$1-")smollm2-135m-sft
-    step() { printf '\n== %s\n' "$1"; }
-    step "1/7 parts: articles shipped by gensim, SmolLM2-135M-Instruct, MiniLM"
-    {{ python }} -m demo.prepare_parts
-    step "2/7 extracts: passages from inside the articles"
-    {{ python }} -m data_prep.sample_extracts --input data/demo/wikipedia.jsonl --data data/demo \
-        --tokenizer models/smollm2-135m-instruct --passages --min-tokens 100 --max-tokens 220 \
-        --min-chars 450 --max-chars 950 --train 600 --test 128
-    step "3/7 replies of the teacher, Qwen2.5-Coder-1.5B-Instruct, from the recording"
-    {{ python }} -m demo.replies serve -- {{ python }} -m data_prep.generate_replies "${of[@]}" \
-        --single --model Qwen2.5-Coder-1.5B-Instruct --temperature 0 --concurrency 8 --limit {{ demo_pairs }}
-    step "4/7 pairs, with nothing rejected: for SFT, which does better here than DPO+SFT"
-    {{ python }} -m data_prep.build_pairs "${of[@]}" --rejected none \
-        --tokenizer models/smollm2-135m-instruct
-    step "5/7 dataset"
-    {{ python }} -m data_prep.build_dataset "${of[@]}"
-    step "6/7 training: SFT on the chosen answers"
-    {{ python }} -m training.train_adapter $config --method sft --name $run "${of[@]}" \
-        --set group_by_length=true --cpu --num_cpu_threads_per_process {{ num_cpus() }}
-    step "7/7 evaluation: merge, answers to held-out texts, scores"
-    {{ python }} -m eval.evaluate $run --n {{ demo_texts }} --systems instructed tuned lead \
-        --max-new-tokens 64 --encoder models/minilm --encoder-layers 6 --ledger outputs/ledger.csv
-    cat <<END
-    Where things are:
-      data/demo/extracts, data/demo/$1/{replies,pairs}   what each stage wrote, JSON Lines
-      data/demo/$1/hub   the dataset as it would stand on the Hub
-      outputs/$run       the adapter; merged/ the merged model; eval/ answers and scores
-    Next: just run $1 FILE --max-prompt-tokens 300 (it was taught on passages, so it reads as much),
-      or just serve $run and, beside it, just play;
-      just demo-preferences: pairs that differ in what the text says, trained on from this adapter (summaries);
-      the same with a large teacher on RedPajama: TOGETHER_API_KEY=... just dataset
-    END
+demo *options: setup _demo_models
+    {{ python }} -m demo.run_demo "$@"
 
 # Go on from `just demo`: preferences that teach not to make things up, scored beside SFT
 [group('start')]
 demo-preferences *options: setup _demo_models
-    #!/usr/bin/env bash
-    set -euo pipefail
-    export HF_HUB_OFFLINE=1
-    unset HF_TOKEN TOGETHER_API_KEY TOGETHER_BASE_URL HF_ENDPOINT
-    run=smollm2-135m-sft config={{ demo_config }} data=data/demo
-    step() { printf '\n== %s\n' "$1"; }
-    step "1/3 pairs: the teacher's answer, and the same with one name or number exchanged"
-    {{ python }} -m data_prep.build_pairs --data $data --rejected corrupted --name corrupted \
-        --tokenizer models/smollm2-135m-instruct
-    {{ python }} -m data_prep.build_dataset --data $data --name corrupted
-    step "2/3 training: DPO with a little SFT, on from the adapter of just demo"
-    {{ python }} -m training.train_adapter $config --method sft-then-dpo-sft --name $run-then-dpo --data $data \
-        --set lora_model_dir=outputs/$run datasets.0.path=$data/summarize/hub-corrupted learning_rate=1e-4 \
-        'dpo_loss_weights=[1.0,0.1]' micro_batch_size=4 --cpu --num_cpu_threads_per_process {{ num_cpus() }}
-    step "3/3 evaluation: SFT and SFT then preferences, side by side"
-    {{ python }} -m eval.evaluate $run-then-dpo --n {{ demo_texts }} --systems instructed outputs/$run/merged tuned lead \
-        --max-new-tokens 64 --encoder models/minilm --encoder-layers 6 --ledger outputs/ledger.csv "$@"
-
-demo_config := "smollm2-135m-dpo-sft-lora"
-demo_pairs := "192"
-demo_texts := "96"
+    {{ python }} -m demo.run_demo --preferences "$@"
 
 # Make .venv from requirements.txt, once, with this project in it
 [group('start')]

