@@ -83,7 +83,7 @@ def system_of(config: RunConfig, name: str) -> System:
 
 def origin_of(model: str) -> dict[str, str]:
     """What a model folder that is not quite the model that it is called after tells of itself, as
-    `demo/prepare_parts.py` writes it: `base`, a Hub id, and `weights`, which it has; {} of others."""
+    `demo/prepare_parts.py` writes it: `base`, a Hub id, and `weights`, which of it; else {}."""
     return read_json(Path(model) / "origin.json")
 
 

@@ -87,6 +87,9 @@ def test_it_loads_as_conversations_and_the_card_is_valid(stage):
         "Best summary: (1 or 2)",
         "2026-10-01 to 2026-10-02",
         "each paper under the licence",
+        "4 to 4 words (half of them at most 4) in `train`, 4 to 4 (4) in `test`",
+        "Made with task-lora ",
+        "The shortest text of `train`.",
     ):
         assert said in re.sub(" +", " ", card)
     for column in row:

@@ -7,12 +7,90 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, clean_environment, read_jsonl, run_stage, write_jsonl
+from conftest import (
+    ROOT,
+    clean_environment,
+    make_tokenizer,
+    one_error_line,
+    read_jsonl,
+    run_stage,
+    write_jsonl,
+)
 
-from demo.prepare_parts import clean_markup
+from common.cli import UserError
+from demo.prepare_parts import clean_markup, find_student
 from demo.replies import RECORDINGS, load_recordings
+from demo.run_demo import (
+    AMOUNTS,
+    N_PAIRS,
+    PACKAGED,
+    WINDOWS,
+    Demo,
+    steps_of_demo,
+    steps_of_preferences,
+)
+from prompts.task import load_task
 
 TASKS = ("summarize", "title")
+
+
+def options_by_stage(student: str, task: str = "summarize") -> dict[str, list[str]]:
+    """module -> its options, of the demo and of what goes on from it (DEMO, THEN)."""
+    demo = Demo(load_task(task), student)
+    both = {"demo": steps_of_demo(demo), "then": steps_of_preferences(demo)}
+    found = {}
+    for name, steps in both.items():
+        for step in steps:
+            found |= {f"{name} {stage[0]}": list(map(str, stage[1:])) for stage in step.stages}
+    return found
+
+
+def test_another_student_has_the_same_texts_and_replies_and_names_of_its_own():
+    packaged, other = options_by_stage(PACKAGED), options_by_stage("Qwen/Qwen2.5-0.5B-Instruct")
+    differ = {stage for stage in packaged if packaged[stage] != other[stage]}
+    assert set(packaged) - differ == {"demo data_prep.sample_extracts", "demo demo.replies"}
+    training = packaged["demo training.train_adapter"]
+    assert "smollm2-135m-sft" in training and "datasets.0.path=data/demo/summarize/hub" in training
+    assert not any(option.startswith("base_model=") for option in training)
+    training = other["demo training.train_adapter"]
+    assert "base_model=Qwen/Qwen2.5-0.5B-Instruct" in training
+    assert "datasets.0.path=data/demo/summarize/hub-qwen2.5-0.5b-instruct" in training
+    assert other["demo eval.evaluate"][0] == "qwen2.5-0.5b-instruct-sft"
+    assert other["then eval.evaluate"][0] == "qwen2.5-0.5b-instruct-sft-then-dpo"
+    pairs = other["then data_prep.build_pairs"]
+    assert "qwen2.5-0.5b-instruct-corrupted" in pairs and pairs[-1] == "Qwen/Qwen2.5-0.5B-Instruct"
+    titles = options_by_stage(PACKAGED, "title")["demo eval.evaluate"]
+    assert titles[0] == "title-smollm2-135m-sft" and "instructed:12-words" in titles
+
+
+def test_only_a_student_of_the_hub_asks_for_a_network():
+    for student, asks in ((PACKAGED, False), ("models/mine", False), ("Qwen/Qwen2.5-0.5B", True)):
+        first, *others = steps_of_demo(Demo(load_task(), student))
+        assert first.may_use_network is asks
+        assert not any(step.may_use_network for step in others)
+
+
+def test_a_student_that_cannot_be_had_is_named_before_anything_is_made(tmp_path):
+    where = ("--data", tmp_path / "data", "--models", tmp_path / "models")
+    for student, said in (("org/none", "the Hub must be reached"), (tmp_path, "not a model")):
+        result = run_stage("demo.prepare_parts", "--student", student, *where, code=1)
+        assert said in one_error_line(result) and not list(tmp_path.iterdir())
+
+
+def test_a_student_of_the_hub_needs_no_network_afterwards(hub, tmp_path):
+    from data_prep.count_tokens import load_counter
+
+    make_tokenizer(tmp_path / "tiny")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
+    hub.put("models/me/tiny", files | {"pytorch_model.bin": b"of no use"})
+    with hub.here(tmp_path):
+        find_student("me/tiny")
+        with pytest.raises(UserError, match="no student me/other: the Hub must be reached"):
+            find_student("me/other")
+        hub.close()
+        load_counter.cache_clear()
+        assert load_counter("me/tiny").count("Ice floats.") > 1
+        assert not list(tmp_path.rglob("*.bin"))
 
 
 @pytest.mark.slow
@@ -92,21 +170,20 @@ def test_the_command_sees_the_endpoint_and_no_key_of_the_surroundings(surroundin
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_demos_extracts_are_those_that_were_recorded(demo_parts, tmp_path, surroundings, task):
-    """As the Justfile has it: the same extracts, the same prompts, a reply to each."""
-    windows = "--min-tokens 100 --max-tokens 220 --min-chars 450 --max-chars 950"
-    amounts = "--train 600 --test 128"
-    assert f"{windows.split(' --min-chars')[0]} " in (ROOT / "Justfile").read_text()
-    assert amounts in (ROOT / "Justfile").read_text()
+    """The same extracts, the same prompts, a reply to each."""
     student = demo_parts / "models/smollm2-135m-instruct"
     where = ("--input", demo_parts / "data/wikipedia.jsonl", "--data", tmp_path, "--passages")
-    options = (*where, "--tokenizer", student, *windows.split(), *amounts.split())
+    options = (*where, "--tokenizer", student, *WINDOWS.split(), *AMOUNTS.split())
     run_stage("data_prep.sample_extracts", *options)
-    model = ("--single", "--model", load_recordings()[0].pop(), "--limit", 192)
+    model = ("--single", "--model", load_recordings()[0].pop(), "--limit", N_PAIRS)
     stage = (sys.executable, "-m", "data_prep.generate_replies", "--task", task, *model)
     result = serve(*stage, "--data", tmp_path, env=surroundings)
     assert result.returncode == 0, result.stderr
     replies = {s: read_jsonl(tmp_path / f"{task}/replies/{s}.jsonl") for s in ("train", "test")}
-    assert {split: len(found) for split, found in replies.items()} == {"train": 192, "test": 128}
+    assert {split: len(found) for split, found in replies.items()} == {
+        "train": N_PAIRS,
+        "test": 128,
+    }
     recorded = {(r["id"], r["prompt_sha"]): r for r in load_recordings()[1].values()}
     for reply in replies["train"] + replies["test"]:
         of = recorded[reply["id"], reply["prompt_sha"]]

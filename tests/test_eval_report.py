@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from common.stats import paired_bootstrap
+from eval.answer_texts import first_words
 from eval.conclusion import conclude, conclusions, headlines
 from eval.measures import (
     CHIEF,
@@ -18,7 +19,8 @@ from eval.measures import (
 )
 from eval.report import glossary, judge_rows, source_table, table, tables
 from eval.report_page import gain_picture, invented_places, page_texts
-from prompts.task import load_task
+from eval.score_answers import differences_without_cut
+from prompts.task import cut_to_words, load_task
 
 BETTER, UNCLEAR, WORSE = (0.17, 0.12, 0.22), (0.01, -0.02, 0.04), (-0.1, -0.2, -0.01)
 
@@ -88,6 +90,48 @@ def test_a_small_n_is_said_and_the_chief_figures_are_explained():
     assert "under 30" not in table({**scores, "n": 30}, load_task())
     assert ("empty", "answers without a word") in glossary(values)
     assert "empty" in tables(scores, load_task())[2]
+
+
+def test_the_tables_tell_what_was_cut_and_what_the_teacher_did():
+    values = {"rouge_l": 0.4, "words": 20.0, "invented": 0.25, "stopped_at_limit": 3, "empty": 1}
+    scores = {"n": 40, "target": "tuned", "systems": {"instructed": values, "tuned": values}}
+    gains = {"rouge_l": (0.05, 0.01, 0.09)}
+    scores |= {"differences": {"instructed": gains}, "reference": {"words": 9.0, "invented": 0.01}}
+    scores["without_cut"] = {"instructed": {"n": 37, "differences": {"rouge_l": BETTER}}}
+    chief, _, others, _ = tables(scores, load_task())
+    assert chief["cut"].tolist() == ["3 of 40", "3 of 40", ""]
+    assert chief.loc["teacher (the references)"].tolist() == ["", "1.0%", "9.0", "", 40]
+    assert others["empty"].tolist()[:2] == ["1 of 40", "1 of 40"]
+    line = "tuned adapter minus base, instructed to summarize, without the 3 texts where one was "
+    line += "cut, n = 37: ROUGE-L +0.170 [+0.120, +0.220].\n"
+    assert f"\n- {line}" in table(scores, load_task())
+    scores["without_cut"]["instructed"] = {"n": 0, "differences": {}}
+    assert "40 texts where one was cut, no text is left." in table(scores, load_task())
+
+
+def test_differences_without_cut_answers_are_of_texts_where_neither_was_cut():
+    tuned = pd.DataFrame({"rouge_l": [0.5] * 20, "words": [9.0] * 20})
+    values = {"tuned": tuned, "base": tuned - 0.1, "lead": tuned}
+    none = np.zeros(20, bool)
+    one, many = none.copy(), none.copy()
+    one[0], many[:12] = True, True
+    found = differences_without_cut("tuned", values, {"tuned": one, "base": many, "lead": none})
+    assert set(found) == {"base"} and found["base"]["n"] == 8  # one in twenty is few
+    assert found["base"]["differences"] == {"rouge_l": pytest.approx((0.1, 0.1, 0.1))}
+    cut = {"tuned": many, "base": ~many, "lead": none}
+    found = differences_without_cut("tuned", values, cut)
+    assert found["base"] == {"n": 0, "differences": {}} and found["lead"]["n"] == 8
+
+
+def test_a_system_may_be_cut_to_its_first_words():
+    assert cut_to_words("instructed:12-words") == ("instructed", 12)
+    assert cut_to_words("endpoint:a/b:3-words") == ("endpoint:a/b", 3)
+    assert cut_to_words("endpoint:12-words-b") == ("endpoint:12-words-b", None)
+    title = load_task("title").title("instructed:12-words")
+    assert title == "base, instructed to title, cut to 12 words"
+    record = {"text": "Ice floats\non water.", "finish_reason": "length"}
+    assert first_words(record, 3) == {"text": "Ice floats on", "finish_reason": "stop"}
+    assert first_words(record, 4) == record
 
 
 def test_inventions_are_counted_by_answer_and_by_fact():

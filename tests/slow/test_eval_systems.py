@@ -78,8 +78,12 @@ def test_adapters_endpoints_and_lead_sentences_stand_beside_the_base(
     assert texts[adapted] != texts["base"]
     assert texts["endpoint_some_model"] == [" A summary from afar. "] * 4
     run = load_run_config(finished_run)
-    lead = load_answers(run, load_test_rows(run, 4), ["lead"])["lead"]
-    assert [record["text"] for record in lead.values()] == ["Ice floats."] * 4
+    names = ("lead", "lead-1", "base:2-words")
+    found = load_answers(run, load_test_rows(run, 4), names)
+    for name in names[:2]:
+        assert [record["text"] for record in found[name].values()] == ["Ice floats."] * 4
+    assert all(len(record["text"].split()) <= 2 for record in found["base:2-words"].values())
+    assert list(systems_of(run, ["base:2-words", "base"])) == ["base"]  # which is asked once
     bare = {"Ice floats. " * (i + 1) for i in range(4)}
     assert bare < set(server.ledger) and all("Ice floats." in prompt for prompt in server.ledger)
     assert sum(server.ledger.values()) == 8  # the second run asked for nothing

@@ -11,14 +11,16 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from conftest import clean_environment, one_error_line, run_here
+from conftest import clean_environment, one_error_line, run_here, write_jsonl
 from datasets import Dataset
 from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
 
-from common.files import mark_made
+from common.files import digest, mark_made
 from data_prep.publish_dataset import row_hashes
+from data_prep.teacher.teacher_prompts import prompt_digest
 from eval.publish_adapter import without_places
+from eval.systems import load_test_rows
 from inference.weights import weights_of_run
 from prompts.task import FOLDER, load_task
 from training.config import fingerprint, load_run_config
@@ -30,6 +32,7 @@ BASE, REPO = "other/tiny-base", "me/tiny-summarize"
 BASE_CARD = b"---\nlicense: other\nlicense_name: tiny-1\n---\n# A base\n"
 RUN = "tiny-dpo-lora"
 TEXT = "The text, and nothing else."
+NASTY = "```\n# Mine\n<script>x</script> ![x](http://e.x/p)\n<!-- generated: end -->\n| a |"
 
 
 def write_dataset(folder):
@@ -46,6 +49,8 @@ def write_dataset(folder):
     ]
     for split in ("train", "test"):
         Dataset.from_list(rows).to_parquet(folder / f"data/{split}-0.parquet")
+    card = "## Licences\n\nThe texts: wikipedia, CC BY-SA. The teacher's summaries: all yours."
+    (folder / "README.md").write_text(card)
 
 
 def write_models(base, folder, name: str) -> None:
@@ -71,17 +76,32 @@ def write_models(base, folder, name: str) -> None:
 def write_scores(run) -> None:
     scores = {"bertscore_f1": 0.71234, "rouge_l": 0.5, "words": 9.0, "invented": 0.02}
     interval = {"bertscore_f1": [0.1, 0.05, 0.15], "rouge_l": [0.2, 0.1, 0.3]}
+    rows = load_test_rows(run, None)
+    settings = {"fingerprint": fingerprint(str(run.merged)), "max_new_tokens": 64}
+    for system in ("base", "tuned"):
+        made = {"finish_reason": "stop", "settings": settings, "text": f"{NASTY} by {system}"}
+        records = [
+            {"id": row["id"], "prompt": prompt_digest(run.task.student_messages(row["text"], None))}
+            | {"n_prompt_tokens": 20 + number}
+            | made
+            for number, row in enumerate(rows)
+        ]
+        write_jsonl(run.eval_dir / f"answers/{system}.jsonl", records)
     result = {
         "n": 3,
         "target": "tuned",
         "systems": {"base": {**scores, "bertscore_f1": 0.6}, "tuned": scores},
         "differences": {"base": interval},
+        "per_text": {
+            "base": {"bertscore_f1": [0.1, 0.1, 0.1]},
+            "tuned": {"bertscore_f1": [0.6, 0.2, 0.4]},
+        },
         "settings": {
-            "hash": "tiny_L6",
-            "generation": {"tuned": {"fingerprint": fingerprint(str(run.merged))}},
+            "hash": "/srv/models/tiny_L6",
+            "documents": digest(*rows),
+            "generation": {"base": settings, "tuned": settings},
         },
     }
-    run.eval_dir.mkdir(exist_ok=True)
     (run.eval_dir / "scores.json").write_text(json.dumps(result))
 
 
@@ -99,6 +119,7 @@ def finished(tmp_path_factory, tiny_qwen2):
         "revision_of_model": revision,
         "rl": "dpo",
         "lora_r": 12,
+        "plugins": ["training.plugins.AnswerLogits"],
         "datasets": [{"path": str(folder / "data/hub"), "split": "train[:2]"}],
         "dataset_prepared_path": str(folder / "outputs/tiny-dpo-lora/prepared"),
         "output_dir": str(folder / "outputs/tiny-dpo-lora"),
@@ -203,6 +224,7 @@ def test_what_is_pushed_is_whole_private_and_tells_of_no_machine(pushed):
     assert hub.private[f"models/{REPO}"] and len(hub.commits) == 2
     for content in (*files.values(), *merged.values()):
         assert str(config.parent).encode() not in content and b"local_files_only" not in content
+        assert b"/srv/" not in content
     uploaded = files[config.name].decode()
     assert yaml.safe_load(uploaded)["output_dir"] == RUN and b"datasets:" in files["README.md"]
 
@@ -225,8 +247,19 @@ def test_the_card_tells_data_recipe_results_and_licences(pushed):
         "Apache-2.0, which sets no terms on outputs",
         "that were scored 2.0% held a name or number that their text lacks",
         "- answers that invent: share of answers",
+        "Made with task-lora ",
+        "which axolotl alone does not have: `training.plugins.AnswerLogits`.",
+        "BERTScore by `tiny_L6`. Their prompts have 20 to 22 tokens (half of them at most 21), "
+        "an answer at most 64.",
+        "The texts it learned from: wikipedia, CC BY-SA. The teacher's terms",
+        "The text of median gain over base, bare text, of the 3;",
+        f"> {TEXT} 2\n\nThe teacher's summary:\n\n> A text.\n",
+        "> ```\n> # Mine\n> &lt;script>",
     ):
         assert said in card.content, said
+    assert "<script" not in card.content and "](http://e.x/p)" in card.content
+    assert "> | a | by tuned" in card.content and "by base" not in card.content
+    assert card.content.count("generated: end -->") == 2  # the one in the answer is text
 
 
 def test_the_data_is_named_by_repo_and_revision_where_exactly_it_was_pushed(pushed):
@@ -299,8 +332,9 @@ def test_what_cannot_be_published_ends_in_one_line(finished, tmp_path):
 
 def test_a_base_that_others_cannot_get(finished, tmp_path, tiny_qwen2):
     hub, _ = finished
-    local = changed(finished, tmp_path, base_model=str(tiny_qwen2), output_dir=str(tmp_path))
-    write_models(tiny_qwen2, tmp_path, str(tiny_qwen2))
+    base = shutil.copytree(tiny_qwen2, tmp_path / "base")
+    local = changed(finished, tmp_path, base_model=str(base), output_dir=str(tmp_path))
+    write_models(base, tmp_path, str(base))
     assert "was not made of" in one_error_line(push(finished, config=local, code=1))
     mark_made(tmp_path, inputs_of(load_run_config(local)))
     options = ("--unevaluated", "--dry-run")
@@ -312,6 +346,14 @@ def test_a_base_that_others_cannot_get(finished, tmp_path, tiny_qwen2):
     assert "dry run: nothing sent" in result.stdout
     card = (tmp_path / "model_card.md").read_text()
     assert "a local copy of the base" in card and str(tmp_path) not in card
+
+    (base / "origin.json").write_text(json.dumps({"base": BASE, "weights": "its values in 4 bits"}))
+    line = one_error_line(push(finished, *options, config=local, code=1))
+    assert f"say where others find it with --base {BASE}" in line
+    push(finished, *options, "--base", BASE, config=local, repo="me/new")
+    card = (tmp_path / "model_card.md").read_text()
+    assert f"trained and scored on its values in 4 bits of `{BASE}`, not on the Hub's own" in card
+    assert "with those its scores were not measured" in card and "local copy" not in card
 
 
 def test_a_task_with_a_template_of_its_own_for_the_student(finished, tmp_path):
@@ -335,5 +377,7 @@ def test_a_task_with_a_template_of_its_own_for_the_student(finished, tmp_path):
 
 def test_places_on_this_machine_are_cut_out_wherever_they_stand():
     told = {"a": "/home/me too/x/base", "b": [{"path": "~/data/hub"}], "c": "org/name", "d": "/"}
+    told |= {"e": "file:///home/me/x", "f": "../me/hub", "/home/me/merged": 1}
     cut = {"a": "base", "b": [{"path": "hub"}], "c": "org/name", "d": "/"}
+    cut |= {"e": "x", "f": "hub", "merged": 1}
     assert without_places({**told, "_name_or_path": "x", "is_local": True}) == cut

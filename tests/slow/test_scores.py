@@ -111,6 +111,9 @@ def test_scores_hold_their_settings_and_every_system(scored):
     assert mean == pytest.approx(np.mean(values["tuned"]) - np.mean(values["base"]))
     assert low <= mean <= high and mean != 0
     assert scores["differences"]["base"]["words"][0] == -5 / 4
+    teacher = scores["reference"]  # of what is not likeness to its own answers
+    assert teacher["words"] == 1 and {"invented", "coverage", "faithfulness"} <= teacher.keys()
+    assert not {"rouge_l", "bertscore_f1"} & teacher.keys() and scores["without_cut"] == {}
     support = scores["support"]["tuned"]
     assert support[1] == {} and support[3] == {"Lakes freeze.": 0, "Ice floats.": 1}
 
@@ -151,7 +154,8 @@ def test_the_report_shows_the_tables_an_example_and_a_plot(scored):
     assert chief in shown and chief in markdown and "report.html" in shown
     assert "The summaries of the tuned adapter" in markdown and "on 4 held-out texts" in shown
     assert "The text of median gain" in shown and "The text of median gain" in markdown
-    assert "| stopped at limit" in markdown.replace("   ", " ") and "| ROUGE-Lsum" in markdown
+    assert "0 of 4 |" in shown and "| teacher (the references)" in shown
+    assert "| ROUGE-Lsum" in markdown and "Base: " in markdown
     assert (folder / "scores.png").read_bytes()[:4] == b"\x89PNG"
 
 
