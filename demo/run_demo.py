@@ -112,7 +112,8 @@ def steps_of_demo(demo: Demo) -> list[Step]:
     pairs, dataset = data_stages(demo, rejected="none")
     keys = ["group_by_length=true", f"datasets.0.path={demo.hub()}"]
     n_words = demo.task.lead_words
-    more = ["instructed", "tuned", "lead", f"instructed:{n_words}-words" if n_words else "lead-1"]
+    as_short = f"instructed:{n_words}-words" if n_words else "lead-1"
+    systems = ["instructed", "tuned", "lead", as_short]
     return [
         prepare_step(demo),
         Step("extracts: passages from inside the articles", [extracts]),
@@ -125,7 +126,7 @@ def steps_of_demo(demo: Demo) -> list[Step]:
         Step("training: SFT on the chosen answers", [training_stage(demo, "sft", demo.run, keys)]),
         Step(
             "evaluation: merge, answers to held-out texts, scores",
-            [evaluation_stage(demo.run, more)],
+            [evaluation_stage(demo.run, systems)],
         ),
     ]
 

@@ -195,6 +195,7 @@ def test_two_real_steps_moved_the_adapter(trained):
         if line.startswith("{'loss'")
     ]
     assert len(losses) == 2 and all(float(loss) > 0 for loss in losses)
+    assert not (output / "README.md").exists()  # axolotl's card of the run
     adapter = load_file(output / "adapter_model.safetensors")
     moved = [
         name for name, tensor in adapter.items() if "lora_B" in name and tensor.abs().sum() > 0
