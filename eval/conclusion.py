@@ -87,8 +87,9 @@ def without_cut(scores: dict, task: Task) -> list[str]:
         pair = f"{task.title(scores['target'])} minus {task.title(system)}"
         n_cut = scores["n"] - whole["n"]
         several = "s" if n_cut > 1 else ""
-        left = f"n = {whole['n']}: {', '.join(gains)}" if gains else "no text is left"
-        lines.append(f"{pair}, without the {n_cut} text{several} where one was cut, {left}.")
+        told = ", ".join(gains) or "too few to tell"
+        texts = f"without the {n_cut} text{several} where one was cut, n = {whole['n']}"
+        lines.append(f"{pair}, {texts}: {told}.")
     return lines
 
 

@@ -35,6 +35,7 @@ from training.config import RunConfig
 
 Answers = dict[str, dict[str, dict]]  # system -> id -> record
 FEW_CUT = 0.05  # share of a system's answers that may be cut, with nothing said of it
+LEAST_WHOLE = 10  # texts without a cut answer, under which a difference says nothing
 
 
 def load_scores(config: RunConfig) -> dict:
@@ -128,7 +129,8 @@ def differences_without_cut(
     target: str, values: dict[str, pd.DataFrame], is_cut_by_system: dict[str, np.ndarray]
 ) -> dict[str, dict]:
     """system -> {n, differences: figure -> (mean, low, high)}, on the n texts where neither the
-    target's answer nor the system's was cut; of systems where more than a few of either are."""
+    target's answer nor the system's was cut; of systems where more than a few of either are. No
+    differences of few texts."""
     found = {}
     for system, frame in values.items():
         pair = is_cut_by_system[target], is_cut_by_system[system]
@@ -137,7 +139,9 @@ def differences_without_cut(
         is_whole = ~(pair[0] | pair[1])
         columns = [name for name in COMPARED if name in frame]
         left = {target: values[target].loc[is_whole, columns], system: frame.loc[is_whole, columns]}
-        differences = differences_from(target, left)[system] if is_whole.any() else {}
+        differences = {}
+        if is_whole.sum() >= LEAST_WHOLE:
+            differences = differences_from(target, left)[system]
         found[system] = {"n": int(is_whole.sum()), "differences": differences}
     return found
 
