@@ -4,7 +4,7 @@ A record is of the very messages that were answered (`prompt`) and tells all tha
 (`settings`). What is there is not made again; a killed run goes on where it stopped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +51,7 @@ class AnswerOptions:
     samples: int | None = None  # of a consensus, or all that are kept
     batch_tokens: int = 16384
     engine: str = "auto"  # or transformers, or vllm
+    load: Callable[[Weights], tuple] = load_model  # (model, tokenizer)
     budget_usd: float | None = None
     concurrency: int = 64
     price: tuple[float, float] | None = None
@@ -154,7 +155,7 @@ def answer_rows(
             model = VllmModel(system.model, settings, path.with_suffix(".vllm.log"))
             tokenizer = model.tokenizer
         else:
-            model, tokenizer = load_model(system.model)
+            model, tokenizer = options.load(system.model)
         limit, template = prompt_limit(model, settings), system.template
         built = [build_prompt(tokenizer, texts[r["id"]], template, limit, task) for r in left]
         bar.reset(len(left))

@@ -115,21 +115,26 @@ def reader_of(entry: dict, rl: str | None, tokenizer) -> Reader | None:
     )
 
 
-def check_rows(config: RunConfig, tokenizer) -> None:
+def check_rows(config: RunConfig, tokenizer) -> list[int]:
     """Raise UserError with the ids of rows that would be trained otherwise than they are.
 
     Rows that are too long are left out, with a warning, where the config says so. `tokenizer` is
-    the student's with the template that is trained (training/student.py).
+    the student's with the template that is trained (training/student.py). Returns the tokens of the
+    prompts that are trained; none if those of a dataset cannot be told.
     """
+    lengths: list[int] = []
+    all_told = True
     for entry in config.settings["datasets"]:
         rows = load_entry(entry)
         reader = reader_of(entry, config.settings.get("rl"), tokenizer)
         if not reader:
             warn(f"rows of {entry['path']}, of type {entry.get('type')}, are axolotl's to check")
+            all_told = False
             continue
         check_columns(rows, reader, entry["path"])
         check_template(rows, reader, config.task)
-        check_entry(rows, reader, config.settings, entry["path"])
+        lengths += check_entry(rows, reader, config.settings, entry["path"])
+    return lengths if all_told else []
 
 
 def check_columns(rows, reader: Reader, path: str) -> None:
@@ -157,8 +162,9 @@ def check_template(rows, reader: Reader, task: Task) -> None:
         task.text_of(prompt)
 
 
-def check_entry(rows, reader: Reader, settings: dict, path: str) -> None:
-    """Raise UserError with the ids of the faulty rows of one dataset."""
+def check_entry(rows, reader: Reader, settings: dict, path: str) -> list[int]:
+    """Raise UserError with the ids of the faulty rows of one dataset. Returns the tokens of the
+    prompts of those that are trained."""
     options = {"remove_columns": rows.column_names, "load_from_cache_file": False}
     examined = rows.map(partial(examine, reader), desc="checking rows", **options)
     row_ids = rows["id"] if "id" in rows.column_names else range(len(rows))
@@ -171,23 +177,33 @@ def check_entry(rows, reader: Reader, settings: dict, path: str) -> None:
     for fault, ids in sorted(ids_by_fault.items()):
         refuse(f"{len(ids)} of {len(rows)} rows of {path} {fault}", ids, settings)
     report_long(row_ids, examined["length"], settings)
+    limit = longest_row(settings)
+    pairs = zip(examined["prompt_length"], examined["length"], strict=True)
+    return [prompt for prompt, whole in pairs if whole <= limit]
+
+
+def longest_row(settings: dict) -> int:
+    """Tokens of a row that is trained; 512 is axolotl's default."""
+    return settings.get("sequence_len") or 512
 
 
 def examine(reader: Reader, row: dict) -> dict:
-    """A row's fault, and its tokens as trained on, of the longer of its conversations."""
+    """A row's fault, its tokens as trained on, of the longer of its conversations, and those of its
+    prompt as it is sent."""
     try:
         messages, answers = reader.parts(row)
         faults = [reader.fault(messages, answer) for answer in answers]
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
-        return {"fault": NO_CONVERSATION, "length": 0}
+        return {"fault": NO_CONVERSATION, "length": 0, "prompt_length": 0}
     if any(faults):
-        return {"fault": max(faults), "length": 0}
+        return {"fault": max(faults), "length": 0, "prompt_length": 0}
     texts = [reader.written(messages, answer) for answer in answers]
     eos = reader.tokenizer.eos_token or ""
     if reader.answer_fields:  # TRL ends with the eos whatever the template ends with
         texts = [text if text.endswith(eos) else text + eos for text in texts]
-    ids = reader.tokenizer(texts, add_special_tokens=False).input_ids
-    return {"fault": "", "length": max(map(len, ids))}
+    texts.append(sent_prompt(reader.tokenizer, messages))
+    *whole, prompt = map(len, reader.tokenizer(texts, add_special_tokens=False).input_ids)
+    return {"fault": "", "length": max(whole), "prompt_length": prompt}
 
 
 def refuse(reason: str, ids: list[str], settings: dict) -> None:
@@ -199,7 +215,7 @@ def refuse(reason: str, ids: list[str], settings: dict) -> None:
 
 def report_long(row_ids: list[str], lengths: list[int], settings: dict) -> None:
     """Raise UserError for rows over sequence_len; warn where the config leaves them out."""
-    limit = settings.get("sequence_len") or 512  # axolotl's default
+    limit = longest_row(settings)
     too_long = [row_id for row_id, length in zip(row_ids, lengths, strict=True) if length > limit]
     if not too_long:
         return

@@ -1,10 +1,10 @@
 """Check what a training config needs, then run `accelerate launch -m axolotl.cli.train` on it.
 
-Reads the YAML and the dataset it names; writes config.yaml as resolved, train.log, the adapter and
-curves.png into outputs/RUN, and made.json once training said that it reached its end. A finished
-run is not repeated, a stopped or killed one goes on from its last checkpoint, and a run on other
-data, templates or settings first moves the old folder aside. Of several machines the first alone
-(--machine_rank 0) writes into the folder.
+Reads the YAML and the dataset it names; writes config.yaml as resolved, lengths.json (of the
+prompts it is taught on), train.log, the adapter and curves.png into outputs/RUN, and made.json once
+training said that it reached its end. A finished run is not repeated, a stopped or killed one goes
+on from its last checkpoint, and a run on other data, templates or settings first moves the old
+folder aside. Of several machines the first alone (--machine_rank 0) writes into the folder.
 
     python -m training.train_adapter qwen2-1.5b-dpo-sft-qlora --method ipo --set learning_rate=1e-5
 """
@@ -50,6 +50,8 @@ from training.config import (
     settings_fingerprint,
     weights_fingerprint,
 )
+from training.lengths import FILE as LENGTHS
+from training.lengths import Lengths, lengths_of, write_lengths
 from training.student import fit_student, load_student_tokenizer
 
 #  50%|#####     | 1/2 [00:05<00:05, 5.0s/it]
@@ -383,6 +385,7 @@ class Training:
     config: RunConfig
     inputs: dict  # what it depends on (`inputs_of`)
     options: tuple[str, ...] = ()  # of accelerate
+    lengths: Lengths | None = None  # of the prompts it is taught on, where they can be told
 
     @property
     def prepared(self) -> Path:
@@ -444,6 +447,7 @@ def begin(training: Training) -> None:
     (folder / "made.json").unlink(missing_ok=True)
     mark_made(folder / "inputs", training.inputs)
     write_settings(folder / "config.yaml", training.config)
+    write_lengths(folder, training.lengths)
     clear_torn(folder)
 
 
@@ -475,11 +479,13 @@ def train_if_needed(config: RunConfig, options: tuple[str, ...], lock: int | Non
     folder, inputs = config.output_dir, inputs_of(config)
     if is_trained(folder, inputs):
         print(f"{folder} is trained on this data with this config")
+        if lock is not None and not (folder / LENGTHS).exists():  # it is of 0.5.0 or before
+            write_lengths(folder, lengths_of(check_rows(config, tokenizer)))
         return
     check_machine(config, on_cpu="--cpu" in options)
     check_keys(config.settings, config.path)
-    check_rows(config, tokenizer)
-    training = Training(config, inputs, options)
+    lengths = lengths_of(check_rows(config, tokenizer))
+    training = Training(config, inputs, options, lengths)
     if lock is None:
         train_beside(training)
         return

@@ -1,0 +1,182 @@
+"""A text that is longer than those an adapter was taught on, read in parts (map and reduce).
+
+It is cut at the ends of paragraphs, or else of sentences, lines or words, into parts of about equal
+length within what was taught. Each is answered; their answers, a paragraph each, are the text to be
+answered then, in parts once more while that is too long.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import regex
+
+from common.cli import warn
+from prompts.task import Task
+from training.chat import build_chat
+from training.lengths import Lengths
+
+# How much longer than all that was taught a text may be and still be read in one.
+MORE_THAN_TAUGHT = 1.25
+# Answers that are longer than this share of what they are of get nowhere.
+NO_SHORTER = 0.9
+# Behind what a text may be cut, the best first.
+BORDERS = (
+    regex.compile(r"\n\s*\n"),  # "... of a paragraph.\n\nThe next ..."
+    # "... (a sentence.) The next", not "approx. three"
+    regex.compile(r"""(?<=[.!?\u2026\u061f][\p{Pe}\p{Pf}"']*)\s+(?=\P{Ll})"""),
+    # The full stop of Chinese and Japanese, and wide ! and ?, which no space follows
+    regex.compile(r"(?<=[\u3002\uff01\uff1f][\p{Pe}\p{Pf}]*)(?=[^\p{Pe}\p{Pf}])"),
+    regex.compile(r"\n"),  # of a table, a list, verses
+    regex.compile(r"\s+"),
+)
+Count = Callable[[str], int]  # tokens of a text
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a text, and the character of it at which it begins."""
+
+    start: int
+    text: str
+
+
+def split_behind(text: str, border: regex.Pattern) -> list[str]:
+    """The pieces of a text, each with the border behind it; together they are the text."""
+    ends = [0, *(match.end() for match in border.finditer(text)), len(text)]
+    return [text[start:end] for start, end in pairwise(ends) if start < end]
+
+
+def split_pieces(text: str, count: Count, most: int, borders: tuple = BORDERS) -> list[str]:
+    """The pieces of a text of at most `most` tokens (or one character), as large as borders allow;
+    together they are the text."""
+    if len(text) < 2 or count(text) <= most:
+        return [text]
+    if borders:
+        halves, borders = split_behind(text, borders[0]), borders[1:]
+    else:  # an endless word
+        middle = len(text) // 2
+        halves = [text[:middle], text[middle:]]
+    pieces = []
+    for half in halves:
+        pieces += split_pieces(half, count, most, borders)
+    return pieces
+
+
+def cut_text(text: str, count: Count, most: int) -> list[Part]:
+    """The parts of a text, each of at most `most` tokens, as few and as equal as its borders allow.
+
+    Of all ways to put neighbouring pieces together it is the one with the least sum of squared
+    distances from the even length, as paragraphs are broken into lines (Knuth and Plass 1981).
+    """
+    pieces = split_pieces(text, count, most)
+    lengths = [count(piece) for piece in pieces]
+    ends = [0, *accumulate(lengths)]
+    even = ends[-1] / max(1, -(-ends[-1] // most))
+    best: list[tuple[float, int]] = [(0.0, 0)]  # of the first n pieces: the sum, the last cut
+    for end in range(1, len(pieces) + 1):
+        choices = []
+        for start in range(end - 1, -1, -1):
+            length = ends[end] - ends[start]
+            if length > most and start < end - 1:
+                break
+            choices.append((best[start][0] + (length - even) ** 2, start))
+        best.append(min(choices))
+    cuts = [len(pieces)]
+    while cuts[-1] > 0:
+        cuts.append(best[cuts[-1]][1])
+    cuts.reverse()
+    parts, position = [], 0
+    for start, end in pairwise(cuts):
+        part = "".join(pieces[start:end])
+        if part.strip():
+            parts.append(Part(position, part))
+        position += len(part)
+    return parts
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """When a text is read in parts, and in which, by a student's prompts."""
+
+    tokenizer: object
+    task: Task
+    template: str | None
+    longest: int  # tokens of a prompt that is read in one
+    most: int  # tokens of the prompt of a part
+    bound: str  # what a longer text is beyond, in words
+
+    def size(self, text: str) -> int:
+        """Tokens of the prompt of a text."""
+        prompt = build_chat(self.tokenizer, self.task.student_messages(text, self.template))
+        return self.count(prompt)
+
+    def count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def is_long(self, text: str) -> bool:
+        return self.size(text) > self.longest
+
+    def parts_of(self, text: str) -> list[Part]:
+        """The parts of a text; none where it is read in one."""
+        if not self.is_long(text):
+            return []
+        parts = cut_text(text, self.count, max(1, self.most - self.size("")))
+        return parts if len(parts) > 1 else []
+
+    def tell_length(self, name: str, text: str, then: str) -> None:
+        print(f"{name}: {self.size(text):,} tokens, {self.bound}; {then}", file=sys.stderr)
+
+
+def make_cutter(
+    tokenizer, task: Task, template: str | None, lengths: Lengths | None, asked: int | None
+) -> Cutter | None:
+    """For parts of as many tokens as are asked for, or as were taught; None if neither is known.
+
+    A part may be as long as 95% of what was taught, for of the longest there may be few.
+    """
+    if asked:
+        return Cutter(tokenizer, task, template, asked, asked, f"over --parts {asked:,}")
+    if not lengths:
+        return None
+    bound = f"and it was taught on {lengths.least:,} to {lengths.most:,}"
+    longest = int(MORE_THAN_TAUGHT * lengths.most)
+    return Cutter(tokenizer, task, template, longest, lengths.most_of_95_percent, bound)
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """What of a text is to be answered last, and the parts, with their answers, that it is of:
+    those of the text first, then those of their answers."""
+
+    text: str
+    steps: list[list[tuple[Part, str]]]
+
+
+def condense(
+    name: str, text: str, cutter: Cutter, answer: Callable[[list[str]], list[str]]
+) -> Condensed:
+    """Answer the parts of a text, and of their answers, until these are short enough to be answered
+    in one. `answer` gives the answers to some texts."""
+    steps = []
+    while parts := cutter.parts_of(text):
+        of = ", the answers to its parts" if steps else ""
+        cutter.tell_length(f"{name}{of}", text, f"read in {len(parts)} parts")
+        answers = answer([part.text.strip() for part in parts])
+        joined = "\n\n".join(filter(None, answers))
+        if cutter.count(joined) > NO_SHORTER * cutter.count(text):
+            warn(f"{name}: the answers to its parts are as long as it is, so it is read in one")
+            break
+        steps.append(list(zip(parts, answers, strict=True)))
+        text = joined
+    return Condensed(text, steps)
+
+
+def show_parts(condensed: Condensed) -> None:
+    """Print the answers to the parts, each with where its part begins."""
+    for number, step in enumerate(condensed.steps):
+        kind = "answers to parts, part" if number else "part"
+        for position, (part, answer) in enumerate(step, 1):
+            begins = " ".join(part.text.split()[:8])[:80]
+            print(f'-- {kind} {position} of {len(step)}, from "{begins}":\n{answer}\n')
