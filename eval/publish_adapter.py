@@ -28,10 +28,13 @@ from eval.score_answers import load_evaluation, load_scores
 from eval.systems import origin_of, system_of
 from inference.weights import weights_of_run
 from training.config import RunConfig, load_rows, load_run_config
+from training.lengths import FILE as LENGTHS
+from training.lengths import read_lengths
 from training.train_adapter import inputs_of, is_trained
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 OF_ADAPTER = [*ADAPTER, "*token*.json", "*token*.model", "vocab.*", "merges.txt", "*.jinja"]
+OF_ADAPTER.append(LENGTHS)
 OF_THIS_MACHINE = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
 # In JSON, all but the last part of a path that leads out of the repo: "/home/me/x", "../x".
 PLACE = re.compile(r'"(?:file://)?(?:/|~|\.\./)[^"]*/(?=[^"])')
@@ -173,6 +176,7 @@ def write_card(
         project=project_link(),
         texts_licence=licence_of_texts(config),
         invented=share_invented(scores),
+        lengths=read_lengths(config.output_dir),
         titles={name: figure.title for name, figure in FIGURES.items()},
         rows=load_rows(config),
         test=load_rows(config, "test")[0],

@@ -29,6 +29,7 @@ from training.config import (
     load_run_config,
     weights_fingerprint,
 )
+from training.lengths import read_lengths, write_lengths
 
 PROBE = "The harbour was built in 1823 and protects the market square from the sea."
 
@@ -98,6 +99,7 @@ def merge_run(config: RunConfig) -> None:
         with memory_told("merging holds the whole model in memory"):
             merge(weights).save_pretrained(partial)
         load_tokenizer(weights).save_pretrained(partial)
+        write_lengths(partial, read_lengths(config.output_dir))
         mark_made(partial, settings)
         shutil.rmtree(config.merged, ignore_errors=True)
         partial.rename(config.merged)

@@ -165,8 +165,10 @@ def condense(
         cutter.tell_length(f"{name}{of}", text, f"read in {len(parts)} parts")
         answers = answer([part.text.strip() for part in parts])
         joined = "\n\n".join(filter(None, answers))
-        if cutter.count(joined) > NO_SHORTER * cutter.count(text):
-            warn(f"{name}: the answers to its parts are as long as it is, so it is read in one")
+        if not 0 < cutter.count(joined) < NO_SHORTER * cutter.count(text):
+            warn(
+                f"{name}: the answers to its parts are empty or as long as it, so it is read in one"
+            )
             break
         steps.append(list(zip(parts, answers, strict=True)))
         text = joined

@@ -3,14 +3,15 @@
 Reads text, Markdown, HTML and PDF files, folders of them, web pages, arXiv addresses, or stdin (-).
 Streams the answers to stdout, or writes a file for each text into --output-dir, from the table
 answers.jsonl there: what it has is not made again, a changed text or another setting is. Prompt and
-greedy decoding are the evaluation's.
+greedy decoding are the evaluation's. A text that is longer than those the adapter was taught on is
+read in parts (inference/parts.py).
 
     python -m inference.run_task summarize paper.txt --model smollm2-135m-dpo-sft-lora
 """
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -128,43 +129,61 @@ def tell_answer(name: str, answer: dict) -> None:
         warn(f"{name}: the answer repeats itself; {advice}")
 
 
-def write(job: Job, texts: dict[str, str], folder: Path) -> None:
-    """Complete the table in the folder, and write from it a file for each text (name -> text).
+@dataclass(frozen=True)
+class AnswerFolder:
+    """A folder of answers: the table of them all, and a file for each text, written from it."""
 
-    The texts that are read in one are answered first, together; then a long one after another.
-    """
-    path, settings = folder / TABLE, settings_of(job.system, job.task, job.options)
+    job: Job
+    folder: Path
+    settings: dict  # that tell the job's answers from others in the table
 
-    def rows_of(some: Iterable[str]) -> list[dict]:
-        return [{"id": digest(text), "text": text} for text in dict.fromkeys(some)]
+    @property
+    def table(self) -> Path:
+        return self.folder / TABLE
 
-    def complete(rows: list[dict]) -> None:
-        answer_rows(job.system, rows, path, job.task, job.options, settings)
+    def complete(self, rows: list[dict]) -> None:
+        """Add to the table the answers to rows {id, text} that it lacks."""
+        job = self.job
+        answer_rows(job.system, rows, self.table, job.task, job.options, self.settings)
 
-    def answers_to(rows: list[dict]) -> dict[str, dict]:
-        return load(path, requests_of(rows, job.system.template, job.task, settings), KEY)
+    def load(self, rows: list[dict]) -> dict[str, dict]:
+        """id -> the table's record, of those it has."""
+        requests = requests_of(rows, self.job.system.template, self.job.task, self.settings)
+        return load(self.table, requests, KEY)
 
-    def answer_parts(parts: list[str]) -> list[str]:
+    def answer_parts(self, parts: list[str]) -> list[str]:
         rows = rows_of(parts)
-        complete(rows)
-        answers = answers_to(rows)
+        self.complete(rows)
+        answers = self.load(rows)
         return [answers[digest(part)]["text"] for part in parts]
 
-    def answer_files(some: dict[str, str]) -> None:
-        rows = rows_of(some.values())
+    def answer_files(self, texts: dict[str, str]) -> None:
+        """Write a file for each text (name -> text)."""
+        rows = rows_of(texts.values())
         try:
-            complete(rows)
+            self.complete(rows)
         finally:  # what is there after Ctrl-C, too
-            answers = answers_to(rows)
-            for name, text in some.items():
+            answers = self.load(rows)
+            for name, text in texts.items():
                 answer = answers.get(digest(text))
                 if answer:
-                    write_text(folder / name, answer["text"] + "\n")
+                    write_text(self.folder / name, answer["text"] + "\n")
 
+
+def rows_of(texts: Iterable[str]) -> list[dict]:
+    """{id, text} of unlike texts."""
+    return [{"id": digest(text), "text": text} for text in dict.fromkeys(texts)]
+
+
+def write(job: Job, texts: dict[str, str], folder: Path) -> None:
+    """Complete the table in the folder, and write from it a file for each text (name -> text): of
+    those that are read in one first, which are answered together, then of one long text after
+    another."""
+    answers = AnswerFolder(job, folder, settings_of(job.system, job.task, job.options))
     long = {name: text for name, text in texts.items() if job.in_parts(name, text)}
-    answer_files({name: text for name, text in texts.items() if name not in long})
+    answers.answer_files({name: text for name, text in texts.items() if name not in long})
     for name, text in long.items():
-        answer_files({name: job.condense(name, text, answer_parts)})
+        answers.answer_files({name: job.condense(name, text, answers.answer_parts)})
 
 
 def choose_system(task: Task, model: str | None, of_base: str | None, consensus: bool) -> System:
@@ -223,21 +242,6 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def job_of(args: Namespace, task: Task) -> Job:
-    """What the command line asks for. Raises UserError."""
-    options = AnswerOptions(
-        max_new_tokens=args.max_new_tokens,
-        max_prompt_tokens=args.max_prompt_tokens or 8192,
-        samples=args.samples,
-        engine="transformers",  # a few texts are answered before vLLM is up
-        load=lru_cache(maxsize=1)(load_model),  # once for all parts of all texts
-    )
-    system = choose_system(task, args.model, args.of_base, bool(args.samples))
-    cutter = choose_cutter(system, task, bool(args.of_base), args.parts)
-    whole = args.whole or (args.max_prompt_tokens is not None and not args.parts)
-    return Job(system, task, options, cutter, whole, args.show_parts)
-
-
 def main() -> None:
     args = make_parser().parse_args()
     task = load_task(args.task, args.prompts_dir)
@@ -246,7 +250,19 @@ def main() -> None:
     sources, failures = find_sources(args.texts, args.output_dir)
     if args.output_dir:
         check_outputs(sources, args.output_dir)
-    job = None if args.show_text else job_of(args, task)
+    options = AnswerOptions(
+        max_new_tokens=args.max_new_tokens,
+        max_prompt_tokens=args.max_prompt_tokens or 8192,
+        samples=args.samples,
+        engine="transformers",  # a few texts are answered before vLLM is up
+        load=lru_cache(maxsize=1)(load_model),  # once for all parts of all texts
+    )
+    job = None
+    if not args.show_text:
+        system = choose_system(task, args.model, args.of_base, bool(args.samples))
+        cutter = choose_cutter(system, task, bool(args.of_base), args.parts)
+        whole = args.whole or (args.max_prompt_tokens is not None and not args.parts)
+        job = Job(system, task, options, cutter, whole, args.show_parts)
     texts, unread = read_texts(sources, args.private)
     failures += unread
     try:
