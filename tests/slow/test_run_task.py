@@ -22,6 +22,7 @@ from inference.run_task import newest_adapter
 from inference.sources import Source, answer_name, find_sources, make_unique, page_name
 from inference.weights import find_weights, load_model
 from prompts.task import load_task
+from training.lengths import Lengths, write_lengths
 
 pytestmark = pytest.mark.slow
 STAGE = "inference.run_task"
@@ -166,6 +167,62 @@ def test_what_a_kill_leaves_of_a_folder_is_not_made_again(adapter, texts, tmp_pa
     summarize(*options)
     assert table.read_bytes().startswith(first) and len(read_jsonl(table)) == 2
     assert all((tmp_path / "out" / name).is_file() for name in TEXTS)
+
+
+@pytest.fixture
+def taught(adapter, tmp_path) -> Path:
+    """The adapter, that knows it was taught on prompts of 50 to 120 tokens."""
+    run = shutil.copytree(adapter, tmp_path / "taught")
+    write_lengths(run, Lengths(n=9, least=50, median=90, most_of_95_percent=110, most=120))
+    return run
+
+
+def test_a_long_text_is_read_in_parts_and_a_kill_loses_none(taught, texts, tmp_path):
+    long = "\n\n".join(f"Lake {i} freezes in year {i * i}." for i in range(60))
+    (texts / "long.txt").write_text(long)
+    options = ("--model", taught, "--output-dir", tmp_path / "out")
+    told = summarize(texts, *options, "--show-parts")
+    assert re.search(
+        r"long.txt: [\d,]+ tokens, and it was taught on 50 to 120; read in", told.stderr
+    )
+    assert "a.txt: " not in told.stderr
+    parts = [one for one in told.stdout.split("\n-- ") if "part" in one]
+    assert "-- part 1 of" in parts[0] and 'from "Lake 0 freezes in year 0. Lake' in parts[0]
+    table = tmp_path / "out/answers.jsonl"
+    records = read_jsonl(table)
+    assert len(records) == len(parts) + 3  # and the last answer, and those to the short texts
+    assert all(one["n_prompt_tokens"] <= 150 and not one["n_cut_tokens"] for one in records)
+
+    answer = (tmp_path / "out/long.txt").read_text()
+    streamed = summarize(texts / "long.txt", "--model", taught)
+    assert streamed.stdout.split() == answer.split() != evaluated(taught, long)
+    lines = table.read_bytes().splitlines(keepends=True)
+    table.write_bytes(b"".join(lines[:4]) + b'{"id": "torn')
+    (tmp_path / "out/long.txt").unlink()
+    summarize(texts, *options)
+    assert (tmp_path / "out/long.txt").read_text() == answer
+    assert table.read_bytes().startswith(b"".join(lines[:4]))
+    assert len(read_jsonl(table)) == len(lines)
+
+
+def test_a_long_text_is_read_in_one_where_that_is_asked_for(taught, adapter, texts):
+    long = " ".join(map(str, range(100)))
+    (texts / "long.txt").write_text(long)
+
+    def answer(model, *options):
+        return summarize(texts / "long.txt", "--model", model, *options)
+
+    whole = answer(taught, "--whole")
+    assert whole.stdout.split() == evaluated(adapter, long)
+    assert "taught on 50 to 120; read in one" in whole.stderr
+    assert "its last" in answer(taught, "--max-prompt-tokens", 200).stderr
+    unknown = answer(adapter)
+    assert (
+        unknown.stdout == whole.stdout and "nothing tells on texts of what length" in unknown.stderr
+    )
+    assert "read in" not in answer(taught, "--base").stderr
+    assert "over --parts 150; read in" in answer(taught, "--base", "--parts", 150).stderr
+    assert "over --parts 150; read in" in answer(adapter, "--parts", 150).stderr
 
 
 @pytest.mark.parametrize(
