@@ -12,29 +12,16 @@ read in parts (inference/parts.py).
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from common.cli import UserError, one_line, positive, run, script_parser, warn
-from common.files import digest, write_text
-from common.table import load
-from data_prep.filter_pairs import repetition
 from data_prep.find_documents import shown
-from inference.answers import (
-    KEY,
-    AnswerOptions,
-    System,
-    answer_rows,
-    outputs_of,
-    requests_of,
-    settings_of,
-)
-from inference.generate import build_prompt, generate_batch, prompt_limit
-from inference.parts import Cutter, condense, make_cutter, show_parts
-from inference.sources import TABLE, check_outputs, find_sources, read_texts
+from inference.answer_documents import Job, stream, write
+from inference.answers import AnswerOptions, System
+from inference.parts import Cutter, make_cutter
+from inference.sources import check_outputs, find_sources, read_texts
 from inference.weights import check_template, find_weights, load_model, load_tokenizer, trained_for
 from prompts.task import FOLDER, Task, load_task
 from training.config import OUTPUTS, check_finished, is_unfinished
@@ -53,137 +40,6 @@ def newest_adapter(task: Task) -> str:
     if finished[-1] != folders[-1]:
         warn(f"{folders[-1]} is passed over, for its training has not ended")
     return str(finished[-1])
-
-
-@dataclass(frozen=True)
-class Job:
-    """What answers texts, and how they are read."""
-
-    system: System
-    task: Task
-    options: AnswerOptions
-    cutter: Cutter | None = None  # None: nothing tells what is long
-    whole: bool = False  # a long text is only told
-    shows_parts: bool = False
-
-    def in_parts(self, file: str, text: str) -> bool:
-        """Whether a text is read in parts; a long one that is not is told."""
-        if not self.cutter or not self.cutter.is_long(text):
-            return False
-        if self.whole:
-            self.cutter.tell_length(shown(file), text, "read in one")
-        return not self.whole
-
-    def condense(self, file: str, text: str, answer: Callable[[list[str]], list[str]]) -> str:
-        """What the parts of a long text say (see inference/parts.py)."""
-        condensed = condense(shown(file), text, self.cutter, answer)
-        if self.shows_parts:
-            show_parts(condensed)
-        return condensed.text
-
-
-def stream(job: Job, texts: dict[str, str]) -> None:
-    """Print the answers (name -> text) word by word as they come."""
-    from transformers import TextStreamer
-
-    system, options = job.system, job.options
-    model, tokenizer = options.load(system.model)
-    settings = settings_of(system, job.task, options)
-    limit = prompt_limit(model, settings)
-    if options.samples:
-        how = {"samples": options.samples}
-    else:
-        how = {"streamer": TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)}
-
-    def prompt_of(text: str) -> tuple[str, int]:
-        return build_prompt(tokenizer, text, system.template, limit, job.task)
-
-    def answer_parts(parts: list[str]) -> list[str]:
-        prompts = [prompt_of(part)[0] for part in parts]
-        outputs = dict(outputs_of(model, tokenizer, prompts, settings, system, options))
-        return [outputs[i]["text"] for i in range(len(parts))]
-
-    for file, text in texts.items():
-        name = shown(file)
-        if len(texts) > 1:
-            print(f"==> {name} <==", flush=True)
-        if job.in_parts(file, text):
-            text = job.condense(file, text, answer_parts)
-        prompt, n_cut = prompt_of(text)
-        if n_cut:
-            warn(f"{name}: its last {n_cut:,} tokens do not fit into {limit:,} and are left out")
-        (answer,) = generate_batch(model, tokenizer, [prompt], settings["max_new_tokens"], **how)
-        if options.samples:
-            print(answer["text"], flush=True)
-        tell_answer(name, answer)
-
-
-def tell_answer(name: str, answer: dict) -> None:
-    """Say how long an answer is, and what may be wrong with it."""
-    is_cut = answer["finish_reason"] == "length"
-    end = ", stopped at --max-new-tokens" if is_cut else ""
-    read, written = answer["n_prompt_tokens"], answer["n_new_tokens"]
-    print(f"{name}: {read:,} tokens read, {written} written{end}", file=sys.stderr)
-    if is_cut and repetition(answer["text"]) > 0.5:
-        advice = "is the text longer than those it was taught on? --parts reads it in parts"
-        warn(f"{name}: the answer repeats itself; {advice}")
-
-
-@dataclass(frozen=True)
-class AnswerFolder:
-    """A folder of answers: the table of them all, and a file for each text, written from it."""
-
-    job: Job
-    folder: Path
-    settings: dict  # that tell the job's answers from others in the table
-
-    @property
-    def table(self) -> Path:
-        return self.folder / TABLE
-
-    def complete(self, rows: list[dict]) -> None:
-        """Add to the table the answers to rows {id, text} that it lacks."""
-        job = self.job
-        answer_rows(job.system, rows, self.table, job.task, job.options, self.settings)
-
-    def load(self, rows: list[dict]) -> dict[str, dict]:
-        """id -> the table's record, of those it has."""
-        requests = requests_of(rows, self.job.system.template, self.job.task, self.settings)
-        return load(self.table, requests, KEY)
-
-    def answer_parts(self, parts: list[str]) -> list[str]:
-        rows = rows_of(parts)
-        self.complete(rows)
-        answers = self.load(rows)
-        return [answers[digest(part)]["text"] for part in parts]
-
-    def answer_files(self, texts: dict[str, str]) -> None:
-        """Write a file for each text (name -> text)."""
-        rows = rows_of(texts.values())
-        try:
-            self.complete(rows)
-        finally:  # what is there after Ctrl-C, too
-            answers = self.load(rows)
-            for name, text in texts.items():
-                answer = answers.get(digest(text))
-                if answer:
-                    write_text(self.folder / name, answer["text"] + "\n")
-
-
-def rows_of(texts: Iterable[str]) -> list[dict]:
-    """{id, text} of unlike texts."""
-    return [{"id": digest(text), "text": text} for text in dict.fromkeys(texts)]
-
-
-def write(job: Job, texts: dict[str, str], folder: Path) -> None:
-    """Complete the table in the folder, and write from it a file for each text (name -> text): of
-    those that are read in one first, which are answered together, then of one long text after
-    another."""
-    answers = AnswerFolder(job, folder, settings_of(job.system, job.task, job.options))
-    long = {name: text for name, text in texts.items() if job.in_parts(name, text)}
-    answers.answer_files({name: text for name, text in texts.items() if name not in long})
-    for name, text in long.items():
-        answers.answer_files({name: job.condense(name, text, answers.answer_parts)})
 
 
 def choose_system(task: Task, model: str | None, of_base: str | None, consensus: bool) -> System:
@@ -263,15 +119,15 @@ def main() -> None:
         cutter = choose_cutter(system, task, bool(args.of_base), args.parts)
         whole = args.whole or (args.max_prompt_tokens is not None and not args.parts)
         job = Job(system, task, options, cutter, whole, args.show_parts)
-    texts, unread = read_texts(sources, args.private)
+    documents, unread = read_texts(sources, args.private)
     failures += unread
     try:
         if args.show_text:
-            print("\n\n".join(texts.values()))
-        elif texts and args.output_dir:
-            write(job, texts, args.output_dir)
-        elif texts:
-            stream(job, texts)
+            print("\n\n".join(document.text for document in documents))
+        elif documents and args.output_dir:
+            failures += write(job, documents, args.output_dir)
+        elif documents:
+            failures += stream(job, documents)
     except BrokenPipeError:  # Python would complain of it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:

@@ -20,6 +20,7 @@ from data_prep.find_documents import MADE_TEXT, files_below, is_folder, shown
 from data_prep.read_document import is_address, read_document
 
 TABLE = "answers.jsonl"  # the name of the file of all answers, beside them
+STDIN = "/dev/stdin"
 LONGEST_NAME = 200  # bytes; systems take 255, of which temporary names need some
 
 
@@ -29,6 +30,20 @@ class Source:
 
     where: str
     name: str
+
+    @property
+    def called(self) -> str:
+        """What the user called it."""
+        return "stdin" if self.where == STDIN else self.where
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document that was read: what the user called it, the name of its answer, its text."""
+
+    called: str
+    name: str
+    text: str
 
 
 def short(part: str) -> str:
@@ -87,7 +102,7 @@ def find_sources(inputs: list[str], output_dir: Path | None) -> tuple[list[Sourc
         if not given:  # of a shell's variable that is not set; as a path it would be this folder
             failures.append("an empty name is given, which is no text")
         elif given == "-":
-            sources.append(Source("/dev/stdin", "stdin"))
+            sources.append(Source(STDIN, "stdin"))
             if sys.stdin and sys.stdin.isatty():
                 print("type or paste a text; Ctrl-D ends it", file=sys.stderr)
         elif is_address(given):
@@ -124,13 +139,15 @@ def check_outputs(sources: list[Source], output_dir: Path) -> None:
             raise UserError(f"{path} would be overwritten, and is read; name another --output-dir")
 
 
-def read_texts(sources: list[Source], private: bool) -> tuple[dict[str, str], list[str]]:
-    """(name -> text, what is wrong with those that cannot be read, a line each)."""
-    texts: dict[str, str] = {}
+def read_texts(sources: list[Source], private: bool) -> tuple[list[Document], list[str]]:
+    """(the documents that can be read, what is wrong with the others, a line each)."""
+    documents: list[Document] = []
     failures: list[str] = []
     for source in tqdm(sources, "reading", unit="text", delay=3, leave=False):
         try:
-            texts[source.name] = read_document(source.where, private)
+            text = read_document(source.where, private)
         except UserError as error:
             failures.append(str(error))
-    return texts, failures
+            continue
+        documents.append(Document(shown(source.called), source.name, text))
+    return documents, failures

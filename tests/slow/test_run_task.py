@@ -89,7 +89,8 @@ def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
     long = " ".join(map(str, range(500)))
     result = pipe(f"echo {long} | $RUN - {texts} --model {adapter} --max-prompt-tokens 200")
     heads = [line for line in result.stdout.splitlines() if line.startswith("==>")]
-    assert heads == ["==> stdin <==", "==> a.txt <==", "==> sub/b.md <=="]
+    called = ("stdin", texts / "a.txt", texts / "sub/b.md")  # as the user called them
+    assert heads == [f"==> {name} <==" for name in called]
     (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning")]
     assert "stdin: its last" in warning and "do not fit into 200" in warning
 
@@ -99,7 +100,7 @@ def test_stdin_beside_a_folder_and_a_text_that_is_too_long(adapter, texts):
 )
 def test_an_answer_that_goes_round_in_circles_is_told(adapter, texts, monkeypatch, text, repeats):
     record = {"text": text, "finish_reason": "length", "n_prompt_tokens": 9, "n_new_tokens": 16}
-    monkeypatch.setattr("inference.run_task.generate_batch", lambda *_, **__: [record])
+    monkeypatch.setattr("inference.answer_documents.generate_batch", lambda *_, **__: [record])
     said = summarize(texts / "a.txt", "--model", adapter).stderr
     assert "stopped at --max-new-tokens" in said
     assert ("a.txt: the answer repeats itself" in said) is repeats
