@@ -156,20 +156,20 @@ def train(folder, names: list[str]) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def check_rows_fit(config: RunConfig) -> None:
-    check_rows(config, load_student_tokenizer(config.settings))
+def check_rows_fit(config: RunConfig) -> list[int]:
+    return check_rows(config, load_student_tokenizer(config.settings))
 
 
 @pytest.mark.parametrize("method", ["dpo-sft", "sft"])
 def test_rows_that_do_not_fit_are_named_before_training(folder, tiny_qwen2, method, capsys):
     settings = shrink(method, folder, tiny_qwen2)
     config = RunConfig(folder / "run.yaml", settings)
-    check_rows_fit(config)
+    assert [length > 0 for length in check_rows_fit(config)] == [True] * N_ROWS
     settings["sequence_len"] = 60
     with pytest.raises(UserError, match="4 of 4 rows are longer than sequence_len 60"):
         check_rows_fit(config)
     settings["excess_length_strategy"] = "drop"
-    check_rows_fit(config)
+    assert check_rows_fit(config) == []  # they are not trained
     assert "row3; the config leaves them out" in capsys.readouterr().err
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from demo.prepare_parts import package_folder
 from inference.weights import NF4
+from training.lengths import read_lengths
 
 pytestmark = pytest.mark.slow
 
@@ -247,9 +248,13 @@ def test_answers_and_scores_of_the_tuned_model(trained):
 def test_nothing_finished_is_done_again(trained):
     _, config, output = trained
     before = (output / "adapter_model.safetensors").stat().st_mtime_ns
+    lengths = read_lengths(output)
+    assert 0 < lengths.least <= lengths.median <= lengths.most and read_lengths(output / "merged")
+    (output / "lengths.json").unlink()  # as of version 0.5.0
     assert "is trained on this data with this config" in train(config).stdout
     assert "is up to date" in run_stage("inference.merge_adapter", config).stdout
     assert (output / "adapter_model.safetensors").stat().st_mtime_ns == before
+    assert read_lengths(output) == lengths
     assert not (output / "model.safetensors").exists()  # the base, which axolotl leaves there
 
 

@@ -24,6 +24,7 @@ from eval.systems import load_test_rows
 from inference.weights import weights_of_run
 from prompts.task import FOLDER, load_task
 from training.config import fingerprint, load_run_config
+from training.lengths import Lengths, write_lengths
 from training.train_adapter import inputs_of
 
 STAGE = "eval.publish_adapter"
@@ -127,6 +128,7 @@ def finished(tmp_path_factory, tiny_qwen2):
     config.write_text(yaml.safe_dump(settings))
     run = load_run_config(config)
     write_models(tiny_qwen2, run.output_dir, BASE)
+    write_lengths(run.output_dir, Lengths(3, 1020, 1030, 1038, 1040))
     mark_made(run.output_dir, inputs_of(run))
     mark_made(run.merged, weights_of_run(run).settings)
     write_scores(run)
@@ -209,7 +211,7 @@ def test_what_is_pushed_is_whole_private_and_tells_of_no_machine(pushed):
     hub, config = pushed
     files = hub.repos[f"models/{REPO}"]
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    adapter = {"adapter_model.safetensors", "adapter_config.json"}
+    adapter = {"adapter_model.safetensors", "adapter_config.json", "lengths.json"}
     ours = {"README.md", config.name, ".gitattributes"}
     assert files.keys() == tokenizer | adapter | ours
     merged = hub.repos[f"models/{REPO}-merged"]
@@ -231,6 +233,7 @@ def test_what_is_pushed_is_whole_private_and_tells_of_no_machine(pushed):
 
 def test_the_card_tells_data_recipe_results_and_licences(pushed):
     card = ModelCard(card_of(pushed, REPO))
+    assert "1,020 to 1,040 tokens long (half of them at most 1,030, 95% at most 1,038)" in card.text
     front = card.data
     assert (front.base_model, front.library_name, front.license) == (BASE, "peft", "other")
     scores = {r.metric_type: (r.metric_value, r.metric_name) for r in front.eval_results}

@@ -304,9 +304,12 @@ def test_an_adapter_from_the_hub(hub, adapter, texts, tiny_qwen2, tmp_path):
     told |= {"base_model_name_or_path": "other/base", "revision": revision}
     weights = (adapter / "adapter_model.safetensors").read_bytes()
     files = {"adapter_config.json": json.dumps(told).encode(), "adapter_model.safetensors": weights}
+    write_lengths(tmp_path, Lengths(n=9, least=9, median=9, most_of_95_percent=9, most=9))
+    files["lengths.json"] = (tmp_path / "lengths.json").read_bytes()
     hub.put("models/other/adapter", files)
     environment = hub.environment(tmp_path)
-    result = summarize(texts / "a.txt", "--model", "other/adapter", **environment)
+    result = summarize(texts / "a.txt", "--model", "other/adapter", "--whole", **environment)
+    assert "tokens, and it was taught on 9 to 9; read in one" in result.stderr
     assert result.stdout.split() == evaluated(adapter, TEXTS["a.txt"])
 
 
