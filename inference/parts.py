@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 
 import regex
 
-from common.cli import warn
+from common.cli import UserError, warn
 from prompts.task import Task
 from training.chat import build_chat
 from training.lengths import Lengths
@@ -119,10 +119,15 @@ class Cutter:
         return self.size(text) > self.longest
 
     def parts_of(self, text: str) -> list[Part]:
-        """The parts of a text; none where it is read in one."""
+        """The parts of a text; none where it is read in one. Raises UserError if what stands around
+        a text fills them."""
         if not self.is_long(text):
             return []
-        parts = cut_text(text, self.count, max(1, self.most - self.size("")))
+        room = self.most - self.size("")
+        if room < 1:
+            full = f"parts of {self.most:,} tokens leave no room for any text"
+            raise UserError(f"{full}; --parts takes more, --whole reads it in one")
+        parts = cut_text(text, self.count, room)
         return parts if len(parts) > 1 else []
 
     def tell_length(self, name: str, text: str, then: str) -> None:

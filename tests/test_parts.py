@@ -2,6 +2,7 @@
 
 import pytest
 
+from common.cli import UserError
 from inference.parts import Cutter, condense, cut_text, make_cutter, show_parts
 from training.lengths import Lengths, lengths_of, read_lengths, write_lengths
 
@@ -80,6 +81,8 @@ def test_only_what_is_longer_than_what_was_taught_is_cut(cutter):
     assert make_cutter(OfWords(), BareTask(), None, None, None) is None
     asked = make_cutter(OfWords(), BareTask(), None, None, 11)
     assert [words(part.text) for part in asked.parts_of("word " * 20)] == [10, 10]
+    with pytest.raises(UserError, match="parts of 1 tokens leave no room"):
+        make_cutter(OfWords(), BareTask(), None, None, 1).parts_of("a b")
 
 
 def test_answers_are_answered_until_they_are_short_enough(cutter, capsys):

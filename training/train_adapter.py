@@ -479,8 +479,8 @@ def train_if_needed(config: RunConfig, options: tuple[str, ...], lock: int | Non
     folder, inputs = config.output_dir, inputs_of(config)
     if is_trained(folder, inputs):
         print(f"{folder} is trained on this data with this config")
-        if lock is not None and not (folder / LENGTHS).exists():  # it is of 0.5.0 or before
-            write_lengths(folder, lengths_of(check_rows(config, tokenizer)))
+        if lock is not None and not (folder / LENGTHS).exists():
+            note_lengths(config, tokenizer)
         return
     check_machine(config, on_cpu="--cpu" in options)
     check_keys(config.settings, config.path)
@@ -492,6 +492,14 @@ def train_if_needed(config: RunConfig, options: tuple[str, ...], lock: int | Non
     train(training, lock)
     plot_curves(folder)
     print(f"adapter in {folder}, its loss in {folder / 'curves.png'}")
+
+
+def note_lengths(config: RunConfig, tokenizer) -> None:
+    """Write the lengths of the prompts into a finished run of 0.5.0 or before, which did not."""
+    try:
+        write_lengths(config.output_dir, lengths_of(check_rows(config, tokenizer)))
+    except UserError as error:  # rows that were not looked at as closely then
+        warn(f"nothing tells how long the prompts are that it was taught on: {error}")
 
 
 def main() -> None:
