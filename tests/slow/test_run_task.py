@@ -20,7 +20,7 @@ from common.files import mark_made
 from inference.generate import build_prompt, generate_batch
 from inference.run_task import newest_adapter
 from inference.sources import Source, answer_name, find_sources, make_unique, page_name
-from inference.weights import find_weights, load_model
+from inference.weights import OutOfMemory, find_weights, load_model
 from prompts.task import load_task
 from training.lengths import Lengths, write_lengths
 
@@ -168,6 +168,20 @@ def test_what_a_kill_leaves_of_a_folder_is_not_made_again(adapter, texts, tmp_pa
     summarize(*options)
     assert table.read_bytes().startswith(first) and len(read_jsonl(table)) == 2
     assert all((tmp_path / "out" / name).is_file() for name in TEXTS)
+
+
+def test_a_text_that_the_memory_does_not_hold_stops_no_other(adapter, texts, tmp_path, monkeypatch):
+    def generate(model, tokenizer, prompts, *args, **options):
+        if any(TEXTS["a.txt"] in prompt for prompt in prompts):
+            raise OutOfMemory("out of memory; lower it")
+        return generate_batch(model, tokenizer, prompts, *args, **options)
+
+    for module in ("answers", "answer_documents"):
+        monkeypatch.setattr(f"inference.{module}.generate_batch", generate)
+    for options in ((), ("--output-dir", tmp_path / "out")):
+        result = summarize(texts, "--model", adapter, *options, code=1)
+        assert one_error_line(result) == f"error: {texts / 'a.txt'}: out of memory; lower it"
+    assert [path.name for path in (tmp_path / "out/sub").iterdir()] == ["b.md"]
 
 
 @pytest.fixture
