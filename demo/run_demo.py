@@ -135,7 +135,7 @@ def steps_of_preferences(demo: Demo) -> list[Step]:
     """On from the demo's adapter: pairs that differ in what the text says."""
     name = f"{demo.run}-then-dpo"
     keys = [f"lora_model_dir={OUTPUTS / demo.run}", f"datasets.0.path={demo.hub('corrupted')}"]
-    keys += ["learning_rate=1e-4", "dpo_loss_weights=[1.0,0.1]", "micro_batch_size=4"]
+    keys += ["learning_rate=1e-4", "micro_batch_size=4"]
     systems = ["instructed", str(OUTPUTS / demo.run / "merged"), "tuned", "lead"]
     return [
         Step(
@@ -173,7 +173,7 @@ def say_what_is_next(demo: Demo) -> None:
   {DATA}/extracts, {DATA}/{task}   what each stage wrote, JSON Lines
   {demo.hub()}   the dataset as it would stand on the Hub
   outputs/{run_name}   the adapter; merged/ the merged model; eval/ answers and scores
-Next: just run {task} FILE --max-prompt-tokens 300 (it was taught on passages, so it reads as much),
+Next: just run {task} FILE (what is longer than it was taught on is read in parts; --show-parts),
   or just serve {run_name} and, beside it, just play;
   just demo-preferences{again}: pairs that differ in what the text says, trained on from this
   adapter (summaries);
