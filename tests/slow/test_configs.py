@@ -91,19 +91,20 @@ def test_the_dataset_type_and_the_plugins_are_there(path):
 # What a complete config of a method may set otherwise than `--method` does on the default one.
 OWN = {"learning_rate", "num_epochs", "output_dir", "dataset_prepared_path", "warmup_steps"}
 PUBLISHED = {"sequence_len", "excess_length_strategy", "plugins"}
-COMPLETE = {  # the config of a method -> what is its own besides
-    "dpo": PUBLISHED,
-    "sft": {"plugins"},  # axolotl's own trainer casts no adapter
-    "sft-then-dpo": {"lora_model_dir", "plugins"},
+COMPLETE = {  # the config's name -> its method, and what is its own besides
+    "dpo": ("dpo", PUBLISHED),
+    "sft": ("sft", {"plugins"}),  # axolotl's own trainer casts no adapter
+    "sft-then-dpo": ("sft-then-dpo-sft", {"lora_model_dir", "plugins"}),
 }
 
 
-@pytest.mark.parametrize("method", COMPLETE)
-def test_a_complete_config_is_the_default_one_with_its_method(method):
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_complete_config_is_the_default_one_with_its_method(name):
+    method, own = COMPLETE[name]
     derived = with_method(load(BOOK / "qwen2-1.5b-dpo-sft-qlora.yaml"), method)
-    ours = load(BOOK / f"qwen2-1.5b-{method}-qlora.yaml")
+    ours = load(BOOK / f"qwen2-1.5b-{name}-qlora.yaml")
     changed = {k for k in ours.keys() | derived.keys() if ours.get(k) != derived.get(k)}
-    assert changed <= OWN | COMPLETE[method]
+    assert changed <= OWN | own
 
 
 @pytest.mark.parametrize("method", load_methods())
