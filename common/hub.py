@@ -25,7 +25,12 @@ from huggingface_hub import (
     RepoCard,
     hf_hub_download,
 )
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from common.cli import UserError, one_line, warn
 from common.files import read_json, write_text
@@ -44,6 +49,10 @@ ANSWERS = {  # by status
     409: "{repo} was changed by another while this ran; run again",
     412: "{repo} was changed by another while this ran; run again",
 }
+
+
+class HubIsAway(UserError):
+    """The Hub cannot be reached; nothing is known of what stands there."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,21 @@ def merge_cards(ours: RepoCard, theirs: RepoCard) -> RepoCard:
     return theirs
 
 
+def refusal(error: httpx.HTTPError, repo: str) -> UserError:
+    """What is told of the Hub's answer, or of none."""
+    if not isinstance(error, HfHubHTTPError):
+        failed = f"the connection to the Hub failed ({type(error).__name__})"
+        return HubIsAway(f"{failed}; run again to finish")
+    status = error.response.status_code
+    reason = one_line(error.server_message or "run again", 200)
+    return UserError(ANSWERS.get(status, f"the Hub answered {status}: {reason}").format(repo=repo))
+
+
 @contextmanager
 def hub_session(repo: str, may_lack_token: bool = False) -> Iterator[HfApi]:
     """A Hub client whose token is good, or that has none if it may lack one.
 
-    Raises UserError for what the Hub refuses in the block.
+    Raises UserError for what the Hub refuses in the block, HubIsAway where there is none.
     """
     try:
         api = HfApi()
@@ -132,14 +151,11 @@ def hub_session(repo: str, may_lack_token: bool = False) -> Iterator[HfApi]:
     except (httpx.HTTPError, RuntimeError) as error:
         # The client wraps a failed upload in a RuntimeError.
         cause = error.__cause__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            reason = one_line(cause.server_message or "run again", 200)
-            said = ANSWERS.get(status, f"the Hub answered {status}: {reason}").format(repo=repo)
-        elif isinstance(cause, httpx.HTTPError):
-            said = f"the connection to the Hub failed ({type(cause).__name__}); run again to finish"
-        else:
+        if not isinstance(cause, httpx.HTTPError):
             raise
+        raise refusal(cause, repo) from None
+    except OfflineModeIsEnabled:
+        raise HubIsAway("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it") from None
     except ValueError as error:
         if not str(error).startswith("Invalid metadata"):
             raise

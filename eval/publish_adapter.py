@@ -18,7 +18,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from common.cli import UserError, run, script_parser, warn
 from common.files import digest, is_made, read_json, write_text
-from common.hub import CARD, add_hub_options, hub_options, hub_session, publish
+from common.hub import CARD, HubIsAway, add_hub_options, hub_options, hub_session, publish
 from common.pages import project_link
 from data_prep.publish_dataset import lock_of, row_hashes
 from data_prep.teacher.prices import teacher_terms
@@ -67,8 +67,14 @@ def base_on_hub(config: RunConfig, named: str | None, dry_run: bool = False) -> 
         raise UserError(f"the base {config.base_model} is a folder of this machine; {hint}")
     base, _, revision = (named or config.base_model).partition("@")
     revision = revision or config.base_revision
-    with hub_session(base, may_lack_token=dry_run) as api:
-        card = api.model_info(base, revision=revision).card_data
+    card = None
+    try:
+        with hub_session(base, may_lack_token=dry_run) as api:
+            card = api.model_info(base, revision=revision).card_data
+    except HubIsAway as error:
+        if not dry_run:
+            raise
+        warn(f"{error}; the card is written without what the page of {base} says")
     front = card.to_dict() if card else {}
     origin = origin_of(config.base_model)
     return {"base": base, "revision": revision, "front": front, "origin": origin}

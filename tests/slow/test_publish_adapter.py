@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from conftest import clean_environment, one_error_line, run_here, write_jsonl
+from conftest import clean_environment, one_error_line, run_here, run_stage, write_jsonl
 from datasets import Dataset
 from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
@@ -331,6 +331,16 @@ def test_what_cannot_be_published_ends_in_one_line(finished, tmp_path):
     assert "run `just merge tiny-dpo-lora`" in refused("--merged", "--unevaluated")
     made.write_text(kept)
     assert len(hub.commits) == before
+
+
+def test_a_dry_run_without_the_hub_writes_the_card_all_the_same(finished):
+    _, config = finished
+    card = load_run_config(config).output_dir / "model_card.md"
+    card.unlink(missing_ok=True)
+    options = ("--unevaluated", "--dry-run")
+    result = run_stage(STAGE, config, REPO, *options, cwd=config.parent, code=1, HF_HUB_OFFLINE="1")
+    assert "the card is written without what the page of" in result.stderr
+    assert "HF_HUB_OFFLINE is set" in one_error_line(result) and card.exists()
 
 
 def test_a_base_that_others_cannot_get(finished, tmp_path, tiny_qwen2):
