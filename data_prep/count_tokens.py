@@ -50,7 +50,8 @@ def load_counter(name: str) -> TokenCounter:
         else:
             tokenizer = Tokenizer.from_pretrained(name)
     except Exception:  # the tokenizers package raises plain Exception
-        raise UserError(f"no tokenizer at {name}, a model's folder or its id on the Hub") from None
+        why = "it is no model's folder, and the Hub does not have it or does not answer"
+        raise UserError(f"no tokenizer at {name}: {why}; name another, --tokenizer") from None
     return TokenCounter(tokenizer)
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from common.cli import UserError
 from common.files import file_sha
+from training.config import check_model_folder
 
 WINDOW = 512  # tokens an encoder reads
 BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
@@ -18,6 +19,20 @@ def encoder_key(encoder: str) -> str:
     """What tells an encoder's weights: the hash of its file if it is a folder, or its Hub id."""
     weights = Path(encoder) / "model.safetensors"
     return file_sha(weights) if weights.is_file() else encoder
+
+
+def check_encoder(encoder: str) -> None:
+    """Raise UserError for an encoder that cannot be had, before answers wait for it."""
+    from transformers import AutoConfig
+
+    check_model_folder(encoder)
+    try:
+        AutoConfig.from_pretrained(encoder)
+    except (OSError, ValueError):
+        hint = "name another: --encoder models/minilm --encoder-layers 6 is the demo's"
+        raise UserError(
+            f"the encoder {encoder} is not on the Hub or cannot be had; {hint}"
+        ) from None
 
 
 def rescale_baseline(encoder: str, layer: int) -> list[float] | None:

@@ -63,7 +63,8 @@ def choose_cutter(system: System, task: Task, of_base: bool, asked: int | None) 
     if not (lengths or asked):
         if weights.adapter:
             unknown = "nothing tells on texts of what length it was taught, so all are read in one"
-            print(f"{unknown}; --parts 1000 reads long ones in parts", file=sys.stderr)
+            known = "`just train` with the run's config.yaml notes it (docs/serving.md)"
+            print(f"{unknown}; {known}, or --parts TOKENS says it", file=sys.stderr)
         return None
     try:
         tokenizer = load_tokenizer(weights)

@@ -23,7 +23,7 @@ def main() -> None:
         raise UserError(f"{folder} is there already")
     shutil.copytree(SHARED / "new_task", folder)
     print(f"{folder}: fill in task.yaml, teacher.jinja and instructed.jinja, then")
-    print(f"  just plan, replies, answers, pairs, stage, train, all with --task {args.name}")
+    print(f"  just plan, replies, pairs --rejected none, stage, train, all with --task {args.name}")
 
 
 if __name__ == "__main__":

@@ -365,7 +365,7 @@ def test_a_base_that_others_cannot_get(finished, tmp_path, tiny_qwen2):
     assert f"say where others find it with --base {BASE}" in line
     push(finished, *options, "--base", BASE, config=local, repo="me/new")
     card = (tmp_path / "model_card.md").read_text()
-    assert f"trained and scored on its values in 4 bits of `{BASE}`, not on the Hub's own" in card
+    assert f"a copy of `{BASE}` that holds its values in 4 bits, not on the Hub's own" in card
     assert "with those its scores were not measured" in card and "local copy" not in card
 
 
