@@ -8,7 +8,6 @@ import pandas as pd
 
 from common.cli import UserError
 from common.files import file_sha
-from training.config import check_model_folder
 
 WINDOW = 512  # tokens an encoder reads
 BASELINES = Path(__file__).parent.parent / "results/rescale_baselines.csv"
@@ -25,7 +24,6 @@ def check_encoder(encoder: str) -> None:
     """Raise UserError for an encoder that cannot be had, before answers wait for it."""
     from transformers import AutoConfig
 
-    check_model_folder(encoder)
     try:
         AutoConfig.from_pretrained(encoder)
     except (OSError, ValueError):

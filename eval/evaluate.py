@@ -23,6 +23,7 @@ from eval.report import LEDGER, record, write_report
 from eval.score_answers import add_scoring_options, score_all, scoring_options
 from eval.systems import add_run_options, load_test_rows, run_of
 from inference.merge_adapter import merge_run
+from training.config import check_model_folder
 
 
 def main() -> None:
@@ -39,7 +40,9 @@ def main() -> None:
     disable_progress_bar()
     set_verbosity_error()
     config = run_of(args)
-    check_encoder(args.encoder)
+    check_model_folder(args.encoder)
+    if "bertscore" in config.task.measures:
+        check_encoder(args.encoder)
     rows = load_test_rows(config, args.n)
     note = args.record
     if not args.scores_only:
