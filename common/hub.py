@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import yaml
 from huggingface_hub import (
+    CommitInfo,
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
@@ -258,6 +259,21 @@ def write_lock(lock: Path, options: HubOptions, revision: str, names: set[str], 
     write_text(lock, json.dumps(pushed | more) + "\n")
 
 
+def commit(
+    api: HfApi, options: HubOptions, kind: str, state: State, operations: list
+) -> CommitInfo:
+    """Push in one commit that names the state it was made for; the place is made where it lacks."""
+    state = make_place(api, options, kind, state)
+    return api.create_commit(
+        repo_id=options.repo,
+        repo_type=kind,
+        revision=options.revision,
+        operations=operations,  # what has not changed is not sent again
+        commit_message=f"Publish the {kind}",
+        parent_commit=state.sha,
+    )
+
+
 def publish(
     options: HubOptions,
     kind: str,
@@ -287,25 +303,17 @@ def publish(
         show(additions, deletions, options, state)
         if options.dry_run:
             return
-        state = make_place(api, options, kind, state)
-        commit = api.create_commit(
-            repo_id=options.repo,
-            repo_type=kind,
-            revision=options.revision,
-            operations=[*additions, *deletions],  # what has not changed is not sent again
-            commit_message=f"Publish the {kind}",
-            parent_commit=state.sha,
-        )
+        pushed = commit(api, options, kind, state, [*additions, *deletions])
         names = set(files)
         if known.get("branch", MAIN) != options.revision:
             names |= pushed_before  # in another branch they are still to be deleted
         # The lock before the tag: a push that fails between the two is ours when it is run again.
-        write_lock(lock, options, commit.oid, names, more)
+        write_lock(lock, options, pushed.oid, names, more)
         if options.tag:
             api.create_tag(
-                repo_id=options.repo, repo_type=kind, tag=options.tag, revision=commit.oid
+                repo_id=options.repo, repo_type=kind, tag=options.tag, revision=pushed.oid
             )
     tagged = f", tagged {options.tag}" if options.tag else ""
     print(
-        f"pushed: {options.repo} is at {commit.commit_url}{tagged}; the revision is also in {lock}"
+        f"pushed: {options.repo} is at {pushed.commit_url}{tagged}; the revision is also in {lock}"
     )

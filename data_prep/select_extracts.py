@@ -2,7 +2,6 @@
 
 import ast
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ import xxhash
 from common.files import digest, share_of
 from common.text import decode, whole
 from data_prep.count_tokens import load_counter
+from data_prep.cut_text import cut_text
 
 TEXT_FIELDS = ("text", "raw_content")  # RedPajama's and RedPajama-V2's; the first that is there
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -30,9 +30,6 @@ NOT_PROSE = re.compile(
     r"|verbatim|lstlisting|thebibliography|tikzpicture)(\*?)\}(?s:.*?)\\end\{\1\2\}"
     r"|\$\$?[^$]*\$\$?|\\[a-zA-Z]+\*?(?:\[[^\]]*\]|\{[^{}]*\})*"
 )
-# Behind a blank line, a line that ends a sentence (of a web page a paragraph), a sentence, a line,
-# a word: what is too long by one of these is cut by the next.
-ENDS = [r"(?<=\n\n)", r"(?<=[.!?]\n)", r"(?<=[.!?]\s)(?=\W?[A-Z])", r"(?<=\n)", r"(?<=\s)"]
 WORD = re.compile(r"[A-Za-z\xc0-\u1fff\u3040-\uffff]{2,}")  # ranges: twice as fast as \w
 WIKIPEDIA = re.compile(r"https?://[a-z-]+\.wikipedia\.org/")
 # "en", "eng", "English", "en-US", "eng_Latn", "English (UK)", fastText's "__label__en"
@@ -153,35 +150,15 @@ def cut_passages(text: str, size: Callable[[str], int], low: int, high: int) -> 
     return [p for p in [*passages, passage] if low < size(p) < high]
 
 
-def pieces_of(text: str, size: Callable[[str], int], high: int, ends: list[str]) -> list[str]:
-    """`text` cut behind every one of the first of `ends`, and what is too long so at the next."""
-    if size(text) < high or not ends:
-        return [text]
-    pieces = []
-    for piece in re.split(ends[0], text):
-        pieces += pieces_of(piece, size, high, ends[1:])
-    return pieces
-
-
 def cut_evenly(text: str, size: Callable[[str], int], low: int, high: int) -> list[str]:
     """`text` if low < size(text) < high; if it is longer, parts of much the same size, in order.
 
-    They are cut at paragraphs or, as the text of a PDF has no blank lines, where a sentence ends.
     `size` may stop counting at `high`.
     """
     if size(text) < high:
         return [text] if low < size(text) else []
-    pieces = pieces_of(re.sub(r"\n\s*\n", "\n\n", text), size, high, ENDS)
-    total = sum(map(size, pieces))
-    enough = total / math.ceil(total / (high - 1))  # of a part, so that the last is no scrap
-    parts, part, part_size = [], "", 0
-    for piece in pieces:
-        longer_size = size(part + piece)
-        if part and (part_size >= enough or longer_size >= high):
-            parts.append(part.strip())
-            part, longer_size = "", size(piece)
-        part, part_size = part + piece, longer_size
-    return [part for part in [*parts, part.strip()] if low < size(part) < high]
+    parts = [part.text.strip() for part in cut_text(text, size, high - 1)]
+    return [part for part in parts if low < size(part) < high]
 
 
 def windows_overlap(windows: Windows) -> bool:

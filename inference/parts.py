@@ -1,18 +1,15 @@
 """A text that is longer than those an adapter was taught on, read in parts (map and reduce).
 
-It is cut at the ends of paragraphs, or else of sentences, lines or words, into parts of about equal
-length within what was taught. Each is answered; their answers, a paragraph each, are the text to be
-answered then, in parts once more while that is too long.
+It is cut into parts of about equal length within what was taught. Each is answered; their answers,
+a paragraph each, are the text to be answered then, in parts once more while that is too long.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-
-import regex
 
 from common.cli import UserError, warn
+from data_prep.cut_text import Part, cut_text
 from prompts.task import Task
 from training.chat import build_chat
 from training.lengths import Lengths
@@ -21,79 +18,6 @@ from training.lengths import Lengths
 MORE_THAN_TAUGHT = 1.25
 # Answers that are longer than this share of what they are of get nowhere.
 NO_SHORTER = 0.9
-# Behind what a text may be cut, the best first.
-BORDERS = (
-    regex.compile(r"\n\s*\n"),  # "... of a paragraph.\n\nThe next ..."
-    # "... (a sentence.) The next", not "approx. three"
-    regex.compile(r"""(?<=[.!?\u2026\u061f][\p{Pe}\p{Pf}"']*)\s+(?=\P{Ll})"""),
-    # The full stop of Chinese and Japanese, and wide ! and ?, which no space follows
-    regex.compile(r"(?<=[\u3002\uff01\uff1f][\p{Pe}\p{Pf}]*)(?=[^\p{Pe}\p{Pf}])"),
-    regex.compile(r"\n"),  # of a table, a list, verses
-    regex.compile(r"\s+"),
-)
-Count = Callable[[str], int]  # tokens of a text
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a text, and the character of it at which it begins."""
-
-    start: int
-    text: str
-
-
-def split_behind(text: str, border: regex.Pattern) -> list[str]:
-    """The pieces of a text, each with the border behind it; together they are the text."""
-    ends = [0, *(match.end() for match in border.finditer(text)), len(text)]
-    return [text[start:end] for start, end in pairwise(ends) if start < end]
-
-
-def split_pieces(text: str, count: Count, most: int, borders: tuple = BORDERS) -> list[str]:
-    """The pieces of a text of at most `most` tokens (or one character), as large as borders allow;
-    together they are the text."""
-    if len(text) < 2 or count(text) <= most:
-        return [text]
-    if borders:
-        halves, borders = split_behind(text, borders[0]), borders[1:]
-    else:  # an endless word
-        middle = len(text) // 2
-        halves = [text[:middle], text[middle:]]
-    pieces = []
-    for half in halves:
-        pieces += split_pieces(half, count, most, borders)
-    return pieces
-
-
-def cut_text(text: str, count: Count, most: int) -> list[Part]:
-    """The parts of a text, each of at most `most` tokens, as few and as equal as its borders allow.
-
-    Of all ways to put neighbouring pieces together it is the one with the least sum of squared
-    distances from the even length, as paragraphs are broken into lines (Knuth and Plass 1981).
-    """
-    pieces = split_pieces(text, count, most)
-    lengths = [count(piece) for piece in pieces]
-    ends = [0, *accumulate(lengths)]
-    even = ends[-1] / max(1, -(-ends[-1] // most))
-    best: list[tuple[float, int]] = [(0.0, 0)]  # of the first n pieces: the sum, the last cut
-    for end in range(1, len(pieces) + 1):
-        choices = []
-        for start in range(end - 1, -1, -1):
-            length = ends[end] - ends[start]
-            if length > most and start < end - 1:
-                break
-            choices.append((best[start][0] + (length - even) ** 2, start))
-        best.append(min(choices))
-    cuts = [len(pieces)]
-    while cuts[-1] > 0:
-        cuts.append(best[cuts[-1]][1])
-    cuts.reverse()
-    parts, position = [], 0
-    for start, end in pairwise(cuts):
-        part = "".join(pieces[start:end])
-        if part.strip():
-            parts.append(Part(position, part))
-        position += len(part)
-    return parts
 
 
 @dataclass(frozen=True)

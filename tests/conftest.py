@@ -214,6 +214,14 @@ def make_tokenizer(folder: Path, template: str = QWEN2_TEMPLATE):
 
 
 @pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> Path:
+    """A folder with a tokenizer alone."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory) -> Path:
     """A random two-layer Qwen2 with a chatml tokenizer, as a model folder."""
     import torch

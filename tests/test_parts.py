@@ -3,7 +3,8 @@
 import pytest
 
 from common.cli import UserError
-from inference.parts import Cutter, condense, cut_text, make_cutter, show_parts
+from data_prep.cut_text import cut_text
+from inference.parts import Cutter, condense, make_cutter, show_parts
 from training.lengths import Lengths, lengths_of, read_lengths, write_lengths
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {i} says a word. It says {i} more. " * 4 for i in range(9))
@@ -14,6 +15,11 @@ UNCUT = ("x" * 700, " \n\n ", "", "word", "a b", "\ufeff\u0301" * 50)
 
 def words(text: str) -> int:
     return len(text.split())
+
+
+def rounded(text: str) -> int:
+    """Of a whole it is more than of its pieces together."""
+    return len(text) // 4
 
 
 def glued(text: str, parts) -> bool:
@@ -27,7 +33,9 @@ def glued(text: str, parts) -> bool:
 
 
 @pytest.mark.parametrize("text", [PARAGRAPHS, TABLE, CJK, *UNCUT, PARAGRAPHS + CJK + "x" * 300])
-@pytest.mark.parametrize(("count", "most"), [(len, 3), (len, 64), (len, 4000), (words, 40)])
+@pytest.mark.parametrize(
+    ("count", "most"), [(len, 3), (len, 64), (len, 4000), (words, 40), (rounded, 9)]
+)
 def test_nothing_is_lost_and_no_part_is_too_long(text, count, most):
     parts = cut_text(text, count, most)
     assert glued(text, parts)

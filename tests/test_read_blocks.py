@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from conftest import make_tokenizer, read_jsonl, run_stage, write_jsonl
+from conftest import read_jsonl, run_stage, write_jsonl
 from hub_server import TOKEN, Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,13 +159,6 @@ def documents(n: int) -> list[dict]:
         {"text": " ".join(draw.choices(words, k=60)), "meta": {"url": f"u{i}", "title": f"é{i}"}}
         for i in range(n)
     ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(folder)
-    return folder
 
 
 def sample(folder, tokenizer, *options, **kwargs):

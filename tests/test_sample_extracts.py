@@ -14,15 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import (
-    ROOT,
-    clean_environment,
-    make_tokenizer,
-    one_error_line,
-    read_jsonl,
-    run_stage,
-    write_jsonl,
-)
+from conftest import ROOT, clean_environment, one_error_line, read_jsonl, run_stage, write_jsonl
 from range_server import RangeServer
 
 from common.files import mark_made
@@ -30,13 +22,6 @@ from data_prep import extract_options, read_blocks
 from data_prep.sample_extracts import parse_options, settings_of
 
 STAGE = "data_prep.sample_extracts"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(folder)
-    return folder
 
 
 WIKI = "https://en.wikipedia.org/wiki/"

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import clean_environment, make_tokenizer, one_error_line, run_stage, start_stage
+from conftest import clean_environment, one_error_line, run_stage, start_stage
 from test_sample_extracts import WINDOWS, document, prose, write_jsonl
 
 from data_prep import run_tasks
@@ -44,13 +44,6 @@ exec "$@"
     "scontrol": "#!/bin/bash\necho here\n",
     "squeue": '#!/bin/bash\n[ -e "$FAKE_SLURM/at-work" ] && echo 7_0\nexit 0\n',
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conftest import make_tokenizer, one_error_line, read_jsonl, run_stage, write_jsonl
+from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
 from page_server import PageServer
 from pyarrow import Table, parquet
 from test_read_document import make_pdf
@@ -30,13 +30,6 @@ def pages_of(sentences: list[str]) -> bytes:
 def html_of(sentences: list[str]) -> bytes:
     body = "".join(f"<p>{sentence}</p>" for sentence in sentences)
     return f"<!doctype html><html><body><article>{body}</article></body></html>".encode()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
