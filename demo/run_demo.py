@@ -106,6 +106,7 @@ def steps_of_demo(demo: Demo) -> list[Step]:
     """From the articles to the scores."""
     extracts = ["data_prep.sample_extracts", "--input", f"{DATA}/wikipedia.jsonl", "--data", DATA]
     extracts += ["--tokenizer", PACKAGED, "--passages", *WINDOWS.split(), *AMOUNTS.split()]
+    extracts += ["--licence", "CC BY-SA"]
     teacher = "Qwen2.5-Coder-1.5B-Instruct"
     asking = [sys.executable, "-m", "data_prep.generate_replies", *demo.of_task, "--single"]
     asking += ["--model", teacher, "--temperature", 0, "--concurrency", 8, "--limit", N_PAIRS]
