@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -55,6 +56,13 @@ def over_zero(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number over 0")
     return number
+
+
+def usable_cores() -> int:
+    """Cores this process may use: a container or taskset may allow fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def one_line(error: object, most: int = 300) -> str:

@@ -6,7 +6,6 @@ folder's Python under the same paths.
 """
 
 import getpass
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from shlex import quote
 from loguru import logger
 from tqdm import tqdm
 
-from common.cli import UserError, one_line
+from common.cli import UserError, one_line, usable_cores
 from common.files import digest, write_text
 
 logger.disable("datatrove")  # in every worker: what goes wrong is reported by us, in one line
@@ -68,7 +67,7 @@ def run_tasks(step: Callable, tasks: int, place: Place, work: Path) -> None:
         executor = RayPipelineExecutor(pipeline, **common, workers=place.workers or -1)
         run_on_ray(executor, place.ray)
     else:
-        workers = min(place.workers or multiprocessing.cpu_count(), tasks)
+        workers = min(place.workers or usable_cores(), tasks)
         executor = LocalPipelineExecutor(pipeline, **common, workers=workers)
         executor.run()
     if left := len(executor.get_incomplete_ranks(skip_completed=True)):

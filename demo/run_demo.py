@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import UserError, run, script_parser
+from common.cli import UserError, run, script_parser, usable_cores
 from demo.replies import run_to_its_end
 from prompts.task import Task, load_task
 from training.config import OUTPUTS, is_local, name_of_run
@@ -84,7 +84,7 @@ def data_stages(demo: Demo, rejected: str, kind: str = "") -> list[list[object]]
 
 def training_stage(demo: Demo, method: str, name: str, keys: list[str]) -> list[object]:
     base = [] if demo.is_packaged else [f"base_model={demo.student}"]
-    on_cpu = ["--cpu", "--num_cpu_threads_per_process", os.cpu_count()]
+    on_cpu = ["--cpu", "--num_cpu_threads_per_process", usable_cores()]
     named = [CONFIG, "--method", method, "--name", name, *demo.of_task]
     return ["training.train_adapter", *named, "--set", *base, *keys, *on_cpu]
 

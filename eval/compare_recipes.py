@@ -18,7 +18,6 @@ stopped. The other stages do the work, each by its own command line.
 
 import argparse
 import math
-import os
 import re
 import shlex
 import subprocess
@@ -30,7 +29,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from common.cli import UserError, positive, run, script_parser
+from common.cli import UserError, positive, run, script_parser, usable_cores
 from common.files import load_records, mark_made, write_records, write_text
 from common.pages import render
 from common.stats import markdown, paired_bootstrap
@@ -271,7 +270,7 @@ def seconds_of(log: str) -> float:
 def train(options: CompareOptions, shared: Shared, recipe: str, seed: int) -> Trained:
     """Train a recipe's steps, each from the adapter of the one before."""
     name, run_name, seconds, n_pairs = options.name, "", 0.0, 0
-    threads = ["--cpu", "--num_cpu_threads_per_process", os.cpu_count()]
+    threads = ["--cpu", "--num_cpu_threads_per_process", usable_cores()]
     on_cpu = [] if shared.base.settings.get("bf16") else threads
     for step in steps_of(recipe):
         hub = shared.hubs.get(step.kinds) or build_round(options, shared, step.kinds, run_name)

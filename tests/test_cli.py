@@ -1,10 +1,13 @@
 """How every script ends: in a line for what a user can mend."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+from common.cli import usable_cores
 
 SCRIPT = """
 from common.cli import UserError, run
@@ -35,3 +38,13 @@ def test_a_mistake_of_ours_is_not_hidden():
     command = [sys.executable, "-c", SCRIPT.format(error="RuntimeError('a bug')")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone keeps it to cores")
+def test_cores_are_those_the_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
