@@ -85,8 +85,8 @@ def lacking_of(split: Split, answers: int, balance: bool, asking: AskOptions) ->
     return [r for r in requests if r["id"] not in replies and r["id"] not in refusals]
 
 
-def plan(options: ReplyOptions, asking: AskOptions) -> pd.DataFrame:
-    """What the replies that the model lacks would take, also at the prices of other models."""
+def lacking_requests(options: ReplyOptions, asking: AskOptions) -> dict[int, list[dict]]:
+    """The requests whose replies the model lacks, by the number of answers that they ask for."""
     splits = [read_split(options, name) for name in options.splits]
     for split in splits:
         split.adopt(split.replies, options.adopt_old)
@@ -95,7 +95,7 @@ def plan(options: ReplyOptions, asking: AskOptions) -> pd.DataFrame:
         lacking[answers] = []
         for split in splits:
             lacking[answers] += lacking_of(split, answers, options.balance, asking)
-    return price_table(lacking, asking)
+    return lacking
 
 
 def price_table(lacking: dict[int, list[dict]], asking: AskOptions) -> pd.DataFrame:
@@ -109,8 +109,8 @@ def price_table(lacking: dict[int, list[dict]], asking: AskOptions) -> pd.DataFr
     for answers, requests in lacking.items():
         tokens_in = sum(map(prices.prompt_bytes, requests)) / prices.BYTES_A_TOKEN
         for model, price in price_by_model.items():
-            tokens_a_reply = prices.REPLY_TOKENS[answers] + price.get("reasoning", 0)
-            tokens_out = len(requests) * tokens_a_reply
+            tokens_a_reply = prices.reply_tokens(answers, asking.answer_tokens)
+            tokens_out = len(requests) * (tokens_a_reply + price.get("reasoning", 0))
             usd = prices.cost_usd(tokens_in, tokens_out, price)
             rows[f"{model} ({answers} a reply)"] = {
                 "requests": f"{len(requests):,}",
@@ -118,16 +118,22 @@ def price_table(lacking: dict[int, list[dict]], asking: AskOptions) -> pd.DataFr
                 "M tokens out": f"{tokens_out / 1e6:.2f}",
                 "$": "?" if usd is None else f"{usd:.2f}",
                 "$ in batch": "?" if usd is None else f"{usd * price.get('batch', 1):.2f}",
+                "$ for 1,000": "?" if usd is None else f"{1000 * usd / max(1, len(requests)):.2f}",
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def explain_plan(task: Task) -> str:
+def answer_tokens(task: Task) -> int:
+    """Tokens of a teacher's answer, about."""
+    return min(prices.ANSWER_TOKENS, task.max_new_tokens)
+
+
+def explain_plan(task: Task, asking: AskOptions) -> str:
     """How the plan's numbers were estimated, as text."""
-    tokens = prices.REPLY_TOKENS
-    answers = f"{tokens[1]} tokens an answer"
+    one, two = (prices.reply_tokens(answers, asking.answer_tokens) for answers in (1, 2))
+    answers = f"{one} tokens an answer"
     if task.answers == 2:
-        answers = f"{tokens[2]:,} tokens of two rated answers, {tokens[1]} of one"
+        answers = f"{two:,} tokens of two rated answers, {one} of one"
     reasoning = [f"{model} {p['reasoning']:,}" for model, p in PRICES.items() if "reasoning" in p]
     return (
         f"Estimates: 4 bytes to a token in; out {answers}, and for a teacher that reasons the\n"
@@ -168,11 +174,12 @@ def reply_options(args: argparse.Namespace) -> ReplyOptions:
 
 def main() -> None:
     args = make_parser().parse_args()
-    task, asking = task_of(args), client.ask_options(args)
+    task = task_of(args)
+    asking = client.ask_options(args, answer_tokens=answer_tokens(task))
     options = reply_options(args)
     if args.plan:
-        print(markdown(plan(options, asking)))
-        print(explain_plan(task))
+        print(markdown(price_table(lacking_requests(options, asking), asking)))
+        print(explain_plan(task, asking))
         return
     check_endpoints(asking.base_url, asking.batch)  # before anything is read
     answers = 1 if args.single else task.answers

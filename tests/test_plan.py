@@ -13,6 +13,7 @@ from training.config import Overlay, load_run_config, resolve_config
 
 PLAN = "training.plan"
 SFT, DPO = "qwen2-1.5b-sft-qlora", "qwen2-1.5b-dpo-sft-qlora"
+THEN_DPO = "qwen2-1.5b-sft-then-dpo-qlora"
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
@@ -31,7 +32,7 @@ def test_a_fresh_clone_is_reckoned_with_the_defaults_and_says_so(tmp_path):
     rows = rows_of(said)
     assert rows["openai/gpt-oss-120b (2 a reply)"][0] == "20,700"
     assert not (tmp_path / "data").exists()
-    assert {"RTX 4090", "A100 80GB", "H100 80GB"} < rows.keys()
+    assert rows[""] == ["RTX 4090", "A100 80GB", "H100 80GB"]
     assert "passes (forward 1, backward 1" in said and "0.4 of the card's peak" in said
 
 
@@ -43,11 +44,37 @@ def test_extracts_are_counted_and_a_price_is_taken(tmp_path):
     said = run_stage(PLAN, *told).stdout
     assert "No extracts" not in said
     assert "tokens: 8 rows x 2 x 400 x 2 epochs" in said  # 120, the template's and the answer's
-    row = rows_of(said)["RTX 4090"]
-    hours, dollars = float(row[3].split()[0]), float(row[5])
-    assert row[4] == "2.00" and dollars == pytest.approx(2 * hours, abs=0.11)
+    rows = rows_of(said)
+    hours, dollars = float(rows["all"][0].split()[0]), float(rows["$"][0])
+    assert rows["$ an hour"][0] == "2.00" and dollars == pytest.approx(2 * hours, abs=0.11)
+    replies = float(rows["openai/gpt-oss-120b (2 a reply)"][3])
+    assert float(rows["$ with the replies"][0]) == pytest.approx(dollars + replies, abs=0.011)
     limited = run_stage(PLAN, *told, "--limit", 3, "--splits", "train").stdout
     assert "tokens: 3 rows x 2" in limited and "answers: 0 documents" in limited
+
+
+def test_a_whole_run_is_reckoned_with_its_samples_and_both_trainings(tmp_path):
+    run = ["--config", SFT, THEN_DPO, "--limit", 18_000, "--data", tmp_path]
+    said = run_stage(PLAN, *run).stdout
+    rows = rows_of(said)
+    steps = [f"training {SFT}", "samples of 2,500 texts", f"training {THEN_DPO}", "answers"]
+    hours = [float(rows[step][0].split()[0]) for step in [*steps, "scores"]]
+    assert float(rows["all"][0].split()[0]) == pytest.approx(sum(hours), abs=0.3)
+    assert "tokens: 18,000 rows x 1 x" in said and "tokens: 2,500 rows x 2 x" in said
+    # Where no text is left over, the second one learns from the texts of the first.
+    assert "samples" not in run_stage(PLAN, *run[:3], "--data", tmp_path).stdout
+
+
+def test_a_title_is_reckoned_shorter_than_a_summary(tmp_path):
+    said = run_stage(PLAN, "--task", "title", "--data", tmp_path).stdout
+    assert "out 32 tokens an answer" in said
+    free_of_thought = rows_of(said)["meta-llama/Llama-3.3-70B-Instruct-Turbo (1 a reply)"]
+    assert free_of_thought[2] == f"{20_700 * 32 / 1e6:.2f}"
+
+
+def test_configs_of_unlike_bases_are_one_line(tmp_path):
+    told = ["--config", SFT, "smollm2-135m-dpo-sft-lora", "--data", tmp_path]
+    assert "unlike base models" in one_error_line(run_stage(PLAN, *told, code=1))
 
 
 def test_the_weights_are_those_of_the_published_model():

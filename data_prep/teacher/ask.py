@@ -126,7 +126,8 @@ def ask_all(
             return 0
         if wanted:
             price = prices.price_of(options.model, options.price, options.batch)
-            client.check_ceiling(options, price, prices.estimate_usd(wanted, price))
+            about = prices.estimate_usd(wanted, price, options.answer_tokens)
+            client.check_ceiling(options, price, about)
         check_endpoints(options.base_url, options.batch)
         bar = tqdm(total=len(requests), initial=len(requests) - len(wanted), desc=label)
         with appending(path.with_suffix(REFUSED)) as refused, bar:

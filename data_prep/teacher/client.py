@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from common.cli import UserError, one_line, warn
 from data_prep.teacher.endpoints import endpoint_urls, is_own
-from data_prep.teacher.prices import TEACHERS, ceiling_of, is_free, usage_cost
+from data_prep.teacher.prices import ANSWER_TOKENS, TEACHERS, ceiling_of, is_free, usage_cost
 from data_prep.teacher.read_reply import clean, read_reply, read_usage
 
 OURS = ("model", "messages", "max_tokens", "max_completion_tokens", "stream", "n")
@@ -20,6 +20,7 @@ class AskOptions:
     model: str
     sampling: dict
     max_tokens: int
+    answer_tokens: int = ANSWER_TOKENS  # that an answer has, about: for estimates alone
     concurrency: int = 64
     max_rate: float | None = None
     budget_usd: float | None = None
@@ -34,7 +35,9 @@ class AskOptions:
     cut_counts: bool = False
 
 
-def ask_options(args: argparse.Namespace, cut_counts: bool = False) -> AskOptions:
+def ask_options(
+    args: argparse.Namespace, cut_counts: bool = False, answer_tokens: int = ANSWER_TOKENS
+) -> AskOptions:
     """The options of a command line with `teacher_options`, or of one with some of them."""
     given = vars(args)
     names = AskOptions.__dataclass_fields__.keys() - {"sampling", "also_whole", "cut_counts"}
@@ -48,6 +51,7 @@ def ask_options(args: argparse.Namespace, cut_counts: bool = False) -> AskOption
         sampling={name: value for name, value in sampling.items() if value is not None},
         also_whole=tuple(given.get("also_whole") or ()),
         cut_counts=cut_counts,
+        answer_tokens=answer_tokens,
     )
 
 

@@ -12,7 +12,9 @@ from data_prep.teacher.read_reply import read_usage
 TEACHERS = Path(__file__).with_name("teachers.yaml")  # its comments say what each field is
 PRICES: dict[str, dict] = yaml.safe_load(TEACHERS.read_text())  # by model
 BYTES_A_TOKEN = 4  # of English text; the median of our documents is 4.3, by SmolLM2's tokenizer
-REPLY_TOKENS = {2: 1100, 1: 250, 0: 150}  # of a reply with so many answers, 0: of a verdict, about
+# About how many tokens are written: in an answer, unless the task's are shorter; in the ratings of
+# two; in a verdict.
+ANSWER_TOKENS, RATING_TOKENS, VERDICT_TOKENS = 250, 600, 150
 OVERHEAD = 256  # tokens, at most, that an endpoint's chat template adds to a prompt
 
 
@@ -49,11 +51,19 @@ def is_free(price: dict) -> bool:
     return price.get("input") == 0 and price.get("output") == 0
 
 
-def estimate_usd(requests: list[dict], price: dict) -> float | None:
+def reply_tokens(answers: int, answer_tokens: int) -> int:
+    """About how many tokens a reply of so many answers has (two are rated, none: a verdict)."""
+    if not answers:
+        return VERDICT_TOKENS
+    return answers * answer_tokens + (RATING_TOKENS if answers == 2 else 0)
+
+
+def estimate_usd(requests: list[dict], price: dict, answer_tokens: int) -> float | None:
     """About what the replies cost, as `just plan` says; None where no price is known."""
     tokens_in = sum(map(prompt_bytes, requests)) / BYTES_A_TOKEN
     reasoning = price.get("reasoning", 0)
-    tokens_out = sum(REPLY_TOKENS.get(r.get("answers", 0), 0) + reasoning for r in requests)
+    lengths = [reply_tokens(request.get("answers", 0), answer_tokens) for request in requests]
+    tokens_out = sum(lengths) + reasoning * len(requests)
     return cost_usd(tokens_in, tokens_out, price)
 
 
