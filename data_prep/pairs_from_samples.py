@@ -18,8 +18,10 @@ def pick_sides(text: str, samples: list[str]) -> tuple[str, str]:
     """(chosen, rejected) of the sampled answers to a text.
 
     Chosen is one whose names and numbers the text holds, and which has any: of those the one most
-    like all samples. Rejected is one with a name or number that the text lacks: of those the one
-    nearest in words to the chosen one. Raises NoPair if there is none of either.
+    like all samples. Rejected is one with a name or number that the text lacks: of those that are
+    not longer than the chosen one, or else of all, the one nearest to it in words. Longer answers
+    invent more often, so without that the rejected are longer on average, and training would learn
+    to be short. Raises NoPair if there is none of either.
     """
     supported, unsupported = [], []
     for index, sample in enumerate(samples):
@@ -34,8 +36,12 @@ def pick_sides(text: str, samples: list[str]) -> tuple[str, str]:
     alike = likeness(samples)
     chosen = samples[max(supported, key=lambda index: alike[index])]
     n_words = count_words(chosen)
-    nearest = min(unsupported, key=lambda index: abs(count_words(samples[index]) - n_words))
-    return chosen, samples[nearest]
+
+    def apart(index: int) -> tuple[bool, int]:
+        longer_by = count_words(samples[index]) - n_words
+        return longer_by > 0, abs(longer_by)
+
+    return chosen, samples[min(unsupported, key=apart)]
 
 
 def whole_samples(record: dict) -> list[str]:

@@ -23,6 +23,7 @@ PACKAGED = "models/smollm2-135m-instruct"  # demo/prepare_parts.py makes it
 CONFIG = "smollm2-135m-dpo-sft-lora"
 DATA = "data/demo"
 N_PAIRS, N_TEXTS = 192, 96
+N_SAMPLED, SAMPLES = 120, 8  # texts without a reply, and how many answers of the adapter to each
 # Of these passages the teacher's replies were recorded.
 WINDOWS = "--min-tokens 100 --max-tokens 220 --min-chars 450 --max-chars 950"
 AMOUNTS = "--train 600 --test 128"
@@ -71,11 +72,11 @@ class Step:
     may_use_network: bool = False
 
 
-def data_stages(demo: Demo, rejected: str, kind: str = "") -> list[list[object]]:
-    """Pairs of a kind, and their dataset."""
+def data_stages(demo: Demo, *rejected: object, kind: str = "") -> list[list[object]]:
+    """Pairs of a kind, with the values of --rejected and what they need, and their dataset."""
     named = ["--name", demo.own_name(kind)] if demo.own_name(kind) else []
     control_tokens = [] if demo.is_packaged else ["--tokenizer", demo.student]
-    pairs = [*demo.of_task, *named, "--rejected", rejected, "--tokenizer", demo.student]
+    pairs = [*demo.of_task, *named, "--rejected", *rejected, "--tokenizer", demo.student]
     return [
         ["data_prep.build_pairs", *pairs],
         ["data_prep.build_dataset", *demo.of_task, *named, *control_tokens],
@@ -110,7 +111,7 @@ def steps_of_demo(demo: Demo) -> list[Step]:
     teacher = "Qwen2.5-Coder-1.5B-Instruct"
     asking = [sys.executable, "-m", "data_prep.generate_replies", *demo.of_task, "--single"]
     asking += ["--model", teacher, "--temperature", 0, "--concurrency", 8, "--limit", N_PAIRS]
-    pairs, dataset = data_stages(demo, rejected="none")
+    pairs, dataset = data_stages(demo, "none")
     keys = ["group_by_length=true", f"datasets.0.path={demo.hub()}"]
     n_words = demo.task.lead_words
     as_short = f"instructed:{n_words}-words" if n_words else "lead-1"
@@ -133,15 +134,18 @@ def steps_of_demo(demo: Demo) -> list[Step]:
 
 
 def steps_of_preferences(demo: Demo) -> list[Step]:
-    """On from the demo's adapter: pairs that differ in what the text says."""
+    """On from the demo's adapter: pairs of its own answers, by what their text says."""
     name = f"{demo.run}-then-dpo"
-    keys = [f"lora_model_dir={OUTPUTS / demo.run}", f"datasets.0.path={demo.hub('corrupted')}"]
+    keys = [f"lora_model_dir={OUTPUTS / demo.run}", f"datasets.0.path={demo.hub('samples')}"]
     keys += ["learning_rate=1e-4", "micro_batch_size=4"]
+    sampling = ["eval.answer_texts", demo.run, "--split", "unseen", "--n", N_SAMPLED]
+    sampling += ["--samples", SAMPLES, "--max-new-tokens", 64]
     systems = ["instructed", str(OUTPUTS / demo.run / "merged"), "tuned", "lead"]
     return [
+        Step(f"{SAMPLES} sampled answers of the adapter to each of {N_SAMPLED} texts", [sampling]),
         Step(
-            "pairs: the teacher's answer, and the same with one name or number exchanged",
-            data_stages(demo, rejected="corrupted", kind="corrupted"),
+            "pairs: a sample that its text supports, and one with what the text lacks",
+            data_stages(demo, "samples", "--student", demo.run, kind="samples"),
         ),
         Step(
             "training: DPO with a little SFT, on from the adapter of just demo",
@@ -176,8 +180,8 @@ def say_what_is_next(demo: Demo) -> None:
   outputs/{run_name}   the adapter; merged/ the merged model; eval/ answers and scores
 Next: just run {task} FILE (what is longer than it was taught on is read in parts; --show-parts),
   or just serve {run_name} and, beside it, just play;
-  just demo-preferences{again}: pairs that differ in what the text says, trained on from this
-  adapter (summaries);
+  just demo-preferences{again}: pairs of its own answers, one that the text supports and one that
+  it does not, trained on from this adapter (summaries);
   the same with a large teacher on RedPajama: TOGETHER_API_KEY=... just dataset"""
     )
 
@@ -195,7 +199,7 @@ def main() -> None:
         say_what_is_next(demo)
         return
     if args.task != "summarize":
-        raise UserError("the demo's preferences are of summaries: pairs with one fact exchanged")
+        raise UserError("the demo's preferences are of summaries: titles hold few names or numbers")
     run_steps(steps_of_preferences(demo))
 
 

@@ -56,9 +56,10 @@ def test_another_student_has_the_same_texts_and_replies_and_names_of_its_own():
     assert "base_model=Qwen/Qwen2.5-0.5B-Instruct" in training
     assert "datasets.0.path=data/demo/summarize/hub-qwen2.5-0.5b-instruct" in training
     assert other["demo eval.evaluate"][0] == "qwen2.5-0.5b-instruct-sft"
+    assert other["then eval.answer_texts"][0] == "qwen2.5-0.5b-instruct-sft"
     assert other["then eval.evaluate"][0] == "qwen2.5-0.5b-instruct-sft-then-dpo"
     pairs = other["then data_prep.build_pairs"]
-    assert "qwen2.5-0.5b-instruct-corrupted" in pairs and pairs[-1] == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert "qwen2.5-0.5b-instruct-samples" in pairs and pairs[-1] == "Qwen/Qwen2.5-0.5B-Instruct"
     titles = options_by_stage(PACKAGED, "title")["demo eval.evaluate"]
     assert titles[0] == "title-smollm2-135m-sft" and "instructed:12-words" in titles
 
