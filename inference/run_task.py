@@ -99,12 +99,18 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
+def tell_failures(failures: list[str]) -> None:
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     args = make_parser().parse_args()
     task = load_task(args.task, args.prompts_dir)
     with suppress(AttributeError):  # a terminal of another encoding shows what it can
         sys.stdout.reconfigure(errors="replace")
     sources, failures = find_sources(args.texts, args.output_dir)
+    tell_failures(failures)
     if args.output_dir:
         check_outputs(sources, args.output_dir)
     options = AnswerOptions(
@@ -121,20 +127,23 @@ def main() -> None:
         whole = args.whole or (args.max_prompt_tokens is not None and not args.parts)
         job = Job(system, task, options, cutter, whole, args.show_parts)
     documents, unread = read_texts(sources, args.private)
-    failures += unread
+    tell_failures(unread)  # before the others are answered, which may take hours
+    unanswered: list[str] = []
     try:
         if args.show_text:
             print("\n\n".join(document.text for document in documents))
         elif documents and args.output_dir:
-            failures += write(job, documents, args.output_dir)
+            unanswered = write(job, documents, args.output_dir)
         elif documents:
-            failures += stream(job, documents)
+            unanswered = stream(job, documents)
     except BrokenPipeError:  # Python would complain of it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    finally:
-        for failure in failures:
-            print(f"error: {failure}", file=sys.stderr)
-    if failures:
+    tell_failures(unanswered)
+    n_failures = len(failures) + len(unread) + len(unanswered)
+    if n_failures and documents:
+        n_texts = len(failures) + len(sources)
+        print(f"{n_failures} of {n_texts} texts failed; the lines above say why", file=sys.stderr)
+    if n_failures:
         sys.exit(1)
 
 

@@ -334,7 +334,7 @@ def make_files(folder: Path, **files: str | bytes) -> Path:
     return folder
 
 
-def test_one_bad_file_is_told_at_the_end_and_the_others_are_answered(adapter, tmp_path):
+def test_a_bad_file_is_told_before_the_others_are_answered_and_counted_at_the_end(adapter, tmp_path):
     bad = {"bad.pdf": "%PDF-1.7\n", "c.docx": b"PK\3\4", ".DS_Store": b"\0", "._a.txt": b"\0\5"}
     good = {"A.TXT": "Ice floats on water.", "b.htm": "Lakes freeze.", "d.markdown": "Salt melts."}
     folder = make_files(tmp_path / "texts", **bad, **good)
@@ -346,6 +346,9 @@ def test_one_bad_file_is_told_at_the_end_and_the_others_are_answered(adapter, tm
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 2 and "bad.pdf: it is cut" in errors[0]
         assert "gone.txt: No such file or directory" in errors[1]
+        # The bar of the answers stands between.
+        told, counted = result.stderr.split("2 of 5 texts failed; the lines above say why")
+        assert told.rindex("error: ") < told.index("answers:") and not counted.strip()
         assert "2 other files, such as c.docx, pipe.txt, are passed over" in result.stderr
         answers = sorted(path.name for path in out.iterdir())
         assert answers == ["A.TXT", "answers.jsonl", "b.htm.txt", "d.markdown"]
