@@ -57,13 +57,19 @@ def load_evaluation(config: RunConfig) -> tuple[dict, list[dict], Answers]:
 
 
 def commit() -> str:
-    """The short hash of HEAD, with a + if tracked files differ from it; "unknown" without git."""
-    command = ["git", "describe", "--always", "--dirty=+"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:  # there is no git
-        said = ""
-    return said or "unknown"
+    """The short hash of HEAD, with a + if tracked files differ from it but for results/, where each
+    evaluation adds to the ledger; "unknown" without git."""
+
+    def git(*command: str) -> str:
+        try:
+            return subprocess.run(["git", *command], capture_output=True, text=True).stdout.strip()
+        except OSError:  # there is no git
+            return ""
+
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results"
+    )
+    return (git("rev-parse", "--short", "HEAD") + ("+" if changed else "")) or "unknown"
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:

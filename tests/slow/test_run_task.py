@@ -334,7 +334,9 @@ def make_files(folder: Path, **files: str | bytes) -> Path:
     return folder
 
 
-def test_a_bad_file_is_told_before_the_others_are_answered_and_counted_at_the_end(adapter, tmp_path):
+def test_a_bad_file_is_told_before_the_others_are_answered_and_counted_at_the_end(
+    adapter, tmp_path
+):
     bad = {"bad.pdf": "%PDF-1.7\n", "c.docx": b"PK\3\4", ".DS_Store": b"\0", "._a.txt": b"\0\5"}
     good = {"A.TXT": "Ice floats on water.", "b.htm": "Lakes freeze.", "d.markdown": "Salt melts."}
     folder = make_files(tmp_path / "texts", **bad, **good)

@@ -1,6 +1,8 @@
 """Scores, their report and the judge on answers written by hand."""
 
 import json
+import re
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -283,6 +285,22 @@ def test_a_ledger_that_is_no_table_is_left_alone(tmp_path):
     (tmp_path / "ledger.csv").write_text("")
     with pytest.raises(UserError, match="cannot be read as CSV"):
         append_ledger([("s", "m", 0.5, None, None)], {"date": "d"}, tmp_path / "ledger.csv")
+
+
+def test_a_commit_is_marked_as_changed_but_not_for_the_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "code.py").write_text("1\n")
+    (tmp_path / "results/ledger.csv").write_text("a\n")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for command in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", *command], check=True)
+    (tmp_path / "results/ledger.csv").write_text("a\nb\n")
+    monkeypatch.chdir(tmp_path / "results")
+    clean = commit()
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    (tmp_path / "code.py").write_text("2\n")
+    assert commit() == f"{clean}+"
 
 
 def test_there_may_be_no_git(monkeypatch):
