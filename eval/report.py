@@ -6,6 +6,7 @@ results/ledger.csv. `just scores RUN` (eval/evaluate.py) runs it.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -148,6 +149,42 @@ def find_example(values: pd.DataFrame, target: str, task: Task) -> tuple[int, st
     return 0, "The first text"
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """A text to whose answer another system adds a name or number that the text lacks, and the
+    target does not; and how many such texts there are, and of the other way round."""
+
+    place: int
+    system: str
+    n_texts: int
+    n_reverse: int
+
+
+def find_contrast(scores: dict) -> Contrast | None:
+    """Of the other systems that invent, the one that does so least, which is the hardest to be
+    better than; None where it never does so alone."""
+    invents = {system: found.get("invented") for system, found in scores["per_text"].items()}
+    ours = invents.pop(scores["target"], None)
+    counts = {system: sum(theirs) for system, theirs in invents.items() if theirs and any(theirs)}
+    if ours is None or not counts:
+        return None
+    system = min(counts, key=counts.get)
+    pairs = list(zip(invents[system], ours, strict=True))
+    places = [place for place, (theirs, our) in enumerate(pairs) if theirs and not our]
+    if not places:
+        return None
+    n_reverse = sum(1 for theirs, our in pairs if our and not theirs)
+    return Contrast(places[0], system, len(places), n_reverse)
+
+
+def contrast_title(contrast: Contrast, scores: dict, task: Task) -> str:
+    other, target = task.title(contrast.system), task.title(scores["target"])
+    return (
+        f"A text where {other} has a name or number that it lacks, and {target} has none "
+        f"({contrast.n_texts} of {scores['n']} texts; the other way round {contrast.n_reverse})"
+    )
+
+
 def is_judged(verdicts: dict, settings: dict) -> bool:
     """Whether verdicts are of the very answers that were scored."""
     about = ("generation", "answers")  # 0.3.7 kept the first alone
@@ -194,9 +231,12 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
     texts = page_texts(scores, rows, answers, chief, task)
     verdicts = read_json(folder / "judge.json")
     is_current = is_judged(verdicts, scores["settings"])
+    contrast = find_contrast(scores)
     shown = {
         "scores": scores,
         "task": task,
+        "contrast": contrast,
+        "contrast_title": contrast_title(contrast, scores, task) if contrast else "",
         "conclusions": conclusions(scores, task),
         "glossary": glossary(scores["systems"][target]),
     }
@@ -205,6 +245,7 @@ def write_report(folder: Path, scores: dict, rows: list[dict], answers: dict, ta
         "more": [markdown(frame) for frame in frames[2:]],
         "example": texts[example],
         "example_title": example_title,
+        "contrast_text": texts[contrast.place] if contrast else None,
     }
     on_page = head_of_page(scores, task) | {
         "chief": chief,

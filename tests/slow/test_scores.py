@@ -16,7 +16,7 @@ from data_prep.teacher.teacher_prompts import prompt_digest
 from demo.prepare_parts import package_folder
 from eval.judge_answers import win_rates
 from eval.measures import FIGURES, ScoringOptions, load_scorers
-from eval.report import append_ledger, find_example, table
+from eval.report import Contrast, append_ledger, contrast_title, find_contrast, find_example, table
 from eval.score_answers import commit, score_texts
 from eval.systems import load_test_rows
 from prompts.task import load_task
@@ -279,6 +279,19 @@ def test_the_example_is_of_median_gain_over_another_system_or_the_first_text():
     )
     assert find_example(values.assign(instructed=values["tuned"]), "tuned", task)[0] == 0
     assert find_example(values[["tuned"]], "tuned", task) == (0, "The first text")
+
+
+def test_a_text_is_shown_where_the_best_of_the_others_invents_and_the_target_does_not():
+    invented = {"instructed": [1, 1, 1, 0], "sft": [0, 1, 1, 0], "lead": [0, 0, 0, 0]}
+    found = {system: {"invented": shares} for system, shares in invented.items()}
+    scores = {"target": "tuned", "n": 4, "per_text": found | {"tuned": {"invented": [1, 0, 0, 0]}}}
+    contrast = find_contrast(scores)
+    assert contrast == Contrast(place=1, system="sft", n_texts=2, n_reverse=1)
+    assert "2 of 4 texts; the other way round 1" in contrast_title(contrast, scores, load_task())
+    for system in ("instructed", "sft"):
+        found[system]["invented"] = [1, 0, 0, 0]
+    assert find_contrast(scores) is None
+    assert find_contrast({"target": "tuned", "per_text": {"tuned": {}, "base": {}}}) is None
 
 
 def test_a_ledger_that_is_no_table_is_left_alone(tmp_path):
