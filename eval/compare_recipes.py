@@ -385,8 +385,12 @@ def report(
     order = means.sort_values(ascending=False).index.tolist()
     panels = {}
     for figure in [figure for figure in ("bertscore_f1", "invented") if figure in scores]:
-        label = f"{FIGURES[figure].title}, over texts and seeds"
-        panels[label] = {name: gain(scores, figure, name) for name in order}
+        unit = ", %" if FIGURES[figure].percent else ""
+        label = f"{FIGURES[figure].title}{unit}, over texts and seeds"
+        scale = 100 if FIGURES[figure].percent else 1
+        panels[label] = {
+            name: tuple(scale * end for end in gain(scores, figure, name)) for name in order
+        }
     draw_panels(panels, path.with_suffix(".png"))
     text = render(
         "eval/recipes.md.jinja",

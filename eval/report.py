@@ -8,6 +8,7 @@ results/ledger.csv. `just scores RUN` (eval/evaluate.py) runs it.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import pandas as pd
 
@@ -110,8 +111,8 @@ def draw_intervals(axes, intervals: dict[str, tuple], label: str) -> None:
     """(mean, low, high) of each name, the first on top."""
     for name, (mean, low, high) in reversed(intervals.items()):
         reach = [[max(0, mean - low)], [max(0, high - mean)]]
-        axes.errorbar(mean, name, xerr=reach, fmt="o", capsize=4)
-    axes.set_xlabel(f"{label}; bars: 95% interval", loc="right")
+        axes.errorbar(mean, fill(name, 60), xerr=reach, fmt="o", capsize=4)
+    axes.set_xlabel(f"{label}\nbars: 95% interval", loc="right")
 
 
 def draw_gains(gains: dict[str, tuple], label: str, path: Path) -> None:
