@@ -139,7 +139,7 @@ def steps_of_preferences(demo: Demo) -> list[Step]:
     keys = [f"lora_model_dir={OUTPUTS / demo.run}", f"datasets.0.path={demo.hub('samples')}"]
     keys += ["learning_rate=1e-4", "micro_batch_size=4"]
     sampling = ["eval.answer_texts", demo.run, "--split", "unseen", "--n", N_SAMPLED]
-    sampling += ["--samples", SAMPLES, "--max-new-tokens", 64]
+    sampling += ["--data", DATA, "--samples", SAMPLES, "--max-new-tokens", 64]
     systems = ["instructed", str(OUTPUTS / demo.run / "merged"), "tuned", "lead"]
     return [
         Step(f"{SAMPLES} sampled answers of the adapter to each of {N_SAMPLED} texts", [sampling]),
