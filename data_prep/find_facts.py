@@ -298,7 +298,7 @@ def invented_facts(answer: str, text: str) -> list[Fact]:
     if not facts:
         return []
     source = read_source(text)
-    end = len(answer.rstrip())
+    end = len(answer.rstrip(" \n\t,"))
     invented = []
     for fact in facts:
         if fact.kind == "number":
@@ -306,7 +306,7 @@ def invented_facts(answer: str, text: str) -> list[Fact]:
             held = source.holds_number(fact.text, answer[: fact.start], after)
         else:
             held = source.holds_name(fact.text)
-        # An answer cut at its limit may end within a word: "the Kab" of Kabyles.
+        # An answer cut at its limit may end within a word: "the Kab" of Kabyles, "9,999," of more.
         if not held and not (fact.end == end and f" {fact.text}" in source.spaced):
             invented.append(fact)
     # Free Town, where the text has Freetown.

