@@ -421,7 +421,7 @@ def draw_facts(path: Path, texts: dict[str, str]) -> None:
     same with another year."""
     records = read_jsonl(path)
     for record in records:
-        (said, *_) = re.findall(r"[^.\n]+ since \d+\.", texts[record["id"]])
+        (_, said, *_) = re.findall(r"[^.\n]+ since \d+\.", texts[record["id"]])
         for number, sample in enumerate(record["samples"]):
             sample["text"] = re.sub(r"\d+", "2066", said) if number % 2 else said.strip()
             sample["finish_reason"] = "stop"
