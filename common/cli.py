@@ -59,7 +59,7 @@ def over_zero(text: str) -> float:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: a container or taskset may allow fewer than the machine has."""
+    """Cores this process may use: taskset or a cpuset may allow fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -68,6 +68,12 @@ def usable_cores() -> int:
 def one_line(error: object, most: int = 300) -> str:
     """What an error says, white space made single, in at most `most` characters."""
     return " ".join(str(error).split())[:most]
+
+
+def tell_errors(*messages: str) -> None:
+    """Say at once what failed, a line each, where the script goes on with something else."""
+    for message in messages:
+        print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

@@ -298,16 +298,17 @@ def invented_facts(answer: str, text: str) -> list[Fact]:
     if not facts:
         return []
     source = read_source(text)
-    end = len(answer.rstrip(" \n\t,"))
+    end = len(answer.rstrip())
+    end_of_number = len(answer.rstrip(" \n\t,"))
     invented = []
     for fact in facts:
         if fact.kind == "number":
-            after = answer[fact.end : fact.end + 20]
+            after, last = answer[fact.end : fact.end + 20], end_of_number
             held = source.holds_number(fact.text, answer[: fact.start], after)
         else:
-            held = source.holds_name(fact.text)
+            held, last = source.holds_name(fact.text), end
         # An answer cut at its limit may end within a word: "the Kab" of Kabyles, "9,999," of more.
-        if not held and not (fact.end == end and f" {fact.text}" in source.spaced):
+        if not held and not (fact.end == last and f" {fact.text}" in source.spaced):
             invented.append(fact)
     # Free Town, where the text has Freetown.
     parted = set()

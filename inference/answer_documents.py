@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import warn
+from common.cli import tell_errors, warn
 from common.files import digest, write_text
 from common.table import load
 from data_prep.filter_pairs import repetition
@@ -58,8 +58,9 @@ class Job:
         return condensed.text
 
 
-def stream(job: Job, documents: list[Document]) -> list[str]:
-    """Print the answers word by word as they come. Returns what is wrong with some of them."""
+def stream(job: Job, documents: list[Document]) -> int:
+    """Print the answers word by word as they come. Returns how many documents have none, which is
+    told at once."""
     from transformers import TextStreamer
 
     system, options = job.system, job.options
@@ -91,13 +92,14 @@ def stream(job: Job, documents: list[Document]) -> list[str]:
             print(record["text"], flush=True)
         tell_answer(name, record)
 
-    failures = []
+    n_failures = 0
     for document in documents:
         try:
             answer(document)
         except OutOfMemory as error:
-            failures.append(f"{document.called}: {error}")
-    return failures
+            tell_errors(f"{document.called}: {error}")
+            n_failures += 1
+    return n_failures
 
 
 def tell_answer(name: str, answer: dict) -> None:
@@ -157,10 +159,10 @@ def rows_of(texts: Iterable[str]) -> list[dict]:
     return [{"id": digest(text), "text": text} for text in dict.fromkeys(texts)]
 
 
-def write(job: Job, documents: list[Document], folder: Path) -> list[str]:
+def write(job: Job, documents: list[Document], folder: Path) -> int:
     """Complete the table in the folder, and write from it a file for each document: for those that
     are read in one first, which are answered together, then for one long document after another.
-    Returns what is wrong with some of them."""
+    Returns how many of them have no answer, which is told at once."""
     answers = AnswerFolder(job, folder, settings_of(job.system, job.task, job.options))
     left = [document for document in documents if job.in_parts(document)]
     try:
@@ -168,10 +170,11 @@ def write(job: Job, documents: list[Document], folder: Path) -> list[str]:
     except OutOfMemory:
         job.options.load(job.system.model)  # raises once more if the model itself is too large
         left = documents  # else it is the longest, which comes first, and the others may fit
-    failures = []
+    n_failures = 0
     for document in left:
         try:
             answers.answer_files({document.name: job.condense(document, answers.answer_parts)})
         except OutOfMemory as error:
-            failures.append(f"{document.called}: {error}")
-    return failures
+            tell_errors(f"{document.called}: {error}")
+            n_failures += 1
+    return n_failures

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from common.cli import UserError, one_line, positive, run, script_parser, warn
+from common.cli import UserError, one_line, positive, run, script_parser, tell_errors, warn
 from data_prep.find_documents import shown
 from inference.answer_documents import Job, stream, write
 from inference.answers import AnswerOptions, System
@@ -99,18 +99,13 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def tell_failures(failures: list[str]) -> None:
-    for failure in failures:
-        print(f"error: {failure}", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     args = make_parser().parse_args()
     task = load_task(args.task, args.prompts_dir)
     with suppress(AttributeError):  # a terminal of another encoding shows what it can
         sys.stdout.reconfigure(errors="replace")
     sources, failures = find_sources(args.texts, args.output_dir)
-    tell_failures(failures)
+    tell_errors(*failures)
     if args.output_dir:
         check_outputs(sources, args.output_dir)
     options = AnswerOptions(
@@ -127,21 +122,20 @@ def main() -> None:
         whole = args.whole or (args.max_prompt_tokens is not None and not args.parts)
         job = Job(system, task, options, cutter, whole, args.show_parts)
     documents, unread = read_texts(sources, args.private)
-    tell_failures(unread)  # before the others are answered, which may take hours
-    unanswered: list[str] = []
+    tell_errors(*unread)  # before the others are answered, which may take hours
+    n_unanswered = 0
     try:
         if args.show_text:
             print("\n\n".join(document.text for document in documents))
         elif documents and args.output_dir:
-            unanswered = write(job, documents, args.output_dir)
+            n_unanswered = write(job, documents, args.output_dir)
         elif documents:
-            unanswered = stream(job, documents)
+            n_unanswered = stream(job, documents)
     except BrokenPipeError:  # Python would complain of it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    tell_failures(unanswered)
-    n_failures = len(failures) + len(unread) + len(unanswered)
-    if n_failures and documents:
-        n_texts = len(failures) + len(sources)
+    n_failures = len(failures) + len(unread) + n_unanswered
+    n_texts = len(failures) + len(sources)
+    if n_failures and n_texts > 1:
         print(f"{n_failures} of {n_texts} texts failed; the lines above say why", file=sys.stderr)
     if n_failures:
         sys.exit(1)

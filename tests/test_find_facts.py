@@ -103,6 +103,7 @@ def test_what_is_made_up_among_hard_forms(answer, invented):
         ("It was 40% of them.", ["40"]),
         ("a WHO mission", ["WHO"]),
         ("It was President Weber.", ["President"]),
+        ("led by Weber and Ann,", ["Ann"]),  # the comma ends the name
     ],
 )
 def test_what_the_text_lacks_is_made_up(answer, invented):

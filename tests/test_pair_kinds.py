@@ -104,6 +104,16 @@ def test_of_samples_the_supported_one_that_is_most_like_all_is_chosen():
         pick_sides(text, [samples[0], *samples[3:]])
 
 
+def test_of_samples_a_rejected_one_is_not_longer_where_there_is_such_a_one():
+    text = "In 1951 Anna Weber counted trees at Lake Baikal."
+    chosen = "There Anna Weber counted trees in 1951."
+    longer = "There Anna Weber counted many trees in 1952."
+    shorter = "Anna Weber counted in 1953."
+    assert pick_sides(text, [chosen, longer, shorter]) == (chosen, shorter)
+    longest = "There Anna Weber and others counted many trees in 1954."
+    assert pick_sides(text, [longest, chosen, longer]) == (chosen, longer)
+
+
 def test_pairs_of_samples_need_no_reply_to_their_texts(tmp_path):
     build(tmp_path, [single("seen", "Lakes.")], [single("t", "Lakes.")], "--rejected", "none")
     extracts_of(tmp_path, *NAMED)

@@ -75,6 +75,8 @@ def test_a_title_is_reckoned_shorter_than_a_summary(tmp_path):
 def test_configs_of_unlike_bases_are_one_line(tmp_path):
     told = ["--config", SFT, "smollm2-135m-dpo-sft-lora", "--data", tmp_path]
     assert "unlike base models" in one_error_line(run_stage(PLAN, *told, code=1))
+    twice = ["--config", SFT, SFT, "--data", tmp_path]
+    assert "given twice" in one_error_line(run_stage(PLAN, *twice, code=1))
 
 
 def test_the_weights_are_those_of_the_published_model():

@@ -237,6 +237,10 @@ def main() -> None:
     asking = client.ask_options(args, answer_tokens=generate_replies.answer_tokens(task))
     overlay = Overlay(task=task, data=args.data, method=args.method)
     configs = [resolve_config(name, overlay) for name in args.config]
+    if len({config.name for config in configs}) < len(configs):
+        raise UserError("--config: a name is given twice")
+    if args.method and len(configs) > 1:
+        raise UserError("--method is for one --config")
     if len({config.base_model for config in configs}) > 1:
         raise UserError("--config: they have unlike base models; plan them one by one")
     folder = data_folder(args, "extracts")
