@@ -72,11 +72,11 @@ class Step:
     may_use_network: bool = False
 
 
-def data_stages(demo: Demo, *rejected: object, kind: str = "") -> list[list[object]]:
-    """Pairs of a kind, with the values of --rejected and what they need, and their dataset."""
+def data_stages(demo: Demo, rejected: str, *more: object, kind: str = "") -> list[list[object]]:
+    """Pairs with such rejected answers and `more` options, named by `kind`, and their dataset."""
     named = ["--name", demo.own_name(kind)] if demo.own_name(kind) else []
     control_tokens = [] if demo.is_packaged else ["--tokenizer", demo.student]
-    pairs = [*demo.of_task, *named, "--rejected", *rejected, "--tokenizer", demo.student]
+    pairs = [*demo.of_task, *named, "--rejected", rejected, *more, "--tokenizer", demo.student]
     return [
         ["data_prep.build_pairs", *pairs],
         ["data_prep.build_dataset", *demo.of_task, *named, *control_tokens],

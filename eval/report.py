@@ -181,7 +181,7 @@ def find_contrast(scores: dict) -> Contrast | None:
 def contrast_title(contrast: Contrast, scores: dict, task: Task) -> str:
     other, target = task.title(contrast.system), task.title(scores["target"])
     return (
-        f"A text that lacks a name or number of the answer of {other}, and none of {target}'s "
+        f"A text where {other} invents a name or number and {target} does not "
         f"({contrast.n_texts} of {scores['n']} texts; the other way round {contrast.n_reverse})"
     )
 

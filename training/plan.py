@@ -75,15 +75,19 @@ def texts_in(folder: Path) -> dict[str, Texts]:
 
 
 def asked_for(texts: dict[str, Texts], splits: list[str], limit: int | None) -> dict[str, Texts]:
-    """Those that --splits and --limit take; "unseen" are the training texts past --limit."""
+    """Those that --splits and --limit leave."""
     asked = {}
     for split, of_split in texts.items():
         number = min(of_split.number, limit or of_split.number) if split in splits else 0
         asked[split] = Texts(number, of_split.tokens)
-    train = texts["train"]
-    past = train.number - min(train.number, limit or train.number)
-    asked["unseen"] = Texts(past if "train" in splits else 0, train.tokens)
     return asked
+
+
+def left_over(texts: dict[str, Texts], splits: list[str], limit: int | None) -> Texts:
+    """The training texts past --limit, which get no reply and are there to be sampled."""
+    train = texts["train"]
+    number = max(0, train.number - limit) if limit and "train" in splits else 0
+    return Texts(number, train.tokens)
 
 
 def tokens_of(record: dict) -> float:
@@ -95,8 +99,7 @@ def tokens_of(record: dict) -> float:
 def stand_in_requests(task: Task, answers: int, texts: dict[str, Texts]) -> list[dict]:
     """As many requests as extracts would make, each about a text of their mean length."""
     requests = []
-    for split in ("train", "test"):
-        of_split = texts[split]
+    for split, of_split in texts.items():
         text = "x" * int(of_split.tokens * BYTES_A_TOKEN)
         prompts = TeacherPrompts(task, [{"id": split, "text": text}])
         (request,) = generate_replies.to_requests(prompts, answers, balance=False)
@@ -108,12 +111,13 @@ def stand_in_requests(task: Task, answers: int, texts: dict[str, Texts]) -> list
 class GpuPlan:
     """The trainings, one after the other, on the same student; then answers of the last and scores.
 
-    A training that goes on from another's adapter learns from samples of the texts without a
-    reply, where `texts` has any ("unseen"): at most a pair of each.
+    A training that goes on from another's adapter learns from its samples, at most a pair of each
+    of the `unseen` texts, where there are any.
     """
 
     configs: list[RunConfig]
-    texts: dict[str, Texts]
+    texts: dict[str, Texts]  # by split: those with a reply
+    unseen: Texts
     peak_share: float
 
     @property
@@ -136,15 +140,15 @@ class GpuPlan:
     @property
     def sampling(self) -> Evaluation:
         """A text's samples are drawn at once, and take about as long as one answer."""
-        tokens = self.texts["unseen"].tokens + PROMPT_TOKENS
+        tokens = self.unseen.tokens + PROMPT_TOKENS
         new_tokens = generate_replies.answer_tokens(self.task)
-        return Evaluation(self.texts["unseen"].number, tokens, systems=1, new_tokens=new_tokens)
+        return Evaluation(self.unseen.number, tokens, systems=1, new_tokens=new_tokens)
 
     def learns_from_samples(self, config: RunConfig) -> bool:
-        return bool(config.settings.get("lora_model_dir") and self.texts["unseen"].number)
+        return bool(config.settings.get("lora_model_dir") and self.unseen.number)
 
     def training(self, config: RunConfig) -> Training:
-        texts = self.texts["unseen" if self.learns_from_samples(config) else "train"]
+        texts = self.unseen if self.learns_from_samples(config) else self.texts["train"]
         new_tokens = generate_replies.answer_tokens(self.task)
         return training_of(config, texts.number, texts.tokens + PROMPT_TOKENS, new_tokens)
 
@@ -231,18 +235,24 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def resolve_configs(names: list[str], overlay: Overlay) -> list[RunConfig]:
+    """The configs of a plan, all of one base. Raises UserError."""
+    configs = [resolve_config(name, overlay) for name in names]
+    if len({config.name for config in configs}) < len(configs):
+        raise UserError("--config: a name is given twice")
+    if overlay.method and len(configs) > 1:
+        raise UserError("--method is for one --config")
+    if len({config.base_model for config in configs}) > 1:
+        raise UserError("--config: they have unlike base models; plan them one by one")
+    return configs
+
+
 def main() -> None:
     args = make_parser().parse_args()
     task = task_of(args)
     asking = client.ask_options(args, answer_tokens=generate_replies.answer_tokens(task))
     overlay = Overlay(task=task, data=args.data, method=args.method)
-    configs = [resolve_config(name, overlay) for name in args.config]
-    if len({config.name for config in configs}) < len(configs):
-        raise UserError("--config: a name is given twice")
-    if args.method and len(configs) > 1:
-        raise UserError("--method is for one --config")
-    if len({config.base_model for config in configs}) > 1:
-        raise UserError("--config: they have unlike base models; plan them one by one")
+    configs = resolve_configs(args.config, overlay)
     folder = data_folder(args, "extracts")
     has_extracts = (folder / "train.jsonl").is_file() or (folder / "test.jsonl").is_file()
     there = texts_in(folder) if has_extracts else default_texts(args.text_tokens)
@@ -251,8 +261,8 @@ def main() -> None:
         lacking = generate_replies.lacking_requests(generate_replies.reply_options(args), asking)
     else:
         print(f"No extracts in {folder}: reckoned with what `just extracts` makes by default,")
-        for split in ("train", "test"):
-            print(f"  {split}: {texts[split].number:,} texts of {texts[split].tokens:,.0f} tokens")
+        for split, of_split in texts.items():
+            print(f"  {split}: {of_split.number:,} texts of {of_split.tokens:,.0f} tokens")
         print()
         lacking = {n: stand_in_requests(task, n, texts) for n in range(task.answers, 0, -1)}
     table = generate_replies.price_table(lacking, asking)
@@ -261,7 +271,8 @@ def main() -> None:
     answers = 1 if args.single else task.answers
     price = price_of(asking.model, asking.price, asking.batch)
     usd = estimate_usd(lacking[answers], price, asking.answer_tokens)
-    plan = GpuPlan(configs, texts, args.peak_share)
+    unseen = left_over(there, args.splits, args.limit)
+    plan = GpuPlan(configs, texts, unseen, args.peak_share)
     print(f"\nThe GPU:\n\n{markdown(plan.table(args.usd_per_hour, usd))}\n{plan.explain()}")
     if usd is not None:
         print(f"replies: of {asking.model}, {answers} a reply: ${usd:.2f}")
