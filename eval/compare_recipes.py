@@ -30,7 +30,7 @@ import pandas as pd
 import yaml
 
 from common.cli import UserError, positive, run, script_parser, usable_cores
-from common.files import load_records, mark_made, write_records, write_text
+from common.files import load_records, locked, mark_made, write_records, write_text
 from common.pages import render
 from common.stats import markdown, paired_bootstrap
 from eval.answer_texts import add_generation_options
@@ -454,7 +454,8 @@ def main() -> None:
     task = task_of(args)
     options = options_of(args, task)
     name = args.output or ("recipes" if task.name == "summarize" else f"recipes-{task.name}")
-    shared = prepare(options)
+    with locked(options.place("pairs", options.name_of_data(()))):  # one comparison at a time
+        shared = prepare(options)
     rows = load_test_rows(shared.base, args.n)
     scores, settings = score_recipes(options, shared, rows)
     about = {key: settings[key] for key in ("date", "commit", "config")}

@@ -1,5 +1,6 @@
 """A comparison of two recipes on the tiny model: every stage is the real one, and is trained."""
 
+import fcntl
 import shutil
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
 
+from common.cli import UserError
 from common.files import digest
 from demo.prepare_parts import package_folder
 from training.config import load_run_config
@@ -121,3 +123,17 @@ def test_a_stage_that_fails_stops_the_comparison(tmp_path):
         run_stage("eval.compare_recipes", "--recipes", "sft", cwd=tmp_path, code=1)
     )
     assert "python -m data_prep.build_pairs --name compare-" in line and "failed" in line
+
+
+def test_one_comparison_at_a_time_makes_its_datasets(tmp_path, monkeypatch):
+    shutil.copytree("axolotl_configs", tmp_path / "axolotl_configs")
+
+    def prepare_where_another_waits(options):
+        lock = tmp_path / "data/summarize/.pairs-compare-smollm2-135m-dpo-sft-lora.lock"
+        with lock.open("a") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise UserError("the lock is held")
+
+    monkeypatch.setattr("eval.compare_recipes.prepare", prepare_where_another_waits)
+    stopped = run_stage("eval.compare_recipes", "--recipes", "sft", cwd=tmp_path, code=1)
+    assert "the lock is held" in one_error_line(stopped)
