@@ -37,6 +37,7 @@ TITLES = {
     "lead-1": "the text's first sentence (no model)",
     "second": "the teacher's second answer",
 }
+MERGED_RUN = re.compile(r"outputs/(?P<run>.+)/merged/?")
 CUT_TO_WORDS = re.compile(r"(?P<source>.+):(?P<words>[1-9]\d*)-words")
 
 # What a prompt is about. Each of these that a template is given must show in what it writes.
@@ -98,6 +99,8 @@ class Task:
 
     def title(self, system: str) -> str:
         """What an evaluation's tables call a system."""
+        if merged := MERGED_RUN.fullmatch(system):
+            return f"adapter {merged['run']} (merged)"
         known = self.titles.get(system) or TITLES.get(system)
         source, n_words = cut_to_words(system)
         if known or not n_words:

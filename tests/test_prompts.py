@@ -64,6 +64,7 @@ def test_a_task_is_read_from_its_folder():
     )
     assert load_task() is task
     assert load_task("title").title("lead").startswith("the first sentence")
+    assert task.title("outputs/my/sft/merged") == "adapter my/sft (merged)"
     assert load_task("title").title("base") == task.title("base") == "base, bare text"
 
 
