@@ -49,13 +49,22 @@ def to_row(
         answer = plain_text(pair[side] or "", tokens)
         row[side] = [{"role": "assistant", "content": answer}]
     row["rejected"] = row["rejected"] if pair["rejected_by"] else None  # no preference to train on
-    return row | {"reference": pair["chosen"] if split == "test" else None}
+    row["reference"] = pair["chosen"] if split == "test" else None
+    return row | student_column(task)
 
 
 def to_sft_row(pair: dict, task: Task | None = None, tokens: Iterable[str] = ()) -> dict:
     """The prompt and the chosen answer as one conversation; alike in both splits."""
+    task = task or load_task()
     row = to_row(pair, "train", task, tokens)
-    return {"id": pair["id"], "source": pair["source"], "messages": row["prompt"] + row["chosen"]}
+    messages = row["prompt"] + row["chosen"]
+    return {"id": pair["id"], "source": pair["source"], "messages": messages} | student_column(task)
+
+
+def student_column(task: Task) -> dict[str, str]:
+    """Of which student.jinja the prompt is, where there is one: training looks whether it is still
+    the task's."""
+    return {"student_sha": task.student_sha()} if task.student_template() else {}
 
 
 def write_parquet(folder: Path, stem: str, table: pa.Table) -> str:
@@ -85,7 +94,8 @@ def write_files(
     files = {"default": {}, "sft": {}}
     for split, pairs in splits.items():
         rows = [to_row(pair, split, task, tokens) for pair in pairs]
-        table = pa.Table.from_pylist(rows, schema=pa.schema(COLUMNS))
+        columns = COLUMNS | dict.fromkeys(student_column(task), pa.string())
+        table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
         chats = pa.Table.from_pylist([to_sft_row(pair, task, tokens) for pair in pairs])
         files["default"][split] = write_parquet(hub / "data", split, table)
         files["sft"][split] = write_parquet(hub / "sft", split, chats)

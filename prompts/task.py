@@ -37,6 +37,7 @@ TITLES = {
     "lead-1": "the text's first sentence (no model)",
     "second": "the teacher's second answer",
 }
+OTHER_TEMPLATE = "{} is not what the dataset's prompts were made with; `just stage` makes them anew"
 MERGED_RUN = re.compile(r"outputs/(?P<run>.+)/merged/?")
 CUT_TO_WORDS = re.compile(r"(?P<source>.+):(?P<words>[1-9]\d*)-words")
 
@@ -247,8 +248,7 @@ class Task:
         before, after = self._around
         inner = len(prompt) - len(before) - len(after)
         if inner < 0 or not (prompt.startswith(before) and prompt.endswith(after)):
-            what = "is not what the dataset's prompts were made with; `just stage` makes them anew"
-            raise UserError(f"{self.folder / 'student.jinja'} {what}")
+            raise UserError(OTHER_TEMPLATE.format(self.folder / "student.jinja"))
         return prompt[len(before) : len(before) + inner]
 
     def student_template(self, instructed: bool = False) -> str | None:

@@ -8,9 +8,11 @@ from conftest import clean_environment, make_tokenizer, one_error_line, run_stag
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
+from common.cli import UserError
 from data_prep.audit_pairs import audit, measure
 from data_prep.filter_pairs import CHECKS
 from prompts.task import FOLDER, load_task
+from training.check_rows import check_template
 
 STAGE = "data_prep.build_dataset"
 UNRATED = dict.fromkeys(("ratings", "criteria", "chosen_position"))
@@ -153,7 +155,27 @@ def test_the_rows_hold_what_the_student_gets(stage, tmp_path):
     for name, column in (("default", "prompt"), ("sft", "messages")):
         content = load_dataset(str(hub), name)["train"][0][column][0]["content"]
         assert content == "In short: Text a\n\nwith é"
-    assert "the text in its instruction" in (hub / "README.md").read_text()
+    card = (hub / "README.md").read_text()
+    assert "the text in its instruction" in card and "| `student_sha` | the hash" in card
+
+
+@pytest.mark.parametrize("now", ["Shorter: {{ text }}", "In short: {{ text }}", "{{ text }}", None])
+def test_rows_tell_whose_student_template_they_are_of(stage, tmp_path, now):
+    """Of one that was shortened or deleted since then the prompts themselves cannot tell."""
+    folder = tmp_path / "prompts/own"
+    folder.mkdir(parents=True)
+    (folder / "task.yaml").write_text((FOLDER / "title/task.yaml").read_text())
+    template = folder / "student.jinja"
+    template.write_text("In short: {{ text }}\n\nAt most twelve words.")
+    hub, _ = stage([pair("a")], [pair("t")], "--prompts-dir", folder.parent, task="own")
+    rows = load_dataset(str(hub), "sft")["train"]
+    if now:
+        template.write_text(now)
+    else:
+        template.unlink()
+    load_task.cache_clear()  # as in another process
+    with pytest.raises(UserError, match=r"student.jinja is not what .* made with; `just stage`"):
+        check_template(rows, None, load_task("own", folder.parent))
 
 
 def test_no_licence_is_claimed_for_texts_of_ones_own(stage):

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from common.cli import UserError, one_line, warn
 from common.text import control_tokens
-from prompts.task import Task
+from prompts.task import OTHER_TEMPLATE, Task
 from training.chat import (
     answer_lead,
     answer_tail,
@@ -152,6 +152,10 @@ def check_template(rows, reader: Reader, task: Task) -> None:
 
     It would be applied in use, and never have been trained.
     """
+    # Datasets of version 0.7.0 and before do not tell it, and it is looked up in their prompts.
+    told = set(rows["student_sha"]) if "student_sha" in rows.column_names else set()
+    if told - {task.student_sha()}:
+        raise UserError(OTHER_TEMPLATE.format(task.folder / "student.jinja"))
     if not task.student_template():
         return
     for row in rows:
