@@ -116,3 +116,8 @@ def likeness(texts: list[str]) -> list[float]:
 
     words = [words_of(text) or [""] for text in texts]
     return cdist(words, words, scorer=Indel.normalized_similarity).mean(axis=1).tolist()
+
+
+def without_folder(name: str) -> str:
+    """The name of a model; of one that is a path of some machine the last part."""
+    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", "~/")) else name

@@ -18,7 +18,7 @@ from pyarrow import parquet
 from common.cli import UserError, one_line, run, script_parser, warn
 from common.files import file_sha, load_records, share_of, write_text
 from common.pages import project_link
-from common.text import control_tokens, count_words, plain_text
+from common.text import control_tokens, count_words, plain_text, without_folder
 from data_prep.candidates import NOT_CHECKED
 from data_prep.filter_pairs import sentences_of
 from data_prep.load_extracts import licence_of
@@ -49,6 +49,9 @@ def to_row(
         answer = plain_text(pair[side] or "", tokens)
         row[side] = [{"role": "assistant", "content": answer}]
     row["rejected"] = row["rejected"] if pair["rejected_by"] else None  # no preference to train on
+    for maker in ("teacher", "chosen_by", "rejected_by"):
+        if row.get(maker):
+            row[maker] = without_folder(row[maker])
     row["reference"] = pair["chosen"] if split == "test" else None
     return row | student_column(task)
 

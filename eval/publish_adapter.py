@@ -36,16 +36,22 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 OF_ADAPTER = [*ADAPTER, "*token*.json", "*token*.model", "vocab.*", "merges.txt", "*.jinja"]
 OF_ADAPTER.append(LENGTHS)
 OF_THIS_MACHINE = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
+# Settings that axolotl takes for other services, as comet_api_key or swanlab_lark_webhook_url.
+SECRET = re.compile(r"(_api_key|_secret|_password|_webhook_url)$")
 # In JSON, all but the last part of a path that leads out of the repo: "/home/me/x", "../x".
 PLACE = re.compile(r'"(?:file://)?(?:/|~|\.\./)[^"]*/(?=[^"])')
 OF_TEXTS = re.compile(r"^The texts: (.+?)\. The teacher's ", re.MULTILINE)  # in a dataset's card
 LONGEST = 600  # characters of a text in the example
 
 
-def without_places(settings: dict) -> dict:
-    """`settings` with paths of this machine cut to their last part."""
-    kept = {key: value for key, value in settings.items() if key not in OF_THIS_MACHINE}
-    return json.loads(PLACE.sub('"', json.dumps(kept)))
+def for_others(settings: dict) -> dict:
+    """`settings` without keys of services, paths of this machine cut to their last part."""
+
+    def without_secrets(fields: dict) -> dict:
+        kept = {key: value for key, value in fields.items() if key not in OF_THIS_MACHINE}
+        return {key: value for key, value in kept.items() if not SECRET.search(key)}
+
+    return json.loads(PLACE.sub('"', json.dumps(settings)), object_hook=without_secrets)
 
 
 def scores_of(config: RunConfig) -> dict:
@@ -144,7 +150,7 @@ def model_files(config: RunConfig, merged: bool, base: dict) -> dict[str, bytes 
     kinds = {"ignore_patterns": ["made.json"]} if merged else {"allow_patterns": OF_ADAPTER}
     files = {name: folder / name for name in filter_repo_objects(names, **kinds)}
     for name in {"config.json", "tokenizer_config.json", ADAPTER[0]} & files.keys():
-        settings = without_places(read_json(files[name]))
+        settings = for_others(read_json(files[name]))
         if name == ADAPTER[0]:
             settings |= {"base_model_name_or_path": base["base"], "revision": base["revision"]}
         files[name] = (json.dumps(settings, indent=2) + "\n").encode()
@@ -175,7 +181,7 @@ def write_card(
         "model_card.md",
         config=config,
         recipe=recipe,
-        scores=without_places(scores),
+        scores=for_others(scores),
         **shown_answers(config, scores),
         table=table,
         own_plugins=[name for name in plugins if name.startswith("training.")],
@@ -213,7 +219,7 @@ def main() -> None:
     scores = {} if args.unevaluated else scores_of(config)
     base = base_on_hub(config, args.base, args.dry_run)
     files = model_files(config, args.merged, base)
-    recipe = yaml.safe_dump(without_places(config.settings), sort_keys=False)
+    recipe = yaml.safe_dump(for_others(config.settings), sort_keys=False)
     card = write_card(config, base, scores, recipe, args.repo, args.merged)
     files |= {CARD: card.encode(), f"{config.name}.yaml": recipe.encode()}
     name = f"{config.name}-merged" if args.merged else config.name

@@ -21,6 +21,8 @@ from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
+from common.text import without_folder
+
 SECONDS = 5.0  # that a template may take; ours take a thousandth of one, a large card a tenth
 LONGEST = 20_000_000  # characters that a template may write
 LARGEST = 1_000_000  # number that a filter or a method may be given
@@ -129,8 +131,7 @@ def quoted(text: str) -> str:
 def in_line(text: str) -> str:
     """Someone's words within a line of Markdown, also between backticks; of a path of a machine,
     as a model behind an endpoint may be called, the last part."""
-    words = " ".join(str(text).replace("`", "'").split())
-    return words.rstrip("/").rpartition("/")[2] if words.startswith(("/", "~/")) else words
+    return without_folder(" ".join(str(text).replace("`", "'").split()))
 
 
 def fence(text: str, least: int = 3) -> str:

@@ -178,6 +178,13 @@ def test_rows_tell_whose_student_template_they_are_of(stage, tmp_path, now):
         check_template(rows, None, load_task("own", folder.parent))
 
 
+def test_no_folder_of_this_machine_is_in_the_rows(stage):
+    of_folders = pair("a") | {"teacher": "/home/me/qwen-72b", "rejected_by": "~/models/small"}
+    hub, _ = stage([of_folders], [pair("t")])
+    (row,) = load_dataset(str(hub))["train"]
+    assert (row["teacher"], row["rejected_by"]) == ("qwen-72b", "small")
+
+
 def test_no_licence_is_claimed_for_texts_of_ones_own(stage):
     own = pair("b", source="minutes")
     hub, result = stage([pair("a"), own], [pair("t")])

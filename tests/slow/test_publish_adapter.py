@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from common.files import digest, mark_made
 from data_prep.publish_dataset import row_hashes
 from data_prep.teacher.teacher_prompts import prompt_digest
-from eval.publish_adapter import without_places
+from eval.publish_adapter import for_others
 from eval.systems import load_test_rows
 from inference.weights import weights_of_run
 from prompts.task import FOLDER, load_task
@@ -393,4 +393,10 @@ def test_places_on_this_machine_are_cut_out_wherever_they_stand():
     told |= {"e": "file:///home/me/x", "f": "../me/hub", "/home/me/merged": 1}
     cut = {"a": "base", "b": [{"path": "hub"}], "c": "org/name", "d": "/"}
     cut |= {"e": "x", "f": "hub", "merged": 1}
-    assert without_places({**told, "_name_or_path": "x", "is_local": True}) == cut
+    assert for_others({**told, "_name_or_path": "x", "is_local": True}) == cut
+
+
+def test_keys_of_services_stay_out_of_what_is_published():
+    kept = {"special_tokens": {"pad_token": "<pad>"}, "wandb_project": "summaries"}
+    secrets = {"comet_api_key": "k", "swanlab": {"swanlab_lark_secret": "s"}}
+    assert for_others(kept | secrets) == kept | {"swanlab": {}}
