@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from common.cli import script_parser
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -40,6 +42,7 @@ def resident_bytes(process: psutil.Process) -> int:
 
 
 def main() -> None:
+    script_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         copy_tracked(Path(folder))
         started, peak = time.monotonic(), 0

@@ -120,8 +120,10 @@ class CompareOptions:
         return self.data / self.task.name / f"{stage_folder}-{name}"
 
     def name_of_data(self, kinds: tuple[str, ...], run_name: str = "") -> str:
-        """The name of the pairs of some kinds, of all runs or of one."""
-        return "-".join([(run_name or self.name).replace("/", "-"), *kinds])
+        """The name of the pairs of some kinds, of all runs or of one, and of so many texts."""
+        amounts = {"examples": self.examples, "unseen": self.unseen}
+        counts = [f"{n}-{what}" for what, n in amounts.items() if n]
+        return "-".join([(run_name or self.name).replace("/", "-"), *kinds, *counts])
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,10 @@ def title_of(recipe: str) -> str:
     """What a recipe is called in the tables, with the keys of its own."""
     steps = steps_of(recipe)
     plain = "+".join(part.partition(":")[0] for part in recipe.split("+"))
-    keys = ", ".join(key for step in steps for key in step.keys)
+    *earlier, last = steps
+    keys = ", ".join(
+        [f"{step.method} {key}" for step in earlier for key in step.keys] + [*last.keys]
+    )
     title = TITLES.get(plain, plain)
     return f"{title} ({keys})" if keys else title
 
@@ -428,9 +433,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def options_of(args: argparse.Namespace, task: Task) -> CompareOptions:
-    """The options of a command line. Raises UserError for a recipe that is none."""
-    for recipe in args.recipes:
-        steps_of(recipe)
+    """The options of a command line. Raises UserError for a recipe that is none, or that the tables
+    could not tell from another."""
+    titles = [title_of(recipe) for recipe in args.recipes]
+    twice = [title for title in titles if titles.count(title) > 1]
+    if twice:
+        raise UserError(f"two recipes would both be called {twice[0]}; leave out one")
     generation = ["--max-new-tokens", args.max_new_tokens or task.max_new_tokens]
     generation += ["--max-prompt-tokens", args.max_prompt_tokens]
     generation += ["--batch-tokens", args.batch_tokens, "--engine", args.engine]

@@ -40,6 +40,9 @@ def test_a_recipe_is_read_or_named():
 def test_a_faulty_recipe_ends_before_anything_is_done(tmp_path):
     said = run_stage("eval.compare_recipes", "--recipes", "dpo@me", cwd=tmp_path, code=1).stderr
     assert "no recipe dpo@me" in said and not list(tmp_path.iterdir())
+    twice = ("--recipes", "sft:seed=1", "sft", "sft:seed=1")
+    said = run_stage("eval.compare_recipes", *twice, cwd=tmp_path, code=1).stderr
+    assert "two recipes would both be called" in said and not list(tmp_path.iterdir())
 
 
 def test_an_option_that_nothing_reads_is_none():
@@ -53,6 +56,8 @@ def test_a_recipe_with_keys_of_its_own_says_so_in_its_title():
     keyed = "sft+sft-then-dpo@samples:learning_rate=1e-4:rl_beta=0.2"
     assert title_of(keyed) == "SFT, then DPO on its samples (learning_rate=1e-4, rl_beta=0.2)"
     assert title_of("ipo@student") == "ipo@student"
+    keyed = "sft:learning_rate=1e-4+sft-then-dpo@samples:rl_beta=0.2"
+    assert title_of(keyed) == "SFT, then DPO on its samples (sft learning_rate=1e-4, rl_beta=0.2)"
 
 
 def test_pairs_of_other_texts_than_the_shared_ones_stay():

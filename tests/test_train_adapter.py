@@ -558,3 +558,24 @@ def test_the_plugins_are_found_from_any_folder(tmp_path):
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_new_training_keeps_the_answers_of_the_untrained_base(tmp_path):
+    run = tmp_path / "run"
+    mark_made(run / "inputs", {"rate": 1})
+    (run / "eval/answers").mkdir(parents=True)
+    for system in ("base", "instructed", "tuned"):
+        (run / f"eval/answers/{system}.jsonl").write_text("{}\n")
+    train_adapter.set_aside(run, {"rate": 2})
+    assert (tmp_path / "run.1/eval/answers/tuned.jsonl").is_file()
+    kept = sorted(path.name for path in run.rglob("*.jsonl"))
+    assert kept == ["base.jsonl", "instructed.jsonl"]
+
+
+@pytest.mark.parametrize("history", [[], [{"step": 3, "train_runtime": 9.0}]])
+def test_a_training_without_logged_steps_has_no_curves(tmp_path, capsys, history):
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3/trainer_state.json").write_text(json.dumps({"log_history": history}))
+    train_adapter.plot_curves(tmp_path)
+    assert "no step was logged" in capsys.readouterr().out
+    assert not (tmp_path / "curves.png").exists()

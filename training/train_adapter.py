@@ -74,6 +74,8 @@ AXOLOTLS_ENVIRONMENT = {
     "AXOLOTL_LOG_LEVEL": "INFO",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Ray's workers stay in this folder, where a config's paths lead
 }
+# In a run's folder, and the systems there that no training changes.
+ANSWERS, OF_THE_BASE = Path("eval/answers"), ("base", "instructed")
 # What version 0.3.7 recorded of a run; runs of its time are compared by these.
 INPUTS_OF_0_3_7 = {"task", "prompts_dir", "config", "base_model", "adapter", "dataset"}
 
@@ -371,11 +373,15 @@ def check_ended(ended: Ended, config: RunConfig, log: Path) -> None:
 def plot_curves(folder: Path) -> None:
     """Write curves.png: the loss and, for preference training, reward margin and accuracy."""
     for latest in checkpoints(folder)[-1:]:
-        state = read_json(latest / "trainer_state.json")
-        history = pd.DataFrame(state["log_history"]).set_index("step")
+        history = pd.DataFrame(read_json(latest / "trainer_state.json")["log_history"])
         shown = history.columns.intersection(["loss", "rewards/margins", "rewards/accuracies"])
-        panels = history[shown].dropna().plot(subplots=True, figsize=(7, 2.2 * len(shown)))
+        history = history.dropna(subset=shown)
+        if shown.empty or history.empty:
+            print("no step was logged (logging_steps), so there is no curves.png")
+            return
+        panels = history.set_index("step")[shown].plot(subplots=True, figsize=(7, 2.2 * len(shown)))
         panels[0].figure.savefig(folder / "curves.png")
+        print(f"its loss is in {folder / 'curves.png'}")
 
 
 @dataclass(frozen=True)
@@ -430,12 +436,19 @@ def train(training: Training, lock: int) -> None:
 
 
 def set_aside(folder: Path, inputs: dict) -> None:
-    """Move a run's folder of other inputs to the next free number behind its name."""
+    """Move a run's folder of other inputs to the next free number behind its name.
+
+    The answers of its untrained base stay too: they are found again by all that made them.
+    """
     if not (folder / "inputs").exists() or made_of(folder / "inputs", inputs):
         return
     numbered = (folder.with_name(f"{folder.name}.{number}") for number in count(1))
     free = next(path for path in numbered if not path.exists())
     print(f"other inputs: the old run is now {folder.rename(free)}")
+    for answers in (free / ANSWERS).glob("*.jsonl"):
+        if answers.stem in OF_THE_BASE:
+            (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
+            shutil.copy(answers, folder / ANSWERS)
 
 
 def begin(training: Training) -> None:
@@ -490,8 +503,8 @@ def train_if_needed(config: RunConfig, options: tuple[str, ...], lock: int | Non
         train_beside(training)
         return
     train(training, lock)
+    print(f"adapter in {folder}")
     plot_curves(folder)
-    print(f"adapter in {folder}, its loss in {folder / 'curves.png'}")
 
 
 def note_lengths(config: RunConfig, tokenizer) -> None:
