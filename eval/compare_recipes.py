@@ -33,6 +33,7 @@ from common.cli import UserError, positive, run, script_parser, usable_cores
 from common.files import load_records, locked, mark_made, write_records, write_text
 from common.pages import render
 from common.stats import markdown, paired_bootstrap
+from common.text import count_words
 from eval.answer_texts import add_generation_options
 from eval.measures import COMPARED, FIGURES, ScoringOptions, linearize_shares
 from eval.report import LEDGER, append_ledger, draw_panels
@@ -302,7 +303,7 @@ def score_run(
     """(system -> figures by text, the settings of the scores) of what a run's systems answer."""
     answer(options, run_name, systems, "--n", len(rows))
     scores, _ = score_all(load_run_config(run_name), rows, systems, options.scoring)
-    lengths = [len(row["reference"].split()) for row in rows]
+    lengths = [count_words(row["reference"]) for row in rows]
     frames = {}
     for system in systems:
         values = linearize_shares(pd.DataFrame(scores["per_text"][system], index=scores["ids"]))
