@@ -165,7 +165,8 @@ def test_the_report_is_one_safe_page(scored):
     page = page_of(scored)
     tags = [tag for tag, _ in page.tags]
     assert tags.count("script") == 1 and tags.count("article") == 4 and "img" not in tags
-    assert not any("src" in attributes or "href" in attributes for _, attributes in page.tags)
+    assert not any("src" in attributes for _, attributes in page.tags)
+    assert all(attributes.get("href", "#").startswith("#") for _, attributes in page.tags)
     assert not any(name.startswith("on") for _, a in page.tags for name in a)
     assert page.text.count(NASTY) == 3  # the text and two summaries
     gains = [a["data-gains"].split() for tag, a in page.tags if tag == "article"]
