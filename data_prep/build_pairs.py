@@ -130,7 +130,9 @@ class PairBuilder:
             records = load_answers(name, "samples", unseen, self.task)
             return pairs_of_samples(unseen, records, f"{name}:samples", self.reader.checks)
         if kind == "choices":
-            return pairs_of_choices(load_choices(self.places.choices), self.reader.checks)
+            choices = load_choices(self.places.choices)
+            test_texts = {e["text"].strip() for e in self.test.prompts.extracts.values()}
+            return pairs_of_choices(choices, self.reader.checks, test_texts)
         side = self.rejected_side(kind, extracts)
         return self.reader.candidates("train", kind, self.train.records, self.train.prompts, side)
 
