@@ -38,7 +38,7 @@ TITLES = {
     "second": "the teacher's second answer",
 }
 MERGED_RUN = re.compile(r"outputs/(?P<run>.+)/merged/?")
-CUT_TO_WORDS = re.compile(r"(?P<source>.+):(?P<words>[1-9]\d*)-words")
+CUT_TO_WORDS = re.compile(r"(?P<source>.+):(?P<words>[1-9]\d{0,5})-words")
 
 # What a prompt is about. Each of these that a template is given must show in what it writes.
 MARKS = {"text": "textmark", "first": "firstmark", "second": "secondmark"}
