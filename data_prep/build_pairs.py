@@ -28,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from common.cli import UserError, run, script_parser
-from common.files import load_records, mark_made, write_records
+from common.files import load_as_written, mark_made, write_records
 from common.stats import markdown
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.candidates import Candidate, Checks
@@ -105,7 +105,7 @@ def load_replies(split: str, places: Places, options: PairOptions, task: Task) -
     path = places.replies / f"{split}.jsonl"
     if split == "train" and not options.need_replies:
         return Replies(path, [], TeacherPrompts(task, load_extracts(extracts)))
-    records = load_records(path, REPLY, "just replies")
+    records = load_as_written(path, REPLY, "just replies")  # `fill_in` knows old ones by content
     prompts = TeacherPrompts(task, load_extracts(extracts))
     adopt_old(path, extracts, prompts, options.adopt_old)
     return Replies(path, list(fill_in(records, path)), prompts)

@@ -93,7 +93,7 @@ def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool
         return
     with locked(path.with_suffix(ADOPTED)):
         adopted, left = read_adopted(path), Counter()
-        before, texts_since, task_since = len(adopted), extracts.stat().st_mtime, {}
+        before, texts_since, task_since = dict(adopted), extracts.stat().st_mtime, {}
         for record in old_records:
             sha, came = str(record["prompt_sha"]), moment(record.get("created"))
             old = record | {"id": str(record["id"]), "prompt_sha": sha}
@@ -112,7 +112,7 @@ def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool
                 if prompt := prompts.digest_for(old):
                     known["prompt"] = prompt
                 adopted[record_digest(record)] = known
-        if len(adopted) > before:
+        if adopted != before:
             write_text(path.with_suffix(ADOPTED), json.dumps(adopted))
     if left:
         reasons = ", ".join(f"{n:,} as {reason}" for reason, n in left.items())
