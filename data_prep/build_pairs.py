@@ -184,11 +184,12 @@ def confirmed(pairs: list[dict], path: Path, options: AskOptions, task: Task) ->
 
 def keep_only(candidates: list[Candidate], ids: set[str], reason: str) -> list[Candidate]:
     """The candidates, with those pairs dropped for `reason` whose ids are not among `ids`."""
-    return [
-        candidate.dropped(reason) if not candidate.reason and candidate.pair["id"] not in ids
-        else candidate
-        for candidate in candidates
-    ]  # fmt: skip
+    left = []
+    for candidate in candidates:
+        if not candidate.reason and candidate.pair["id"] not in ids:
+            candidate = candidate.dropped(reason)
+        left.append(candidate)
+    return left
 
 
 def pairs_among(candidates: list[Candidate]) -> list[dict]:

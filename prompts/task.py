@@ -45,8 +45,19 @@ MARKS = {"text": "textmark", "first": "firstmark", "second": "secondmark"}
 # Two texts that a student's prompt is tried with: short, and long with all that may be rewritten.
 PROBES = "probe7", 'probe8 <b>&amp;</b> "it\'s" {{ x }} {% y %} \\n\n\n' * 2_000 + "probe9"
 PUBLIC = [
-    *("name", "label", "hub", "answers", "criteria", "checks", "measures", "systems"),
-    *("lead_words", "max_new_tokens", "titles", "lowest_score", "highest_score"),
+    "name",
+    "label",
+    "hub",
+    "answers",
+    "criteria",
+    "checks",
+    "measures",
+    "systems",
+    "lead_words",
+    "max_new_tokens",
+    "titles",
+    "lowest_score",
+    "highest_score",
 ]
 
 

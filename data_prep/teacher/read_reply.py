@@ -19,15 +19,35 @@ from common.text import whole
 WHOLE = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "end"}
 ENDS = {
     "cut at the token limit": {
-        *("length", "max_tokens", "model_length", "max_length", "max_output_tokens", "incomplete")
+        "length",
+        "max_tokens",
+        "model_length",
+        "max_length",
+        "max_output_tokens",
+        "incomplete",
     },
     "filtered": {
-        *("content_filter", "content_filtered", "sensitive", "safety", "recitation", "blocklist"),
-        *("prohibited_content", "spii", "refusal", "guardrail_intervened", "moderation"),
+        "content_filter",
+        "content_filtered",
+        "sensitive",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "spii",
+        "refusal",
+        "guardrail_intervened",
+        "moderation",
     },
     "tool calls, no text": {"tool_calls", "tool_call", "tool_use", "function_call"},
     "an error while it was written": {
-        *("error", "network_error", "engine_error", "abort", "aborted", "cancelled", "timeout")
+        "error",
+        "network_error",
+        "engine_error",
+        "abort",
+        "aborted",
+        "cancelled",
+        "timeout",
     },
 }
 CUT = "cut at the token limit"
