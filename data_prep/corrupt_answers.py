@@ -8,9 +8,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data_prep.find_facts import find_facts, plain_word, value_of
+from data_prep.find_facts import MONTHS, find_facts, plain_word, value_of
 
-MONTHS = "january february march april may june july august september october november december"
 BETWEEN = {" ", " of ", " de ", " von ", "-"}  # what may stand between the words of one name
 
 

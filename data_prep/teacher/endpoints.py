@@ -5,7 +5,7 @@ import os
 from urllib.parse import urljoin, urlsplit
 
 from common.cli import UserError
-from data_prep.teacher.read_reply import clean
+from data_prep.teacher.read_reply import without_surrogates
 
 TOGETHER = "https://api.together.ai/v1"
 USUAL_PORTS = {"http": 80, "https": 443}
@@ -48,7 +48,8 @@ def check_url(url: str, name: str) -> None:
     except ValueError:
         is_address = False
     if not is_address or not url.isprintable() or " " in url:
-        raise UserError(f"{name} {clean(url)!r} is no address such as http://localhost:8000/v1")
+        hint = "is no address such as http://localhost:8000/v1"
+        raise UserError(f"{name} {without_surrogates(url)!r} {hint}")
     if parts.username is not None or parts.query or parts.fragment:
         hint = "the key goes into TOGETHER_API_KEY, and no ? or # can stand in it"
         raise UserError(f"{name} is an address with more than host and path: {hint}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from common.cli import UserError
 from common.files import digest, locked, read_json, read_records, write_text
 from common.table import Key, key_of
-from data_prep.teacher.read_reply import clean, read_content, unusable_reason
+from data_prep.teacher.read_reply import read_content, unusable_reason, without_surrogates
 from data_prep.teacher.teacher_prompts import TeacherPrompts, moment
 
 KEY = ("id", "model", "prompt")  # what tells a reply from others, unless another key is given
@@ -42,7 +42,7 @@ def fill_in(records: Iterable[dict], path: Path) -> Iterator[dict]:
         known = {}
         if "prompt" not in record and adopted:
             known = adopted.get(record_digest(record), {})
-        record = clean(record | known)
+        record = without_surrogates(record | known)
         record["id"] = str(record.get("id"))
         for name in ("model", "prompt_sha", "created"):
             if not isinstance(record.get(name, ""), str):
