@@ -26,7 +26,7 @@ import psutil
 from benchmarks.demo import resident_bytes
 from data_prep.read_blocks import draw_units
 from data_prep.sample_extracts import parse_options, run_all
-from data_prep.select_extracts import clean, has_prose
+from data_prep.select_extracts import clean_document, has_prose
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = "models/smollm2-135m-instruct"
@@ -45,7 +45,8 @@ def generate(path: Path, size: int) -> None:
             while file.tell() < end:
                 n = int(draw.lognormvariate(0, sigma) * median / 6.2)  # characters a word, here
                 start = draw.randrange(len(words))
-                text = clean("".join(words[start : start + n]))  # the plain way cleans nothing
+                # Clean already, for the plain way cleans nothing.
+                text = clean_document("".join(words[start : start + n]))
                 if not has_prose(text):
                     continue
                 url = f"{source}/{file.tell()}"

@@ -105,8 +105,8 @@ def read_records(path: Path, fields: Iterable[str] = ()) -> Iterator[dict]:
         warn(f"{path}: {skipped - MOST_NAMED:,} more lines skipped, for the like")
 
 
-def load_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> list[dict]:
-    """All records of a file that must be there and hold some; their ids are strings, 7 is "7".
+def load_as_written(path: Path, fields: Iterable[str] = (), made_by: str = "") -> list[dict]:
+    """All records of a file that must be there and hold some.
 
     Raises UserError, which says to make the file with the command `made_by`.
     """
@@ -117,6 +117,12 @@ def load_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> l
         raise UserError(f"cannot read {path}: {error.strerror}{hint}") from None
     if not records:
         raise UserError(f"{path} holds no usable record{hint}")
+    return records
+
+
+def load_records(path: Path, fields: Iterable[str] = (), made_by: str = "") -> list[dict]:
+    """Those of `load_as_written`; their ids are strings, 7 is "7". Raises UserError."""
+    records = load_as_written(path, fields, made_by)
     for record in records:
         if "id" in record:
             record["id"] = id_text(record["id"])

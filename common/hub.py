@@ -167,12 +167,11 @@ def hub_session(repo: str, may_lack_token: bool = False) -> Iterator[HfApi]:
 def read_lock(lock: Path) -> dict:
     """What the last push from here left. Raises UserError if it is not readable."""
     try:
-        known = read_json(lock)
-    except ValueError:
-        known = None
-    if not isinstance(known, dict):
-        raise UserError(f"{lock} is no longer readable; delete it, and push with --update")
-    return known
+        return read_json(lock)
+    except UserError:
+        raise UserError(
+            f"{lock} is no longer readable; delete it, and push with --update"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 
 from common.cli import UserError, run, script_parser
-from common.files import load_records, mark_made, write_records
+from common.files import load_as_written, mark_made, write_records
 from common.stats import markdown
 from data_prep.audit_pairs import SIDES, audit, length_match, measure
 from data_prep.candidates import Candidate, Checks
@@ -105,7 +105,7 @@ def load_replies(split: str, places: Places, options: PairOptions, task: Task) -
     path = places.replies / f"{split}.jsonl"
     if split == "train" and not options.need_replies:
         return Replies(path, [], TeacherPrompts(task, load_extracts(extracts)))
-    records = load_records(path, REPLY, "just replies")
+    records = load_as_written(path, REPLY, "just replies")  # `fill_in` knows old ones by content
     prompts = TeacherPrompts(task, load_extracts(extracts))
     adopt_old(path, extracts, prompts, options.adopt_old)
     return Replies(path, list(fill_in(records, path)), prompts)
@@ -130,7 +130,9 @@ class PairBuilder:
             records = load_answers(name, "samples", unseen, self.task)
             return pairs_of_samples(unseen, records, f"{name}:samples", self.reader.checks)
         if kind == "choices":
-            return pairs_of_choices(load_choices(self.places.choices), self.reader.checks)
+            choices = load_choices(self.places.choices)
+            test_texts = {e["text"].strip() for e in self.test.prompts.extracts.values()}
+            return pairs_of_choices(choices, self.reader.checks, test_texts)
         side = self.rejected_side(kind, extracts)
         return self.reader.candidates("train", kind, self.train.records, self.train.prompts, side)
 
@@ -182,11 +184,12 @@ def confirmed(pairs: list[dict], path: Path, options: AskOptions, task: Task) ->
 
 def keep_only(candidates: list[Candidate], ids: set[str], reason: str) -> list[Candidate]:
     """The candidates, with those pairs dropped for `reason` whose ids are not among `ids`."""
-    return [
-        candidate.dropped(reason) if not candidate.reason and candidate.pair["id"] not in ids
-        else candidate
-        for candidate in candidates
-    ]  # fmt: skip
+    left = []
+    for candidate in candidates:
+        if not candidate.reason and candidate.pair["id"] not in ids:
+            candidate = candidate.dropped(reason)
+        left.append(candidate)
+    return left
 
 
 def pairs_among(candidates: list[Candidate]) -> list[dict]:

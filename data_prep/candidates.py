@@ -14,8 +14,14 @@ NOT_CHECKED = {
     "corrupted": {"similarity", "difference"},
     "samples": {"similarity", "difference"},
     "choices": {
-        *("similarity", "difference", "repetition", "longer", "refusal"),
-        *("lead", "language", "invented"),
+        "similarity",
+        "difference",
+        "repetition",
+        "longer",
+        "refusal",
+        "lead",
+        "language",
+        "invented",
     },
 }
 

@@ -8,9 +8,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data_prep.find_facts import find_facts, plain_word, value_of
+from data_prep.find_facts import MONTHS, find_facts, plain_word, value_of
 
-MONTHS = "january february march april may june july august september october november december"
 BETWEEN = {" ", " of ", " de ", " von ", "-"}  # what may stand between the words of one name
 
 
@@ -23,6 +22,11 @@ class Entity(NamedTuple):
     kind: str  # "name", "month", "year" or "number"
 
 
+def is_year(number: str) -> bool:
+    """Whether digits are those of a year: four, for Python reads no number of 5,000 digits."""
+    return len(number) == 4 and number.isdigit() and 1000 <= int(number) <= 2100
+
+
 def find_entities(text: str) -> list[Entity]:
     """Names with all of their words together, months, years and other numbers, in their order."""
     entities: list[Entity] = []
@@ -31,8 +35,7 @@ def find_entities(text: str) -> list[Entity]:
             continue  # an initial, or U.S., which mostly stands for an adjective
         last = entities[-1] if entities else None
         if fact.kind == "number":
-            is_year = fact.text.isdigit() and 1000 <= int(fact.text) <= 2100
-            kind = "year" if is_year else "number"
+            kind = "year" if is_year(fact.text) else "number"
         else:
             kind = "month" if plain_word(fact.text) in MONTHS.split() else "name"
         joined = last and last.kind == kind == "name" and text[last.end : fact.start] in BETWEEN

@@ -147,7 +147,7 @@ def guess(data: bytes) -> str | None:
     return best.encoding if best else None
 
 
-def decode(data: bytes, declared: str | None = None) -> tuple[str, str | None]:
+def decode_document(data: bytes, declared: str | None = None) -> tuple[str, str | None]:
     """(text, the encoding where it was guessed). `declared` is the label of a header, if any.
 
     Raises UserError if it is no text. Marks come first, then UTF-8, which nothing else looks
@@ -178,7 +178,7 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, str | None]:
         text = data.decode("cp1252", "replace")
     if text is None or not is_plausible(text):
         raise UserError(NOT_TEXT)
-    return clean(text), guessed
+    return without_commands(text), guessed
 
 
 def is_plausible(text: str) -> bool:
@@ -187,7 +187,7 @@ def is_plausible(text: str) -> bool:
     return "\0" not in text and 10 * len(NO_LETTER.findall(sample)) <= len(sample)
 
 
-def clean(text: str) -> str:
+def without_commands(text: str) -> str:
     """`text` less what a terminal or a reader takes for a command; ordinary text stays as it is."""
     if SURROGATE.search(text):  # two halves make a letter, a half alone none
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")

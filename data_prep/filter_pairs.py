@@ -1,9 +1,9 @@
 """The checks that a pair must pass, each with the limit that the task (or --check) names.
 
-A check is one entry of CHECKS, which says also what the dataset's card tells of it: a new one is a
-function and an entry in this file, and a test. An answer's checks are made of the chosen one, and
-of the rejected one only if the teacher wrote it: a student's bad answer is a good one to reject. Of
-a test pair only the chosen answer counts.
+A check is one entry of ALL_CHECKS, which says also what the dataset's card tells of it: a new one
+is a function and an entry in this file, and a test. An answer's checks are made of the chosen one,
+and of the rejected one only if the teacher wrote it: a student's bad answer is a good one to
+reject. Of a test pair only the chosen answer counts.
 """
 
 import re
@@ -150,48 +150,70 @@ def fault_of_invented(answer: str, text: str, limit: float) -> str:
 # The first fault is the one that is told, so what is quick or says most stands first.
 ALL_CHECKS = (
     Check(
-        *("difference", 0, 1000),
-        "the two scores differ by {limit:g} or less",
+        name="difference",
+        least=0,
+        largest=1000,
+        sentence="the two scores differ by {limit:g} or less",
         of_pair=fault_of_difference,
     ),
     Check(
-        *("similarity", 0, 1),
-        "the two are alike, with a Levenshtein similarity over {limit:g}",
+        name="similarity",
+        least=0,
+        largest=1,
+        sentence="the two are alike, with a Levenshtein similarity over {limit:g}",
         of_pair=fault_of_similarity,
     ),
     Check(
-        *("length", 1, 10_000_000),
-        "prompt and {answer} together have more than {limit:,.0f} tokens",
+        name="length",
+        least=1,
+        largest=10_000_000,
+        sentence="prompt and {answer} together have more than {limit:,.0f} tokens",
         of_pair=fault_of_length,
     ),
     Check(
-        *("longer", 0, 1_000_000),
-        "the {answer} has more words than {limit:g} times those of its text",
+        name="longer",
+        least=0,
+        largest=1_000_000,
+        sentence="the {answer} has more words than {limit:g} times those of its text",
         of_answer=fault_of_longer,
     ),
     Check(
-        *("refusal", 0, 1), "the {answer} is a refusal", of_answer=fault_of_refusal, is_switch=True
+        name="refusal",
+        least=0,
+        largest=1,
+        sentence="the {answer} is a refusal",
+        of_answer=fault_of_refusal,
+        is_switch=True,
     ),
     Check(
-        *("repetition", 0, 1),
-        "over {limit:.0%} of the {answer}'s 4-grams are repeated",
+        name="repetition",
+        least=0,
+        largest=1,
+        sentence="over {limit:.0%} of the {answer}'s 4-grams are repeated",
         of_answer=fault_of_repetition,
     ),
     Check(
-        *("lead", 0, 1),
-        "the {answer} opens the text word for word",
+        name="lead",
+        least=0,
+        largest=1,
+        sentence="the {answer} opens the text word for word",
         of_answer=fault_of_lead,
         is_switch=True,
     ),
     Check(
-        *("language", 0, 1),
-        "the {answer} is in another language than its text",
+        name="language",
+        least=0,
+        largest=1,
+        sentence="the {answer} is in another language than its text",
         of_answer=fault_of_language,
         is_switch=True,
     ),
     Check(
-        *("invented", 0, 1),
-        "the chosen {answer} of a training pair holds a name or number that its text lacks",
+        name="invented",
+        least=0,
+        largest=1,
+        sentence="the chosen {answer} of a training pair holds a name or number that its text"
+        " lacks",
         of_answer=fault_of_invented,
         chosen_alone=True,
         is_switch=True,

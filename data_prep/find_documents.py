@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.cli import UserError, one_line, warn
-from data_prep.decode_text import clean
+from data_prep.decode_text import without_commands
 
 MADE_TEXT = (".html", ".htm", ".xhtml", ".pdf")
 READ = (".txt", ".text", ".md", ".markdown", *MADE_TEXT)  # of a folder
@@ -15,7 +15,7 @@ PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
 def shown(name: str) -> str:
     """A file's name as a terminal may show it, whatever bytes it is of."""
-    return one_line(clean(os.fsencode(name).decode(errors="replace")), 1000)
+    return one_line(without_commands(os.fsencode(name).decode(errors="replace")), 1000)
 
 
 def files_below(

@@ -198,7 +198,7 @@ def spelled_numbers(words: list[str]) -> set[float]:
             total = current = 0.0
         elif word in LARGE:
             values.add(current)  # the twenty-first century
-            current = max(current, 1) * value
+            current = max(current, 1.0) * value  # a float, which has no end of hundreds
             values.add(total + current)
             if value >= 1_000:
                 total, current = total + current, 0.0

@@ -31,14 +31,19 @@ OF_EXTRACTS_TOO = (
 )  # beside the options that only the extracts know
 AMBIGUOUS = ("--max-tokens",)  # of an extract, of a reply
 # Of the replies alone; the verdicts of `--verify` keep their own.
-OF_REPLIES_ALONE = ("--temperature", "--batch", "--poll-seconds", "--adopt-old", "--plan")
-OF_REPLIES_ALONE = (*OF_REPLIES_ALONE, "--retry-refused", "--retry-unusable")
+OF_REPLIES_ALONE = (
+    "--temperature",
+    "--batch",
+    "--poll-seconds",
+    "--retry-refused",
+    "--retry-unusable",
+)
 
 
 def stages_of(option: str, parsers: dict[str, argparse.ArgumentParser]) -> list[str]:
     """The stages that an option is for; one that nobody knows is left to the extracts to refuse."""
     knowing = [stage for stage in parsers if option in parsers[stage]._option_string_actions]
-    if option in OF_REPLIES_ALONE and option != "--adopt-old":
+    if option in OF_REPLIES_ALONE:
         return ["replies"]
     if not knowing or option in OF_EXTRACTS_TOO:
         return ["extracts", *knowing]

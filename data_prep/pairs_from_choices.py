@@ -2,7 +2,7 @@
 
 A record is {"id": digest of the text, "text", "chosen", "rejected", "chosen_by": {"model", ...},
 "rejected_by": {"model", ...}, "created"}. Of clicks on the same two answers to a text the last one
-counts.
+counts. A click on a test text makes no pair, as nothing is trained on those.
 """
 
 from collections.abc import Iterator
@@ -41,15 +41,19 @@ def choice_key(choice: dict) -> str:
     return digest(choice["text"], *sorted((choice["chosen"], choice["rejected"])))
 
 
-def pairs_of_choices(choices: list[dict], checks: Checks) -> Iterator[Candidate]:
-    """What becomes of each choice."""
+def pairs_of_choices(
+    choices: list[dict], checks: Checks, test_texts: set[str]
+) -> Iterator[Candidate]:
+    """What becomes of each choice; `test_texts` without blanks around them."""
     last_by_key = {choice_key(choice): choice for choice in choices}
     for choice in choices:
         key, by = choice_key(choice), maker_of(choice["chosen_by"])
         made_of = {"id": key, "model": by, "created": choice.get("created")}
         candidate = Candidate("choices", "train", made_of)
         last = last_by_key[key]
-        if choice["chosen"] == choice["rejected"]:
+        if choice["text"].strip() in test_texts:  # what was pasted may end in a blank line
+            yield candidate.dropped("its text is a test text")
+        elif choice["chosen"] == choice["rejected"]:
             yield candidate.dropped("the two answers are the same")
         elif choice is not last and choice["chosen"] == last["chosen"]:
             yield candidate.dropped("chosen once more later")

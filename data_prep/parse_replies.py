@@ -14,7 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 from common.text import whole
-from prompts.schema import MARKUP, words_of
+from prompts.schema import MARKUP, shown_words
 from prompts.task import Task
 
 BLANKED = str.maketrans(dict.fromkeys(MARKUP, " "))  # read as blanks, so that places stay
@@ -75,7 +75,7 @@ class ParsedReply(NamedTuple):
 
 def _spoken(name: str) -> str:
     """A pattern for a label or criterion in a text whose markup was made blank."""
-    return r"[ \t]++".join(map(re.escape, words_of(name))) or "(?!)"
+    return r"[ \t]++".join(map(re.escape, shown_words(name))) or "(?!)"
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def parse_reply(reply: str, task: Task, rated: bool = True) -> ParsedReply:
 
 def parse_answer(reply: str, task: Task) -> str:
     """The one answer that a reply is, without what stands around it. Raises ParseError."""
-    text = _clean(_without_preface(_bare(reply), task), task)
+    text = _unwrapped(_without_preface(_bare(reply), task), task)
     if match := _patterns(task).one.match(text.translate(BLANKED)):
-        text = _clean(_after(text, match), task)
+        text = _unwrapped(_after(text, match), task)
     return text
 
 
@@ -258,7 +258,7 @@ def _read_section(text: str, task: Task, rated: bool) -> tuple[str, float | None
     written, lines = text.split("\n"), text.translate(BLANKED).split("\n")
     fields = [_field_of(line, task) for line in lines]
     start = _start_of_fields(fields, written, lines)
-    answer = _clean("\n".join(written[:start]), task)
+    answer = _unwrapped("\n".join(written[:start]), task)
     total, criteria, problem = _read_scores([match for match in fields[start:] if match], task)
     if problem and rated:
         raise ParseError(problem)
@@ -331,7 +331,7 @@ def _trimmed(text: str) -> str:
     return "\n".join(lines[start:end]).strip()
 
 
-def _clean(text: str, task: Task) -> str:
+def _unwrapped(text: str, task: Task) -> str:
     """An answer without what stands around the whole of it: rules, a code fence, quotes, emphasis.
 
     Raises ParseError if nothing is left.

@@ -31,7 +31,7 @@ conf["http"] = {"headers": {"Accept-Encoding": "identity"}, "client_kwargs": {"t
 BLOCK = 1 << 20  # bytes; the last line of a block reaches beyond it, 3% to 10% in RedPajama
 AHEAD = 1 << 16  # bytes transferred beyond a block at first, to end its last line
 # What is read of a table: a column that pyarrow cannot turn into Python would end it otherwise.
-COLUMNS = ("meta", "url", "source", "title", "arxiv_id", "language", "lang")
+COLUMNS = ("meta", "url", "source", "title", "arxiv_id", "language")
 PAUSES = (0.5, 1, 2, 4, 8, 16, 0)  # seconds after each try over HTTP; hf:// tries again by itself
 Unit = tuple[str, int, int, int]  # a file, its size, which of its bytes: from, up to
 

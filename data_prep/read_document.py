@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.cli import UserError, one_line, warn
 from data_prep import fetch_page
-from data_prep.decode_text import clean, decode, unread_format
+from data_prep.decode_text import decode_document, unread_format, without_commands
 from data_prep.fetch_page import Page
 
 MOST_SECONDS = 20  # to parse a document; its process is ended a little later
@@ -98,8 +98,9 @@ def parse_apart(kind: str, data: bytes) -> Document:
     except ValueError:  # the system ended it, or the parser's own code failed
         raise UserError("its parser broke down on it, maybe for want of memory") from None
     if "error" in result:
-        raise UserError(clean(result["error"]))
-    return Document(clean(result["text"]), tuple(map(clean, result["notes"])))
+        raise UserError(without_commands(result["error"]))
+    notes = tuple(map(without_commands, result["notes"]))
+    return Document(without_commands(result["text"]), notes)
 
 
 def parse(page: Page) -> Document:
@@ -112,7 +113,7 @@ def parse(page: Page) -> Document:
         return parse_apart("pdf", data[start:])
     if kind := unread_format(data):
         raise UserError(f"it is {kind}, which is not read; {ADVICE}")
-    text, guessed = decode(data, page.charset)
+    text, guessed = decode_document(data, page.charset)
     html = find_page(text, page.media_type)
     document = parse_apart("html", html.encode()) if html else Document(text)
     if not document.text.strip():
@@ -138,7 +139,7 @@ def load(source: str, private: bool = False) -> Document:
         no_end = f"no end in {fetch_page.MOST_SECONDS} s"
         reason = getattr(error, "strerror", "") or one_line(error) or no_end
         advice = "" if ADVICE in reason else "; check it, or save it as text"
-        name = "stdin" if source == "/dev/stdin" else one_line(clean(source), 1000)
+        name = "stdin" if source == "/dev/stdin" else one_line(without_commands(source), 1000)
         raise UserError(f"cannot read {name}: {reason}{advice}") from None
 
 
@@ -146,5 +147,5 @@ def read_document(source: str, private: bool = False) -> str:
     """Raises UserError; `private` allows addresses of the machine's own network."""
     document = load(source, private)
     for note in document.notes:
-        warn(f"{one_line(clean(source), 1000)}: {note}")
+        warn(f"{one_line(without_commands(source), 1000)}: {note}")
     return document.text

@@ -120,7 +120,7 @@ def is_english(language: object) -> bool:
     return all(ENGLISH.fullmatch(name) for name in named if name)
 
 
-def clean(text: str) -> str:
+def clean_document(text: str) -> str:
     """`text` with plain line ends and without control characters and empty sections."""
     text = whole(text)
     text = CONTROL.sub("", text.replace("\r\n", "\n").replace("\x0c", "\n").replace("\r", "\n"))
@@ -280,7 +280,7 @@ def select_of_record(record: dict, windows: Windows, share: float | None) -> lis
     meta = meta_of(record)
     values = [as_text(record[name]) for name in text_fields(windows) if name in record]
     text = next((value for value in values if isinstance(value, str)), None)
-    text = clean(text) if isinstance(text, str) else None
+    text = clean_document(text) if isinstance(text, str) else None
     document, splits_by = to_document(text or "", meta, windows.source_name)
     if text is None:
         reason = "not JSON with a text"

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from common.cli import UserError, one_line, run, script_parser
 from common.pages import render
-from data_prep.decode_text import clean
+from data_prep.decode_text import without_commands
 from data_prep.fetch_page import MOST_BYTES, Page
 from data_prep.read_document import Document, is_address, load, parse
 from inference.choices import Choice, keep_records, records_of
@@ -151,7 +151,8 @@ async def read_text(body: bytes, media_type: str) -> Document:
             raise UserError(f"{address} is no address; https://... or arXiv:ID is one")
         return await asyncio.to_thread(load, address)
     except UserError as error:
-        raise Refusal(400, one_line(clean(str(error))).split("; --private")[0]) from None
+        said = one_line(without_commands(str(error))).split("; --private")[0]
+        raise Refusal(400, said) from None
 
 
 async def pieces_of(answer: httpx.Response) -> AsyncIterator[bytes]:

@@ -37,7 +37,7 @@ SAID = {  # pydantic's words for what happens most, in ours
 }
 
 
-def words_of(name: str) -> list[str]:
+def shown_words(name: str) -> list[str]:
     """The words of a label or criterion as a reply shows them when its markup is read as blanks."""
     return name.translate(str.maketrans(dict.fromkeys(MARKUP, " "))).split()
 
@@ -50,7 +50,7 @@ def _one_line(text: str) -> str:
 
 def _found_in_replies(name: str) -> str:
     _one_line(name)
-    if not re.search(r"\w", " ".join(words_of(name))):
+    if not re.search(r"\w", " ".join(shown_words(name))):
         raise ValueError("holds no letter or digit to find it by in a reply")
     return name
 
@@ -100,7 +100,7 @@ class TaskFile(BaseModel):
     def _told_apart(cls, criteria: dict[str, int]) -> dict[str, int]:
         shown = {}
         for name, scale in criteria.items():
-            words = " ".join(words_of(name)).lower()
+            words = " ".join(shown_words(name)).lower()
             if not 2 <= scale <= 1000:
                 raise ValueError(f"{name} needs a scale, a whole number over 1 (and under 1001)")
             if TAKEN.fullmatch(words):

@@ -39,15 +39,26 @@ TITLES = {
 }
 OTHER_TEMPLATE = "{} is not what the dataset's prompts were made with; `just stage` makes them anew"
 MERGED_RUN = re.compile(r"outputs/(?P<run>.+)/merged/?")
-CUT_TO_WORDS = re.compile(r"(?P<source>.+):(?P<words>[1-9]\d*)-words")
+CUT_TO_WORDS = re.compile(r"(?P<source>.+):(?P<words>[1-9]\d{0,5})-words")
 
 # What a prompt is about. Each of these that a template is given must show in what it writes.
 MARKS = {"text": "textmark", "first": "firstmark", "second": "secondmark"}
 # Two texts that a student's prompt is tried with: short, and long with all that may be rewritten.
 PROBES = "probe7", 'probe8 <b>&amp;</b> "it\'s" {{ x }} {% y %} \\n\n\n' * 2_000 + "probe9"
 PUBLIC = [
-    *("name", "label", "hub", "answers", "criteria", "checks", "measures", "systems"),
-    *("lead_words", "max_new_tokens", "titles", "lowest_score", "highest_score"),
+    "name",
+    "label",
+    "hub",
+    "answers",
+    "criteria",
+    "checks",
+    "measures",
+    "systems",
+    "lead_words",
+    "max_new_tokens",
+    "titles",
+    "lowest_score",
+    "highest_score",
 ]
 
 

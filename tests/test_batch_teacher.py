@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 
 import pytest
-from conftest import read_jsonl, run_stage, start_stage, teacher_reply, write_jsonl
+from conftest import one_error_line, read_jsonl, run_stage, start_stage, teacher_reply, write_jsonl
 from quiet_server import QuietHandler, Stub
 
 STAGE = "data_prep.generate_replies"
@@ -200,6 +200,16 @@ def test_a_batch_stays_within_the_budget_at_its_worst_case(folder):
     assert len(server.batches) == 1
     for line in map(json.loads, list(server.files.values())[-1].splitlines()):
         assert line["body"]["max_tokens"] == 4096 and len(line["custom_id"]) <= 64
+
+
+@pytest.mark.parametrize("content", ['{"price": ', "[]"])
+def test_a_torn_file_of_a_batch_that_is_paid_for_is_kept(folder, content):
+    server, state = BatchServer(), folder / "summarize/replies/train.batch.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(content)
+    line = one_error_line(ask(folder, server, "--batch", code=1))
+    assert "tells the batch that is paid for" in line and "delete" not in line
+    assert state.read_text() == content and not server.batches
 
 
 @pytest.mark.parametrize("status", ["FAILED", "EXPIRED", "CANCELLED"])

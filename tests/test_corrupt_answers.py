@@ -60,3 +60,9 @@ def test_an_initial_is_not_exchanged():
 def test_without_an_entity_there_is_nothing_to_exchange():
     assert corrupt("Nothing happened there.", [OTHER], "x") is None
     assert corrupt("They were 300.", ["Nobody came."], "x") is None
+
+
+def test_a_number_of_more_digits_than_python_reads_is_a_number():
+    long = "1" * 5000
+    assert corrupt(f"They were {long}.", [OTHER], "x") == "They were 12."
+    assert corrupt("They were 300.", [f"Then they were {long}."], "x") == f"They were {long}."

@@ -1,5 +1,6 @@
 """Several endpoints as one teacher: one that is down, busy or wrong holds up none of the others."""
 
+import asyncio
 import os
 import re
 import signal
@@ -8,13 +9,15 @@ import sys
 import time
 from collections import Counter
 
+import httpx
 import pytest
+import together
 from conftest import ROOT, clean_environment, make_tokenizer, one_error_line, read_jsonl, run_stage
 from test_ask_teacher import command, environment, extracts, refused, replied  # noqa: F401
 from test_sample_extracts import document, write_jsonl
 
 from data_prep.teacher import limits
-from data_prep.teacher.endpoints import endpoint_url, endpoint_urls
+from data_prep.teacher.endpoints import endpoint_url, endpoint_urls, post
 from data_prep.teacher.limits import Budget
 
 STAGE = "data_prep.generate_replies"
@@ -61,8 +64,6 @@ def test_one_that_dies_midway_stops_nothing(extracts, endpoint):  # noqa: F811
 
 
 def dying_tasks(server) -> set:
-    import asyncio
-
     return asyncio.all_tasks(server.loop)
 
 
@@ -155,6 +156,49 @@ def test_how_several_are_named(monkeypatch):
 def test_a_list_with_what_is_no_address_is_one_line(extracts, url):  # noqa: F811
     result = run_stage(STAGE, *command(extracts(1)), code=1, **environment(url))
     assert "is no address such as" in one_error_line(result)
+
+
+class RedirectingClient:
+    """Sends what comes to its first address on to another, and answers there."""
+
+    def __init__(self, location: str) -> None:
+        self.location, self.urls = location, []
+
+    async def post(self, url: str, **_) -> httpx.Response:
+        self.urls.append(url)
+        request = httpx.Request("POST", url)
+        if len(self.urls) > 1:
+            return httpx.Response(200, content=b"{}", request=request)
+        response = httpx.Response(307, headers={"Location": self.location}, request=request)
+        raise together.APIStatusError("moved", response=response, body=None)
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "follows"),
+    [
+        ("https://api.x.ai/v1/chat", "/v2/chat", True),
+        ("https://api.x.ai/v1/chat", "https://api.x.ai:443/v2/chat", True),
+        ("http://api.x.ai/v1/chat", "https://api.x.ai/v1/chat", True),
+        ("http://api.x.ai:8000/v1/chat", "https://api.x.ai:8000/v1/chat", True),
+        ("https://api.x.ai/v1/chat", "http://api.x.ai/v1/chat", False),
+        ("https://api.x.ai/v1/chat", "http://api.x.ai:8080/v1/chat", False),
+        ("https://api.x.ai/v1/chat", "http://api.x.ai:443/v1/chat", False),
+        ("https://api.x.ai/v1/chat", "https://api.x.ai:8443/v1/chat", False),
+        ("http://api.x.ai:8000/v1/chat", "https://api.x.ai/v1/chat", False),
+        ("https://api.x.ai/v1/chat", "https://api.y.ai/v1/chat", False),
+        ("https://api.x.ai/v1/chat", "https://api.x.ai:port/v1/chat", False),
+    ],
+)
+def test_key_and_prompt_follow_no_redirect_to_another_place_or_in_plain_text(
+    url, location, follows
+):
+    client = RedirectingClient(location)
+    if follows:
+        assert asyncio.run(post(client, url, {})) == b"{}"
+    else:
+        with pytest.raises(together.APIStatusError):
+            asyncio.run(post(client, url, {}))
+    assert len(client.urls) == 1 + follows
 
 
 def test_a_batch_is_for_one_endpoint(extracts, endpoint):  # noqa: F811

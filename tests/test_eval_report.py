@@ -126,7 +126,8 @@ def test_differences_without_cut_answers_are_of_texts_where_neither_was_cut():
 def test_a_system_may_be_cut_to_its_first_words():
     assert cut_to_words("instructed:12-words") == ("instructed", 12)
     assert cut_to_words("endpoint:a/b:3-words") == ("endpoint:a/b", 3)
-    assert cut_to_words("endpoint:12-words-b") == ("endpoint:12-words-b", None)
+    for name in ("endpoint:12-words-b", f"base:{'1' * 5000}-words"):
+        assert cut_to_words(name) == (name, None)
     title = load_task("title").title("instructed:12-words")
     assert title == "base, instructed to title, cut to 12 words"
     record = {"text": "Ice floats\non water.", "finish_reason": "length"}

@@ -138,3 +138,10 @@ def test_what_a_text_says_itself_is_never_made_up(text):
 )
 def test_an_initial_ends_no_sentence(answer, names):
     assert [fact.text for fact in find_facts(answer)] == names
+
+
+def test_numbers_without_end_in_digits_and_in_words_are_read():
+    long = "1" * 5000
+    assert not invented_facts(f"They counted {long} trees.", f"There were {long} trees.")
+    (fact,) = invented_facts("They counted 12 trees.", "hundred " * 200)
+    assert fact.text == "12"

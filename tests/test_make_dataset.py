@@ -26,13 +26,17 @@ def test_an_option_reaches_the_stages_that_know_it():
     found = routed(
         "--data", "d", "--task=title", "--budget-usd", "5", "--train", "9", "--temperature", "0",
         "--licence", "MIT", "--extracts-max-tokens", "700", "--pairs-max-tokens=99", "--single",
+        "--adopt-old", "--batch",
     )  # fmt: skip
     assert found == {
         "extracts": ["--data", "d", "--train", "9", "--licence", "MIT", "--max-tokens", "700"],
         "replies": [
-            *("--data", "d", "--task=title", "--budget-usd", "5", "--temperature", "0", "--single")
+            *("--data", "d", "--task=title", "--budget-usd", "5", "--temperature", "0", "--single"),
+            *("--adopt-old", "--batch"),
         ],
-        "pairs": ["--data", "d", "--task=title", "--budget-usd", "5", "--max-tokens=99"],
+        "pairs": [
+            *("--data", "d", "--task=title", "--budget-usd", "5", "--max-tokens=99", "--adopt-old")
+        ],
         "stage": ["--data", "d", "--task=title", "--licence", "MIT"],
     }
 

@@ -10,8 +10,11 @@ from conftest import one_error_line, read_jsonl, run_stage, write_jsonl
 from odd_teacher import TEXT, OddTeacher, body
 
 from common.files import digest
+from data_prep.load_extracts import load_extracts
 from data_prep.teacher import limits
 from data_prep.teacher.limits import Budget
+from data_prep.teacher.reply_table import adopt_old, fill_in
+from data_prep.teacher.teacher_prompts import TeacherPrompts
 from prompts.task import load_task
 
 STAGE = "data_prep.generate_replies"
@@ -345,6 +348,32 @@ def test_old_replies_can_be_vouched_for_and_what_is_no_answer_in_them_is_none(tm
     assert server.asked.total() == 20
     ask(folder, server.url, "--retry-unusable")
     assert server.asked.total() == 22 and len(pairs(folder)[0]) == 20
+
+
+def test_old_replies_whose_ids_are_numbers_are_pairs_as_well(tmp_path, teacher):
+    server, path = teacher(lambda prompt, n: body()), tmp_path / "extracts/train.jsonl"
+    rows = [{"id": i, "text": f"Passage {i} of a text. " * 9} for i in range(3)]
+    write_jsonl(path, rows)
+    ask(tmp_path, server.url)
+    make_old(tmp_path)
+    records = [record | {"id": int(record["id"])} for record in replies_in(tmp_path)]
+    write_jsonl(tmp_path / "summarize/replies/train.jsonl", records)
+    later = time.time() + 60
+    os.utime(path, (later, later))
+    assert "0 of 3 to ask" in ask(tmp_path, server.url, "--adopt-old").stdout
+    assert set(pairs(tmp_path)[0]) == {"0", "1", "2"}
+
+
+def test_the_prompt_of_an_old_reply_that_is_shown_only_later_is_kept_too(tmp_path):
+    path, table = texts(tmp_path, 1) / "extracts/train.jsonl", tmp_path / "replies/train.jsonl"
+    prompts = TeacherPrompts(load_task(), load_extracts(path))
+    write_jsonl(table, [{"id": "a0", "prompt_sha": load_task().sha("teacher_single")}])
+    without_template = TeacherPrompts(load_task(), load_extracts(path))
+    without_template.template_by_sha = {}
+    for shown in (without_template, prompts):
+        adopt_old(table, path, shown, vouched=True)
+    (record,) = fill_in(read_jsonl(table), table)
+    assert prompts.is_of_today(record)
 
 
 def test_what_costs_money_is_not_asked_without_a_ceiling(tmp_path, teacher):

@@ -185,6 +185,22 @@ def test_choices_become_pairs_and_the_later_of_two_contrary_ones_counts(tmp_path
     assert "passed over" in build(tmp_path, train, test, "--rejected", "choices").stderr
 
 
+def test_a_choice_about_a_test_text_is_no_training_pair(tmp_path):
+    test_text = extract("t")["text"]
+    choices = [
+        choice(text, "Lakes freeze.", "Lakes melt.")
+        for text in (test_text, f"{test_text}\n", "Text about lakes. " * 9)
+    ]
+    write_jsonl(tmp_path / "data/summarize/choices.jsonl", choices)
+    train, test = [single("a", NAMED["a"])], [single("t", "Lakes.")]
+    result = build(tmp_path, train, test, "--rejected", "choices")
+    prompts = {pair["prompt"] for pair in pairs_in(tmp_path)}
+    assert prompts == {choices[2]["text"]}
+    assert prompts.isdisjoint(pair["prompt"] for pair in pairs_in(tmp_path, "test"))
+    said = squeezed(result.stdout)
+    assert "| dropped: its text is a test text | 2 | 0 |" in said and "| all | 3 | 1 |" in said
+
+
 def test_several_kinds_stand_together(tmp_path):
     train = [single("a", NAMED["a"]), single("b", "Lakes."), single("c", NAMED["c"])]
     write_jsonl(

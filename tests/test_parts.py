@@ -1,5 +1,8 @@
 """A long text in parts: nothing lost, no part too long, cut where a reader would; condensed."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
 from common.cli import UserError
@@ -129,5 +132,7 @@ def test_what_is_kept_of_lengths(tmp_path):
     assert lengths_of([7]) == Lengths(n=1, least=7, median=7, most_of_95_percent=7, most=7)
     write_lengths(tmp_path, lengths)
     assert read_lengths(tmp_path) == lengths
-    (tmp_path / "lengths.json").write_text('{"n": 3, "most": "many"}')
-    assert read_lengths(tmp_path) is None
+    for odd in ("many", 1e999):
+        content = asdict(lengths) | {"most": odd}
+        (tmp_path / "lengths.json").write_text(json.dumps(content))
+        assert read_lengths(tmp_path) is None

@@ -291,7 +291,8 @@ def test_a_card_on_the_hub_that_is_none_is_told_in_one_line(hub, folder, card):
 
 def test_a_lock_or_a_card_of_ours_that_is_not_readable(hub, folder):
     (folder.parent / "hub.lock").write_text("{")
-    assert "hub.lock is not a JSON object any more" in one_error_line(push(hub, folder, code=1))
+    line = one_error_line(push(hub, folder, code=1))
+    assert "hub.lock is no longer readable; delete it, and push with --update" in line
     (folder.parent / "hub.lock").unlink()
     (folder / "README.md").write_text("---\na: [\n---\n")
     assert "our own card cannot be read" in one_error_line(push(hub, folder, code=1))

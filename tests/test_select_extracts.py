@@ -21,7 +21,7 @@ from data_prep.select_extracts import (
     OWN_TEST_SHARE,
     RUN,
     Duplicates,
-    clean,
+    clean_document,
     cut_evenly,
     cut_passages,
     has_prose,
@@ -222,13 +222,13 @@ def test_ids_are_stable_and_differ_by_key_not_by_text(found):
     ],
 )
 def test_control_characters_and_empty_sections_go(text, cleaned):
-    assert clean(text) == cleaned
+    assert clean_document(text) == cleaned
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.text())
 def test_cleaning_leaves_no_control_character(text):
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean(text))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", clean_document(text))
 
 
 SHELL = "\\section{Introduction}\\label{}\n\\input{related.inc}\n\\ifCLASSOPTION\n\\newpage\n\\fi"

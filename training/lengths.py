@@ -41,6 +41,6 @@ def read_lengths(folder: Path) -> Lengths | None:
     told = read_json(folder / FILE)
     try:
         lengths = Lengths(**{name: int(told[name]) for name in Lengths.__dataclass_fields__})
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):  # the last of Infinity
         return None
     return lengths if 0 < lengths.most_of_95_percent <= lengths.most else None

@@ -20,7 +20,7 @@ from data_prep.teacher import client, prices
 from data_prep.teacher.batch import BATCH, run_batch
 from data_prep.teacher.client import AskOptions
 from data_prep.teacher.endpoints import check_endpoints
-from data_prep.teacher.read_reply import clean
+from data_prep.teacher.read_reply import without_surrogates
 from data_prep.teacher.reply_table import KEY, find_replies
 from data_prep.teacher.request_queue import (
     INTERRUPTED,
@@ -65,9 +65,10 @@ def prepare(requests: list[dict], key: Key, options: AskOptions) -> list[dict]:
     """The requests with all that their records tell of them, no key twice."""
     prepared = {}
     for request in requests:
-        messages = clean(request["messages"])
+        messages = without_surrogates(request["messages"])
         about = {"model": options.model, "prompt": prompt_digest(messages)}
-        request = about | request | {"id": str(clean(request["id"])), "messages": messages}
+        request_id = str(without_surrogates(request["id"]))
+        request = about | request | {"id": request_id, "messages": messages}
         request["sampling"] = options.sampling
         prepared.setdefault(key_of(request, key), request)
     return list(prepared.values())

@@ -58,7 +58,7 @@ async def fetch(queue: RequestQueue, path: Path) -> tuple[dict, list[bytes]]:
     file = path.with_suffix(BATCH)
     try:
         known = read_json(file)
-    except ValueError:
+    except UserError:
         raise UserError(f"{file} is not valid JSON; it tells the batch that is paid for") from None
     options, url = queue.options, queue.endpoints[0].url
     async with make_client(url, options.concurrency, options.timeout, RETRIES) as client:

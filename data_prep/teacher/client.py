@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from common.cli import UserError, one_line, warn
 from data_prep.teacher.endpoints import endpoint_urls, is_own
 from data_prep.teacher.prices import ANSWER_TOKENS, TEACHERS, ceiling_of, is_free, usage_cost
-from data_prep.teacher.read_reply import clean, read_reply, read_usage
+from data_prep.teacher.read_reply import read_reply, read_usage, without_surrogates
 
 OURS = ("model", "messages", "max_tokens", "max_completion_tokens", "stream", "n")
 
@@ -90,7 +90,8 @@ def to_record(request: dict, **outcome: object) -> dict:
     """What became of a request: all of it but its messages, with what came of it."""
     left_out = ("messages", "worst_usd")
     record = {name: value for name, value in request.items() if name not in left_out}
-    return record | clean(outcome) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return record | without_surrogates(outcome) | {"created": created}
 
 
 def to_reply(request: dict, body: object, price: dict, options: AskOptions) -> dict:

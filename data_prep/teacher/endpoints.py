@@ -5,9 +5,10 @@ import os
 from urllib.parse import urljoin, urlsplit
 
 from common.cli import UserError
-from data_prep.teacher.read_reply import clean
+from data_prep.teacher.read_reply import without_surrogates
 
 TOGETHER = "https://api.together.ai/v1"
+USUAL_PORTS = {"http": 80, "https": 443}
 NO_TEACHER = "no teacher to ask; set TOGETHER_API_KEY, or TOGETHER_BASE_URL to another"
 
 
@@ -47,7 +48,8 @@ def check_url(url: str, name: str) -> None:
     except ValueError:
         is_address = False
     if not is_address or not url.isprintable() or " " in url:
-        raise UserError(f"{name} {clean(url)!r} is no address such as http://localhost:8000/v1")
+        hint = "is no address such as http://localhost:8000/v1"
+        raise UserError(f"{name} {without_surrogates(url)!r} {hint}")
     if parts.username is not None or parts.query or parts.fragment:
         hint = "the key goes into TOGETHER_API_KEY, and no ? or # can stand in it"
         raise UserError(f"{name} is an address with more than host and path: {hint}")
@@ -99,6 +101,28 @@ def make_client(url: str, concurrency: int, timeout: float, retries: int = 0):
     )
 
 
+def place_of(url: str) -> tuple[str, str | None, int | None]:
+    """(scheme, host, port) of an address. Raises ValueError where it is none."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or USUAL_PORTS.get(parts.scheme)
+
+
+def redirected(url: str, location: str) -> str | None:
+    """Where a redirect sends a request, with its key and prompt; None where these may not go: to
+    another host or port, or from https to http."""
+    try:
+        there = urljoin(url, location)
+        scheme, host, port = place_of(url)
+        new_scheme, new_host, new_port = place_of(there)
+    except ValueError:
+        return None
+    becomes_safe = (scheme, new_scheme) == ("http", "https")
+    if new_host != host or (new_scheme != scheme and not becomes_safe):
+        return None
+    usual = becomes_safe and (port, new_port) == (80, 443)
+    return there if new_port == port or usual else None
+
+
 async def post(endpoint, url: str, body: dict) -> bytes:
     """The endpoint's answer to a request. Raises what the client raises."""
     import httpx
@@ -113,8 +137,7 @@ async def post(endpoint, url: str, body: dict) -> bytes:
         except together.APIStatusError as error:
             # 307 and 308 say to send the same again. Any other redirect would turn the request
             # into a GET, and what answers that has never seen the prompt.
-            there = urljoin(url, error.response.headers.get("location", ""))
-            is_same_host = urlsplit(there).hostname == urlsplit(url).hostname
-            if error.status_code not in (307, 308) or not is_same_host or not tries_left:
+            there = redirected(url, error.response.headers.get("location", ""))
+            if error.status_code not in (307, 308) or not there or not tries_left:
                 raise
             url = there

@@ -21,10 +21,20 @@ FATAL = {  # what is wrong with every request
 FORBIDDEN = "the endpoint forbids it ({reason}); check the key, the account and the address"
 # Of aiohttp and httpx: no byte of the request can have left this machine, or none was taken.
 NEVER_SENT = {
-    *("ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorCertificateError"),
-    *("ClientConnectorSSLError", "ConnectionTimeoutError", "InvalidURL", "InvalidUrlClientError"),
-    *("NonHttpUrlClientError", "UnsupportedProtocol", "UnicodeEncodeError", "LocalProtocolError"),
-    *("gaierror", "ConnectionRefusedError", "ClientProxyConnectionError"),
+    "ClientConnectorError",
+    "ClientConnectorDNSError",
+    "ClientConnectorCertificateError",
+    "ClientConnectorSSLError",
+    "ConnectionTimeoutError",
+    "InvalidURL",
+    "InvalidUrlClientError",
+    "NonHttpUrlClientError",
+    "UnsupportedProtocol",
+    "UnicodeEncodeError",
+    "LocalProtocolError",
+    "gaierror",
+    "ConnectionRefusedError",
+    "ClientProxyConnectionError",
 }
 
 

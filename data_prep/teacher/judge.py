@@ -5,7 +5,7 @@ import pandas as pd
 from common.files import digest
 from common.text import plain_text
 from data_prep.parse_replies import read_better
-from data_prep.teacher.read_reply import clean
+from data_prep.teacher.read_reply import without_surrogates
 from data_prep.teacher.reply_table import why_unusable
 from prompts.task import Task
 
@@ -19,7 +19,7 @@ def pair_requests(rows: list[dict], first: dict, second: dict, task: Task) -> li
         pair = first[row["id"]].strip(), second[row["id"]].strip()
         for order, (one, two) in zip(POINTS, (pair, pair[::-1]), strict=True):
             shown = {"text": row["text"], "first": one, "second": two}
-            shown = {name: plain_text(clean(text)) for name, text in shown.items()}
+            shown = {name: plain_text(without_surrogates(text)) for name, text in shown.items()}
             prompt = task.render("judge_pair", **shown)
             request = {"id": f"{row['id']} | {order}", "text_id": row["id"], "order": order}
             request |= {"prompt_sha": sha, "settings": {"prompt": digest(prompt)[:12]}}

@@ -19,15 +19,35 @@ from common.text import whole
 WHOLE = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "end"}
 ENDS = {
     "cut at the token limit": {
-        *("length", "max_tokens", "model_length", "max_length", "max_output_tokens", "incomplete")
+        "length",
+        "max_tokens",
+        "model_length",
+        "max_length",
+        "max_output_tokens",
+        "incomplete",
     },
     "filtered": {
-        *("content_filter", "content_filtered", "sensitive", "safety", "recitation", "blocklist"),
-        *("prohibited_content", "spii", "refusal", "guardrail_intervened", "moderation"),
+        "content_filter",
+        "content_filtered",
+        "sensitive",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "spii",
+        "refusal",
+        "guardrail_intervened",
+        "moderation",
     },
     "tool calls, no text": {"tool_calls", "tool_call", "tool_use", "function_call"},
     "an error while it was written": {
-        *("error", "network_error", "engine_error", "abort", "aborted", "cancelled", "timeout")
+        "error",
+        "network_error",
+        "engine_error",
+        "abort",
+        "aborted",
+        "cancelled",
+        "timeout",
     },
 }
 CUT = "cut at the token limit"
@@ -48,14 +68,14 @@ class Reply(NamedTuple):
     unusable: str
 
 
-def clean(value: object) -> object:
+def without_surrogates(value: object) -> object:
     """`value`, JSON, with U+FFFD for every half of a surrogate pair, which no file can hold."""
     if isinstance(value, str):
         return whole(value)
     if isinstance(value, list | tuple):
-        return [clean(one) for one in value]
+        return [without_surrogates(one) for one in value]
     if isinstance(value, dict):
-        return {clean(name): clean(one) for name, one in value.items()}
+        return {without_surrogates(name): without_surrogates(one) for name, one in value.items()}
     return value
 
 
@@ -93,7 +113,7 @@ def words_in(body: object, most: int = 200) -> str:
     if part is None:
         return ""
     text = re.sub(r"(?s)<(style|script).*?</\1>|<[^<>]*>", " ", str(part)[: 50 * most])
-    return one_line(UNPRINTABLE.sub(" ", clean(text)), most)
+    return one_line(UNPRINTABLE.sub(" ", without_surrogates(text)), most)
 
 
 def read_reply(body: object, also_whole: tuple[str, ...] = (), cut_counts: bool = False) -> Reply:
@@ -106,10 +126,11 @@ def read_reply(body: object, also_whole: tuple[str, ...] = (), cut_counts: bool 
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         said = words_in(body if fields.get("error") else None)
-        raise NoReply(said or f"no message in the answer: {one_line(clean(repr(body)[:200]), 120)}")
+        shown = one_line(without_surrogates(repr(body)[:200]), 120)
+        raise NoReply(said or f"no message in the answer: {shown}")
     text, fault = read_content(message)
     finish = choice.get("finish_reason")
-    finish = clean(finish) if isinstance(finish, str) else None
+    finish = without_surrogates(finish) if isinstance(finish, str) else None
     error = fields.get("error") or choice.get("error")
     if error:
         return Reply(text, finish, "an error beside the message")
@@ -146,7 +167,7 @@ def read_content(message: dict) -> tuple[str, str]:
             texts.append(text)
         elif part is not None and kind not in ("thinking", "reasoning"):
             fault = "a part that is no text"
-    text = clean("".join(texts))
+    text = without_surrogates("".join(texts))
     if text.strip() or fault:
         return text, fault
     if message.get("tool_calls") or message.get("function_call"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from common.cli import UserError
 from common.files import digest, locked, read_json, read_records, write_text
 from common.table import Key, key_of
-from data_prep.teacher.read_reply import clean, read_content, unusable_reason
+from data_prep.teacher.read_reply import read_content, unusable_reason, without_surrogates
 from data_prep.teacher.teacher_prompts import TeacherPrompts, moment
 
 KEY = ("id", "model", "prompt")  # what tells a reply from others, unless another key is given
@@ -42,7 +42,7 @@ def fill_in(records: Iterable[dict], path: Path) -> Iterator[dict]:
         known = {}
         if "prompt" not in record and adopted:
             known = adopted.get(record_digest(record), {})
-        record = clean(record | known)
+        record = without_surrogates(record | known)
         record["id"] = str(record.get("id"))
         for name in ("model", "prompt_sha", "created"):
             if not isinstance(record.get(name, ""), str):
@@ -93,7 +93,7 @@ def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool
         return
     with locked(path.with_suffix(ADOPTED)):
         adopted, left = read_adopted(path), Counter()
-        before, texts_since, task_since = len(adopted), extracts.stat().st_mtime, {}
+        before, texts_since, task_since = dict(adopted), extracts.stat().st_mtime, {}
         for record in old_records:
             sha, came = str(record["prompt_sha"]), moment(record.get("created"))
             old = record | {"id": str(record["id"]), "prompt_sha": sha}
@@ -112,7 +112,7 @@ def adopt_old(path: Path, extracts: Path, prompts: TeacherPrompts, vouched: bool
                 if prompt := prompts.digest_for(old):
                     known["prompt"] = prompt
                 adopted[record_digest(record)] = known
-        if len(adopted) > before:
+        if adopted != before:
             write_text(path.with_suffix(ADOPTED), json.dumps(adopted))
     if left:
         reasons = ", ".join(f"{n:,} as {reason}" for reason, n in left.items())
