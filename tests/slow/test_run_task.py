@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from conftest import ROOT, clean_environment, one_error_line, read_jsonl, run_st
 
 from common.cli import UserError
 from common.files import mark_made
+from inference.answer_documents import Job, stream, write
+from inference.answers import AnswerOptions, System
 from inference.generate import build_prompt, generate_batch
+from inference.parts import Cutter
 from inference.run_task import newest_adapter
-from inference.sources import Source, answer_name, find_sources, make_unique, page_name
+from inference.sources import Document, Source, answer_name, find_sources, make_unique, page_name
 from inference.weights import OutOfMemory, find_weights, load_model
 from prompts.task import load_task
 from training.lengths import Lengths, write_lengths
@@ -238,6 +242,30 @@ def test_a_long_text_is_read_in_one_where_that_is_asked_for(taught, adapter, tex
     assert "read in" not in answer(taught, "--base").stderr
     assert "over --parts 150; read in" in answer(taught, "--base", "--parts", 150).stderr
     assert "over --parts 150; read in" in answer(adapter, "--parts", 150).stderr
+
+
+def test_parts_are_no_longer_than_what_is_read_at_once(adapter, texts, tmp_path):
+    (texts / "long.txt").write_text(" ".join(map(str, range(200))))
+    options = ("--model", adapter, "--parts", 5000, "--max-prompt-tokens", 200)
+    streamed = summarize(texts / "long.txt", *options)
+    assert "over the 200 that are read at once; read in" in streamed.stderr
+    assert "left out" not in streamed.stderr
+    summarize(texts / "long.txt", *options, "--output-dir", tmp_path / "out")
+    records = read_jsonl(tmp_path / "out/answers.jsonl")
+    assert len(records) > 2 and not any(record["n_cut_tokens"] for record in records)
+
+
+def test_what_is_left_out_of_a_part_is_told(adapter, tmp_path, capsys):
+    """As of a cutter that reckons otherwise than the limit."""
+    system, task = System(find_weights(str(adapter))), load_task()
+    options = AnswerOptions(max_new_tokens=4, max_prompt_tokens=100, engine="transformers")
+    cutter = Cutter(load_model(str(adapter))[1], task, None, 150, 150, "over 150")
+    job = Job(system, task, options, 100, cutter)
+    documents = [Document("a.txt", "a.txt", " ".join(map(str, range(100))))]
+    for answer in (stream, partial(write, folder=tmp_path)):
+        assert answer(job, documents) == 0
+        told = capsys.readouterr().err
+        assert re.search(r"part 1 of \d: its last \d+ tokens do not fit into 100", told)
 
 
 @pytest.mark.parametrize(
