@@ -6,7 +6,7 @@ One that the memory does not hold is told, and the others are answered.
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.cli import tell_errors, warn
@@ -156,17 +156,24 @@ class AnswerFolder:
             texts.append(answer["text"])
         return texts
 
-    def answer_files(self, texts: dict[str, str]) -> None:
-        """Write a file for each text (name -> text)."""
-        rows = rows_of(texts.values())
+    def answer_files(self, documents: list[Document]) -> None:
+        """Write a file for each document, and say which texts or answers are cut."""
+        rows = rows_of(document.text for document in documents)
         try:
             self.complete(rows)
         finally:  # what is there after Ctrl-C, too
             answers = self.load(rows)
-            for name, text in texts.items():
-                answer = answers.get(digest(text))
+            for document in documents:
+                answer = answers.get(digest(document.text))
                 if answer:
-                    write_text(self.folder / name, answer["text"] + "\n")
+                    write_text(self.folder / document.name, answer["text"] + "\n")
+                    self.tell_faults(document.called, answer)
+
+    def tell_faults(self, name: str, answer: dict) -> None:
+        """Say what may be wrong with an answer, and nothing of a good one: there may be many."""
+        self.job.tell_cut(name, answer["n_cut_tokens"])
+        if answer["finish_reason"] == "length":
+            tell_answer(name, answer)
 
 
 def rows_of(texts: Iterable[str]) -> list[dict]:
@@ -181,14 +188,15 @@ def write(job: Job, documents: list[Document], folder: Path) -> int:
     answers = AnswerFolder(job, folder, settings_of(job.system, job.task, job.options))
     left = [document for document in documents if job.in_parts(document)]
     try:
-        answers.answer_files({one.name: one.text for one in documents if one not in left})
+        answers.answer_files([document for document in documents if document not in left])
     except OutOfMemory:
         job.options.load(job.system.model)  # raises once more if the model itself is too large
         left = documents  # else it is the longest, which comes first, and the others may fit
     n_failures = 0
     for document in left:
         try:
-            answers.answer_files({document.name: job.condense(document, answers.answer_parts)})
+            text = job.condense(document, answers.answer_parts)
+            answers.answer_files([replace(document, text=text)])
         except OutOfMemory as error:
             tell_errors(f"{document.called}: {error}")
             n_failures += 1
