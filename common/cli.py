@@ -34,6 +34,13 @@ def count(text: str) -> int:
     return number
 
 
+def port(text: str) -> int:
+    """A port's number, for argparse; 0 is any that is free."""
+    if not 0 <= (number := int(text)) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is no port, from 0 to 65535")
+    return number
+
+
 def share(text: str) -> float:
     """A number over 0 and up to 1, for argparse."""
     number = float(text)

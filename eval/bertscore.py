@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.cli import UserError
+from common.cli import UserError, one_line
 from common.files import file_sha
 
 WINDOW = 512  # tokens an encoder reads
@@ -20,17 +20,24 @@ def encoder_key(encoder: str) -> str:
     return file_sha(weights) if weights.is_file() else encoder
 
 
-def check_encoder(encoder: str) -> None:
-    """Raise UserError for an encoder that cannot be had, before answers wait for it."""
+def check_encoder(encoder: str, layer: int | None) -> None:
+    """Raise UserError for an encoder that cannot be had, or has no such layer, before answers wait
+    for it."""
+    from bert_score.utils import model2layers
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(encoder)
+        config = AutoConfig.from_pretrained(encoder)
     except (OSError, ValueError):
         hint = "name another: --encoder models/minilm --encoder-layers 6 is the demo's"
         raise UserError(
             f"the encoder {encoder} is not on the Hub or cannot be had; {hint}"
         ) from None
+    n_layers = getattr(config, "num_hidden_layers", None)
+    if layer is None and encoder not in model2layers:
+        raise UserError(f"bert-score knows no layer of {encoder}: --encoder-layers")
+    if layer and n_layers and layer > n_layers:
+        raise UserError(f"{encoder} has {n_layers} layers: --encoder-layers {layer} is too many")
 
 
 def rescale_baseline(encoder: str, layer: int) -> list[float] | None:
@@ -55,6 +62,8 @@ class BertScore:
             self.scorer = BERTScorer(encoder, num_layers=layers, batch_size=batch_size, lang="en")
         except KeyError:
             raise UserError(f"bert-score knows no layer of {encoder}: --encoder-layers") from None
+        except AssertionError as error:
+            raise UserError(f"--encoder-layers {layers}: {one_line(error)}") from None
         self.scorer._tokenizer.model_max_length = WINDOW
         self.scorer._model.float()
         self.baseline = rescale_baseline(encoder, self.scorer.num_layers)

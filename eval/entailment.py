@@ -18,6 +18,17 @@ def is_entailment_model(model: str) -> bool:
     return "entailment" in map(str.lower, AutoConfig.from_pretrained(model).label2id)
 
 
+def check_entailment_model(model: str) -> None:
+    """Raise UserError for what is no entailment model or cannot be had, before answers wait for
+    it."""
+    try:
+        has_label = is_entailment_model(model)
+    except (OSError, ValueError):
+        raise UserError(f"{model} is not on the Hub or cannot be had: --nli") from None
+    if not has_label:
+        raise UserError(f"{model} is no entailment model: it has no label of that name")
+
+
 @cache
 def passages_of(document: str) -> list[str]:
     sentences = split_sentences(document)
@@ -29,8 +40,7 @@ class Entailment:
     entailment probability from its best passage; an answer's score the mean over its sentences."""
 
     def __init__(self, model: str, batch_size: int):
-        if not is_entailment_model(model):
-            raise UserError(f"{model} is no entailment model: it has no label of that name")
+        check_entailment_model(model)
         from transformers import pipeline
 
         options = {"batch_size": batch_size, "truncation": True, "max_length": WINDOW}

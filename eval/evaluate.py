@@ -19,6 +19,7 @@ from eval.answer_texts import (
     answer_options,
 )
 from eval.bertscore import check_encoder
+from eval.entailment import check_entailment_model
 from eval.report import LEDGER, record, write_report
 from eval.score_answers import add_scoring_options, score_all, scoring_options
 from eval.systems import add_run_options, load_test_rows, run_of
@@ -42,7 +43,9 @@ def main() -> None:
     config = run_of(args)
     check_model_folder(args.encoder)
     if "bertscore" in config.task.measures:
-        check_encoder(args.encoder)
+        check_encoder(args.encoder, args.encoder_layers)
+    if "faithfulness" in config.task.measures and args.nli:
+        check_entailment_model(args.nli)
     rows = load_test_rows(config, args.n)
     note = args.record
     if not args.scores_only:

@@ -6,7 +6,7 @@ One that the memory does not hold is told, and the others are answered.
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.cli import tell_errors, warn
@@ -22,7 +22,7 @@ from inference.answers import (
     requests_of,
     settings_of,
 )
-from inference.generate import build_prompt, generate_batch, prompt_limit
+from inference.generate import build_prompt, generate_batch
 from inference.parts import Cutter, condense, show_parts
 from inference.sources import TABLE, Document
 from inference.weights import OutOfMemory
@@ -36,6 +36,7 @@ class Job:
     system: System
     task: Task
     options: AnswerOptions
+    limit: int  # tokens of a prompt; the end of a longer one is left out
     cutter: Cutter | None = None  # None: nothing tells what is long
     whole: bool = False  # a long text is only told
     shows_parts: bool = False
@@ -57,6 +58,16 @@ class Job:
             show_parts(condensed)
         return condensed.text
 
+    def tell_cut(self, name: str, n_cut: int) -> None:
+        """Say how much of a text is left out, if any is."""
+        if n_cut:
+            lost = f"its last {n_cut:,} tokens do not fit into {self.limit:,} and are left out"
+            warn(f"{name}: {lost}")
+
+
+def part_names(parts: list[str]) -> list[str]:
+    return [f"part {number} of {len(parts)}" for number in range(1, len(parts) + 1)]
+
 
 def stream(job: Job, documents: list[Document]) -> int:
     """Print the answers word by word as they come. Returns how many documents have none, which is
@@ -66,17 +77,18 @@ def stream(job: Job, documents: list[Document]) -> int:
     system, options = job.system, job.options
     model, tokenizer = options.load(system.model)
     settings = settings_of(system, job.task, options)
-    limit = prompt_limit(model, settings)
     if options.samples:
         how = {"samples": options.samples}
     else:
         how = {"streamer": TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)}
 
-    def prompt_of(text: str) -> tuple[str, int]:
-        return build_prompt(tokenizer, text, system.template, limit, job.task)
+    def prompt_of(name: str, text: str) -> str:
+        prompt, n_cut = build_prompt(tokenizer, text, system.template, job.limit, job.task)
+        job.tell_cut(name, n_cut)
+        return prompt
 
     def answer_parts(parts: list[str]) -> list[str]:
-        prompts = [prompt_of(part)[0] for part in parts]
+        prompts = list(map(prompt_of, part_names(parts), parts))
         outputs = dict(outputs_of(model, tokenizer, prompts, settings, system, options))
         return [outputs[i]["text"] for i in range(len(parts))]
 
@@ -84,9 +96,7 @@ def stream(job: Job, documents: list[Document]) -> int:
         name = document.called
         if len(documents) > 1:
             print(f"==> {name} <==", flush=True)
-        prompt, n_cut = prompt_of(job.condense(document, answer_parts))
-        if n_cut:
-            warn(f"{name}: its last {n_cut:,} tokens do not fit into {limit:,} and are left out")
+        prompt = prompt_of(name, job.condense(document, answer_parts))
         (record,) = generate_batch(model, tokenizer, [prompt], settings["max_new_tokens"], **how)
         if options.samples:
             print(record["text"], flush=True)
@@ -139,19 +149,31 @@ class AnswerFolder:
         rows = rows_of(parts)
         self.complete(rows)
         answers = self.load(rows)
-        return [answers[digest(part)]["text"] for part in parts]
+        texts = []
+        for name, part in zip(part_names(parts), parts, strict=True):
+            answer = answers[digest(part)]
+            self.job.tell_cut(name, answer["n_cut_tokens"])
+            texts.append(answer["text"])
+        return texts
 
-    def answer_files(self, texts: dict[str, str]) -> None:
-        """Write a file for each text (name -> text)."""
-        rows = rows_of(texts.values())
+    def answer_files(self, documents: list[Document]) -> None:
+        """Write a file for each document, and say which texts or answers are cut."""
+        rows = rows_of(document.text for document in documents)
         try:
             self.complete(rows)
         finally:  # what is there after Ctrl-C, too
             answers = self.load(rows)
-            for name, text in texts.items():
-                answer = answers.get(digest(text))
+            for document in documents:
+                answer = answers.get(digest(document.text))
                 if answer:
-                    write_text(self.folder / name, answer["text"] + "\n")
+                    write_text(self.folder / document.name, answer["text"] + "\n")
+                    self.tell_faults(document.called, answer)
+
+    def tell_faults(self, name: str, answer: dict) -> None:
+        """Say what may be wrong with an answer, and nothing of a good one: there may be many."""
+        self.job.tell_cut(name, answer["n_cut_tokens"])
+        if answer["finish_reason"] == "length":
+            tell_answer(name, answer)
 
 
 def rows_of(texts: Iterable[str]) -> list[dict]:
@@ -166,14 +188,15 @@ def write(job: Job, documents: list[Document], folder: Path) -> int:
     answers = AnswerFolder(job, folder, settings_of(job.system, job.task, job.options))
     left = [document for document in documents if job.in_parts(document)]
     try:
-        answers.answer_files({one.name: one.text for one in documents if one not in left})
+        answers.answer_files([document for document in documents if document not in left])
     except OutOfMemory:
         job.options.load(job.system.model)  # raises once more if the model itself is too large
         left = documents  # else it is the longest, which comes first, and the others may fit
     n_failures = 0
     for document in left:
         try:
-            answers.answer_files({document.name: job.condense(document, answers.answer_parts)})
+            text = job.condense(document, answers.answer_parts)
+            answers.answer_files([replace(document, text=text)])
         except OutOfMemory as error:
             tell_errors(f"{document.called}: {error}")
             n_failures += 1

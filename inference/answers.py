@@ -156,7 +156,9 @@ def answer_rows(
             tokenizer = model.tokenizer
         else:
             model, tokenizer = options.load(system.model)
-        limit, template = prompt_limit(model, settings), system.template
+        most = settings["max_prompt_tokens"]
+        limit = prompt_limit(model.config, settings["max_new_tokens"], most)
+        template = system.template
         built = [build_prompt(tokenizer, texts[r["id"]], template, limit, task) for r in left]
         bar.reset(len(left))
         prompts = [prompt for prompt, _ in built]

@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import threading
+import time
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from common.cli import run, script_parser
 from inference.vllm_line import find_vllm
 from training.config import cpu_has_bf16
 
-PATIENCE = 15  # seconds for both looks together, however slowly an address answers
+PATIENCE = 15  # seconds for all looks together, however slowly an address answers
 
 
 def models_url(base: str) -> str:
@@ -59,8 +60,9 @@ def look_at_all(addresses: dict[str, tuple[str, str | None]]) -> dict[str, str]:
     threads = [threading.Thread(target=look_at, args=(name,), daemon=True) for name in addresses]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + PATIENCE
     for thread in threads:
-        thread.join(PATIENCE / len(threads))
+        thread.join(max(0.0, deadline - time.monotonic()))
     return dict(states)
 
 

@@ -108,16 +108,17 @@ def pack_batches(lengths: list[int], max_new_tokens: int, batch_tokens: int) -> 
         order = order[size:]
 
 
-def prompt_limit(model, settings: dict) -> int:
-    """The longest prompt that leaves room for an answer. Raises UserError if there is none."""
-    context = getattr(model.config, "max_position_embeddings", None)
+def prompt_limit(config, max_new_tokens: int, max_prompt_tokens: int) -> int:
+    """The longest prompt that leaves room for an answer in the context of a model's config. Raises
+    UserError if there is none."""
+    context = getattr(config, "max_position_embeddings", None)
     if context is None:  # a model without such a limit
-        return settings["max_prompt_tokens"]
-    room = context - settings["max_new_tokens"]
+        return max_prompt_tokens
+    room = context - max_new_tokens
     if room < 1:
-        asked = f"--max-new-tokens {settings['max_new_tokens']}"
+        asked = f"--max-new-tokens {max_new_tokens}"
         raise UserError(f"{asked} leaves no room in a context of {context} tokens")
-    return min(settings["max_prompt_tokens"], room)
+    return min(max_prompt_tokens, room)
 
 
 def answer_prompts(

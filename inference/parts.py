@@ -1,7 +1,8 @@
 """A text that is longer than those an adapter was taught on, read in parts (map and reduce).
 
-It is cut into parts of about equal length within what was taught. Each is answered; their answers,
-a paragraph each, are the text to be answered then, in parts once more while that is too long.
+It is cut into parts of about equal length within what was taught and what a prompt may hold. Each
+is answered; their answers, a paragraph each, are the text to be answered then, in parts once more
+while that is too long.
 """
 
 import sys
@@ -51,27 +52,41 @@ class Cutter:
         if room < 1:
             full = f"parts of {self.most:,} tokens leave no room for any text"
             raise UserError(f"{full}; --parts takes more, --whole reads it in one")
-        parts = cut_text(text, self.count, room)
-        return parts if len(parts) > 1 else []
+        while True:
+            parts = cut_text(text, self.count, room)
+            largest = max((self.size(part.text.strip()) for part in parts), default=0)
+            if largest <= self.most or room == 1:
+                return parts if len(parts) > 1 else []
+            # A prompt may have more than its text: control tokens in it are read letter by letter.
+            room = max(1, room * self.most // largest)
 
     def tell_length(self, name: str, text: str, then: str) -> None:
         print(f"{name}: {self.size(text):,} tokens, {self.bound}; {then}", file=sys.stderr)
 
 
 def make_cutter(
-    tokenizer, task: Task, template: str | None, lengths: Lengths | None, asked: int | None
+    tokenizer,
+    task: Task,
+    template: str | None,
+    lengths: Lengths | None,
+    asked: int | None,
+    limit: int,
 ) -> Cutter | None:
-    """For parts of as many tokens as are asked for, or as were taught; None if neither is known.
+    """For parts of as many tokens as are asked for, or as were taught, and of a prompt of `limit`
+    tokens at most; None if neither is known.
 
     A part may be as long as 95% of what was taught, for of the longest there may be few.
     """
     if asked:
-        return Cutter(tokenizer, task, template, asked, asked, f"over --parts {asked:,}")
-    if not lengths:
+        longest, most, bound = asked, asked, f"over --parts {asked:,}"
+    elif lengths:
+        longest, most = int(MORE_THAN_TAUGHT * lengths.most), lengths.most_of_95_percent
+        bound = f"and it was taught on {lengths.least:,} to {lengths.most:,}"
+    else:
         return None
-    bound = f"and it was taught on {lengths.least:,} to {lengths.most:,}"
-    longest = int(MORE_THAN_TAUGHT * lengths.most)
-    return Cutter(tokenizer, task, template, longest, lengths.most_of_95_percent, bound)
+    if longest > limit:  # the end of a longer prompt would be left out
+        longest, bound = limit, f"over the {limit:,} that are read at once"
+    return Cutter(tokenizer, task, template, longest, min(most, limit), bound)
 
 
 @dataclass(frozen=True)

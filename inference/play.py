@@ -7,7 +7,6 @@ A click on the better one of several answers is kept in data/TASK/choices.jsonl,
 """
 
 import asyncio
-from argparse import ArgumentTypeError
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from common.cli import UserError, one_line, run, script_parser
+from common.cli import UserError, one_line, port, run, script_parser
 from common.pages import render
 from data_prep.decode_text import without_commands
 from data_prep.fetch_page import MOST_BYTES, Page
@@ -240,13 +239,6 @@ def make_options(url: str, task: str | None, prompts_dir: Path, data: Path) -> P
     if not tasks:
         raise UserError(f"{prompts_dir} holds no task; `just new-task NAME` makes one")
     return PlayOptions(url, tasks, frozenset(names), data)
-
-
-def port(text: str) -> int:
-    """A port's number, for argparse; 0 is any that is free."""
-    if not 0 <= (number := int(text)) < 2**16:
-        raise ArgumentTypeError(f"{text} is no port, from 0 to 65535")
-    return number
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from common.cli import UserError, one_line, positive, run, script_parser, tell_e
 from data_prep.find_documents import shown
 from inference.answer_documents import Job, stream, write
 from inference.answers import AnswerOptions, System
+from inference.generate import prompt_limit
 from inference.parts import Cutter, make_cutter
 from inference.sources import check_outputs, find_sources, read_texts
 from inference.weights import check_template, find_weights, load_model, load_tokenizer, trained_for
@@ -55,9 +56,24 @@ def choose_system(task: Task, model: str | None, of_base: str | None, consensus:
     return System(weights, task.student_template(of_base == "instructed"), consensus)
 
 
-def choose_cutter(system: System, task: Task, of_base: bool, asked: int | None) -> Cutter | None:
+def choose_limit(system: System, task: Task, options: AnswerOptions) -> int:
+    """The longest prompt that is read; the end of a longer one is left out. Raises UserError."""
+    from transformers import AutoConfig
+
+    weights = system.model
+    try:
+        config = AutoConfig.from_pretrained(weights.model, revision=weights.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {weights.model}: {one_line(error, 200)}") from None
+    max_new_tokens = options.max_new_tokens or task.max_new_tokens
+    return prompt_limit(config.get_text_config(), max_new_tokens, options.max_prompt_tokens)
+
+
+def choose_cutter(
+    system: System, task: Task, of_base: bool, asked: int | None, limit: int
+) -> Cutter | None:
     """How a long text is cut: into parts of as many tokens as are asked for, or as the adapter was
-    taught on; None where nothing tells that. Raises UserError."""
+    taught on, and of `limit` at most; None where nothing tells that. Raises UserError."""
     weights = system.model
     lengths = None if of_base else read_lengths(Path(weights.adapter or weights.model))
     if not (lengths or asked):
@@ -70,7 +86,7 @@ def choose_cutter(system: System, task: Task, of_base: bool, asked: int | None) 
         tokenizer = load_tokenizer(weights)
     except OSError as error:
         raise UserError(f"cannot load {weights.model}: {one_line(error, 200)}") from None
-    return make_cutter(tokenizer, task, system.template, lengths, asked)
+    return make_cutter(tokenizer, task, system.template, lengths, asked, limit)
 
 
 def make_parser() -> ArgumentParser:
@@ -118,9 +134,10 @@ def main() -> None:
     job = None
     if not args.show_text:
         system = choose_system(task, args.model, args.of_base, bool(args.samples))
-        cutter = choose_cutter(system, task, bool(args.of_base), args.parts)
+        limit = choose_limit(system, task, options)
+        cutter = choose_cutter(system, task, bool(args.of_base), args.parts, limit)
         whole = args.whole or (args.max_prompt_tokens is not None and not args.parts)
-        job = Job(system, task, options, cutter, whole, args.show_parts)
+        job = Job(system, task, options, limit, cutter, whole, args.show_parts)
     documents, unread = read_texts(sources, args.private)
     tell_errors(*unread)  # before the others are answered, which may take hours
     n_unanswered = 0

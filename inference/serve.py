@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from common.cli import UserError, positive, run, script_parser, warn
+from common.cli import UserError, port, positive, run, script_parser, warn
 from inference.adapters import check_adapter
 from inference.chat_api import LOCAL, make_app
 from inference.serving_engine import Engine
@@ -72,11 +72,18 @@ def find_served(models: list[str], names: list[str]) -> dict[str, Weights]:
 
 
 class Server(uvicorn.Server):
-    """Told to end, it first lets the engine tell those who wait, so that none holds it up."""
+    """Says where it listens, once it does. Told to end, it first lets the engine tell those who
+    wait, so that none holds it up."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine):
         super().__init__(config)
         self.engine = engine
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        host, port = self.config.host, self.servers[0].sockets[0].getsockname()[1]
+        address = f"[{host}]" if ":" in host else host
+        print(f"{', '.join(self.engine.served)} on http://{address}:{port}/v1", flush=True)
 
     def handle_exit(self, sig, frame) -> None:
         self.engine.stop()
@@ -89,8 +96,6 @@ def serve_here(engine: Engine, host: str, port: int) -> None:
     app = make_app(engine, hosts)
     if not hosts:
         warn(f"there is no key: whoever reaches {host}:{port} can ask")
-    address = f"[{host}]" if ":" in host else host
-    print(f"{', '.join(engine.served)} on http://{address}:{port}/v1", flush=True)
     ending = {"timeout_graceful_shutdown": 1}  # seconds for what is still on its way
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", **ending)
     with suppress(KeyboardInterrupt):  # which uvicorn raises anew when it has ended well
@@ -106,7 +111,7 @@ def main() -> None:
     option("models", nargs="+", help="runs, folders or Hub ids: adapters of one base, or a model")
     option("--name", nargs="+", default=[], help="what to call them, one for each")
     option("--host", default="127.0.0.1", help="0.0.0.0 for all networks; there is no key")
-    option("--port", type=int, default=8000, help="of the endpoint")
+    option("--port", type=port, default=8000, help="of the endpoint")
     option("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: by machine)")
     option("--batch", type=positive, default=16, help="most requests that are answered together")
     option("--print", action="store_true", help="only print the line of vLLM")

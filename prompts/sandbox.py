@@ -14,12 +14,20 @@ from functools import wraps
 from pathlib import Path
 from types import BuiltinMethodType
 
-from jinja2 import FileSystemLoader, StrictUndefined, Undefined, nodes, pass_context
+from jinja2 import (
+    FileSystemLoader,
+    StrictUndefined,
+    Undefined,
+    nodes,
+    pass_context,
+    pass_eval_context,
+)
+from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.runtime import BlockReference, LoopContext, Macro
 from jinja2.sandbox import SandboxedEnvironment, SecurityError
 from jinja2.utils import Cycler, Joiner
 from jinja2.visitor import NodeTransformer
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from common.text import without_folder
 
@@ -109,6 +117,40 @@ def _joined(parts: list) -> str:
     return "".join(words)
 
 
+def _check_replaced(text: object, old: object, new: object, count: int | None = None) -> None:
+    text, old = str(text), str(old)
+    n_replaced = text.count(old)
+    if count is not None and count >= 0:
+        n_replaced = min(n_replaced, count)
+    _check_size(len(text) + n_replaced * (len(str(new)) - len(old)))
+
+
+def _measured(items: Iterable[object], between: object) -> Iterator:
+    """Items to be joined, one by one while they and what is between them are within limits."""
+    size = 0
+    for item in items:
+        _tick()
+        size += len(str(item)) + len(str(between))
+        _check_size(size)
+        yield item
+
+
+@pass_eval_context
+def _replace(context, s: object, old: object, new: object, count: int | None = None) -> str:
+    """jinja's `replace`, within limits."""
+    for text in (s, escape(s)):  # {% autoescape %} makes the second of some
+        _check_replaced(text, old, new, count)
+    return FILTERS["replace"](context, s, old, new, count)
+
+
+@pass_eval_context
+def _join(context, value: Iterable, d: str = "", attribute: str | int | None = None) -> str:
+    """jinja's `join`, within limits."""
+    if attribute is not None:
+        value = map(make_attrgetter(context.environment, attribute), value)
+    return FILTERS["join"](context, _measured(value, d), d)
+
+
 def _bounded(name: str, function: Callable) -> Callable:
     """A filter that refuses what makes it write without end, as in `center(10 ** 9)`."""
 
@@ -176,6 +218,7 @@ class TemplateEnvironment(SandboxedEnvironment):
         del self.filters["random"], self.globals["lipsum"]  # a prompt is the same at every run
         self.filters = {name: _bounded(name, one) for name, one in self.filters.items()}
         self.filters |= {"_counted": _counted, "_joined": _joined}
+        self.filters |= {"replace": _replace, "join": _join}
         self.filters |= {"quoted": quoted, "in_line": in_line, "fence": fence}
 
     def _parse(self, source, name, filename) -> nodes.Template:
@@ -219,4 +262,9 @@ class TemplateEnvironment(SandboxedEnvironment):
         if not __self.is_safe_callable(__obj):
             raise SecurityError(f"a template may not call {name}")
         _check_stretching(name, [*args, *kwargs.values()])
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str) and name == "replace":
+            _check_replaced(owner, *args)
+        elif isinstance(owner, str) and name == "join":
+            args = [_measured(items, owner) for items in args]
         return super().call(__context, __obj, *args, **kwargs)

@@ -1,6 +1,7 @@
 import importlib
 import socket
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -152,3 +153,15 @@ def test_an_address_that_never_ends_its_answer_is_given_up(machine, monkeypatch)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         told = diagnose(HF_ENDPOINT=url, TOGETHER_BASE_URL=url)
     assert told["Hub"].startswith("no answer within") and told["teacher"] == told["Hub"]
+
+
+def test_an_address_has_all_the_time_however_many_are_looked_at(machine, monkeypatch):
+    doctor = importlib.import_module("inference.doctor")
+    monkeypatch.setattr(doctor, "PATIENCE", 2)
+    monkeypatch.setattr(doctor, "look", lambda seconds, _: time.sleep(seconds) or "answers")
+    quick = {f"quick {number}": (0, None) for number in range(5)}
+    started = time.monotonic()
+    states = doctor.look_at_all(quick | {"late": (1, None), "never": (60, None)})
+    assert 2 <= time.monotonic() - started < 4
+    assert states.pop("never").startswith("no answer within 2 s")
+    assert set(states.values()) == {"answers"}

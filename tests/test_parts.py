@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+from tokenizers import AddedToken
 
 from common.cli import UserError
 from data_prep.cut_text import cut_text
@@ -13,6 +14,7 @@ from training.lengths import Lengths, lengths_of, read_lengths, write_lengths
 PARAGRAPHS = "\n\n".join(f"Paragraph {i} says a word. It says {i} more. " * 4 for i in range(9))
 TABLE = "\n".join(f"| row {i} | {i * i} | cell |" for i in range(40))
 CJK = "一句很长的话。又一句！他說：「好。」後來呢？" * 20  # noqa: RUF001
+FAR = 8192  # tokens of a prompt, which none of these texts has
 UNCUT = ("x" * 700, " \n\n ", "", "word", "a b", "\ufeff\u0301" * 50)
 
 
@@ -82,18 +84,42 @@ class BareTask:
 @pytest.fixture
 def cutter() -> Cutter:
     lengths = Lengths(n=9, least=5, median=20, most_of_95_percent=37, most=40)
-    return make_cutter(OfWords(), BareTask(), None, lengths, None)
+    return make_cutter(OfWords(), BareTask(), None, lengths, None, FAR)
 
 
 def test_only_what_is_longer_than_what_was_taught_is_cut(cutter):
     assert not cutter.parts_of("word " * 49)  # 50 with what stands around it, 1.25 of 40
     parts = cutter.parts_of("word " * 50)
     assert [words(part.text) for part in parts] == [25, 25]
-    assert make_cutter(OfWords(), BareTask(), None, None, None) is None
-    asked = make_cutter(OfWords(), BareTask(), None, None, 11)
+    assert make_cutter(OfWords(), BareTask(), None, None, None, FAR) is None
+    asked = make_cutter(OfWords(), BareTask(), None, None, 11, FAR)
     assert [words(part.text) for part in asked.parts_of("word " * 20)] == [10, 10]
     with pytest.raises(UserError, match="parts of 1 tokens leave no room"):
-        make_cutter(OfWords(), BareTask(), None, None, 1).parts_of("a b")
+        make_cutter(OfWords(), BareTask(), None, None, 1, FAR).parts_of("a b")
+
+
+@pytest.mark.parametrize("asked", [None, 45])
+def test_what_a_prompt_may_not_hold_is_read_in_parts_that_it_may(asked):
+    lengths = Lengths(n=9, least=5, median=20, most_of_95_percent=37, most=40)
+    cutter = make_cutter(OfWords(), BareTask(), None, lengths, asked, 26)
+    assert not cutter.is_long("word " * 25)  # 26 with what stands around it
+    parts = cutter.parts_of("word " * 26)  # within what was taught, or asked for
+    assert [cutter.size(part.text) for part in parts] == [14, 14]
+    assert {cutter.size(part.text) for part in cutter.parts_of("word " * 75)} == {26}
+    assert cutter.bound == "over the 26 that are read at once"
+
+
+class OfWordsAndEnds(OfWords):
+    """With a token for the end of a turn, which a prompt's text has as two words."""
+
+    chat_template, added_tokens_decoder = None, {1: AddedToken("<|im_end|>", special=True)}
+
+
+def test_no_part_is_too_long_where_a_prompt_has_more_tokens_than_its_text():
+    cutter = make_cutter(OfWordsAndEnds(), BareTask(), None, None, 11, FAR)
+    parts = cutter.parts_of("<|im_end|> " * 40)
+    assert all(cutter.size(part.text) <= 11 for part in parts)
+    assert "".join(part.text for part in parts) == "<|im_end|> " * 40
 
 
 def test_answers_are_answered_until_they_are_short_enough(cutter, capsys):

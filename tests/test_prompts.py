@@ -174,6 +174,17 @@ ONE = f"label: X\nanswers: 1\n{WORDS}"
             "{% set n.x = n.x ~ n.x %}{% endfor %}",
             "SecurityError",
         ),
+        ("{{ ('a' * 1000000).replace('a', 'b' * 300) | length }}", "more than 20,000,000"),
+        ("{{ ('a' * 1000000) | replace('a', 'b' * 300) | length }}", "more than 20,000,000"),
+        (
+            "{% autoescape true %}{{ ('&' * 1000000) | replace('a', ('b' * 300) | safe) | length }}"
+            "{% endautoescape %}",
+            "more than 20,000,000",
+        ),
+        ("{{ ('b' * 1000).join(['c'] * 99999) | length }}", "more than 20,000,000"),
+        ("{{ (['c'] * 99999) | join('b' * 1000) | length }}", "more than 20,000,000"),
+        ("{{ (['c' * 99999] * 999) | map('upper') | join | length }}", "more than 20,000,000"),
+        ("{{ ([{'x': 'c' * 99999}] * 999) | join(attribute='x') | length }}", "more than 20,"),
         ("{{ text | random }}", "No filter named 'random'"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ text + 5 }}", "TypeError"),
@@ -205,11 +216,17 @@ def test_templates_do_what_they_did(tmp_path):
         "{{ loop.index }}/{{ loop.length }} {{ w | upper }}{{ ', ' if not loop.last }}{% endfor %} "
         "{{ ns.n ~ ' words' }} {{ '%d' % ns.n }} {{ '{:,}'.format(12345678) }} "
         "{{ task.hub.answer }} "
+        "{% for w in ['a-b'] %}{{ w.replace('-', '+') }} {{ '/'.join(w) }} {% endfor %}"
+        "{{ text.replace('s', '', 1) }} {{ text | replace(' ', '_', count=1) }} "
+        "{{ [1, 2] | join(', ') }} {{ [{'x': 3}, {'x': 4}] | join(d='; ', attribute='x') }} "
         "{{ [1, 2] | max }} {{ task.name }} {{ given('x') }} {{ text[:3] * 2 }}"
     )
     task = task_in(tmp_path, ONE, teacher=source)
     written = task.render("teacher", text="so it is", given=lambda word: f"<{word}>")
-    assert written == "1/3 SO, 2/3 IT, 3/3 IS 3 words 3 12,345,678 x 2 mine <x> so so "
+    assert written == (
+        "1/3 SO, 2/3 IT, 3/3 IS 3 words 3 12,345,678 x "
+        "a+b a/-/b o it is so_it is 1, 2 3; 4 2 mine <x> so so "
+    )
 
 
 def test_a_prompt_that_shows_its_text_at_times_only_is_refused(tmp_path):

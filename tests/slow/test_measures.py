@@ -60,6 +60,8 @@ def test_an_empty_answer_scores_zero_and_a_long_one_is_counted(bert_score):
 def test_an_encoder_without_a_known_layer_asks_for_it():
     with pytest.raises(UserError, match="--encoder-layers"):
         BertScore(str(MINILM), None, 2)
+    with pytest.raises(UserError, match=r"--encoder-layers 7: .* between 0 and 6"):
+        BertScore(str(MINILM), 7, 2)
 
 
 def test_the_rescale_baseline_is_the_one_of_the_published_scores():

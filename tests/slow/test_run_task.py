@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from conftest import ROOT, clean_environment, one_error_line, read_jsonl, run_st
 
 from common.cli import UserError
 from common.files import mark_made
+from inference.answer_documents import Job, stream, write
+from inference.answers import AnswerOptions, System
 from inference.generate import build_prompt, generate_batch
+from inference.parts import Cutter
 from inference.run_task import newest_adapter
-from inference.sources import Source, answer_name, find_sources, make_unique, page_name
+from inference.sources import Document, Source, answer_name, find_sources, make_unique, page_name
 from inference.weights import OutOfMemory, find_weights, load_model
 from prompts.task import load_task
 from training.lengths import Lengths, write_lengths
@@ -104,6 +108,26 @@ def test_an_answer_that_goes_round_in_circles_is_told(adapter, texts, monkeypatc
     said = summarize(texts / "a.txt", "--model", adapter).stderr
     assert "stopped at --max-new-tokens" in said
     assert ("a.txt: the answer repeats itself" in said) is repeats
+
+
+def test_of_a_folder_too_what_is_cut_or_goes_round_in_circles_is_told(
+    adapter, texts, tmp_path, monkeypatch
+):
+    def generate(model, tokenizer, prompts, **_) -> list[dict]:
+        record = {"finish_reason": "length", "n_prompt_tokens": 9, "n_new_tokens": 16}
+        whole = {"text": "Ice.", "finish_reason": "stop"}
+        circles = record | {"text": "It loops and it loops. " * 9}
+        return [circles | (whole if "Ice" in prompt else {}) for prompt in prompts]
+
+    monkeypatch.setattr("inference.answers.generate_batch", generate)
+    (texts / "long.txt").write_text(" ".join(map(str, range(500))))
+    options = ("--model", adapter, "--max-prompt-tokens", 200, "--output-dir", tmp_path / "out")
+    for _ in range(2):  # also of what the table has already
+        said = summarize(texts, *options).stderr
+        assert re.search(r"long\.txt: its last [\d,]+ tokens do not fit into 200", said)
+        assert f"{texts / 'sub/b.md'}: 9 tokens read, 16 written, stopped at --max-new" in said
+        assert f"{texts / 'sub/b.md'}: the answer repeats itself" in said
+        assert "a.txt: " not in said
 
 
 def test_a_reader_that_leaves_early_is_no_failure(adapter, texts):
@@ -200,7 +224,7 @@ def test_a_long_text_is_read_in_parts_and_a_kill_loses_none(taught, texts, tmp_p
     assert re.search(
         r"long.txt: [\d,]+ tokens, and it was taught on 50 to 120; read in", told.stderr
     )
-    assert "a.txt: " not in told.stderr
+    assert not re.search(r"a\.txt: .*; read in", told.stderr)
     parts = [one for one in told.stdout.split("\n-- ") if "part" in one]
     assert "-- part 1 of" in parts[0] and 'from "Lake 0 freezes in year 0. Lake' in parts[0]
     table = tmp_path / "out/answers.jsonl"
@@ -238,6 +262,30 @@ def test_a_long_text_is_read_in_one_where_that_is_asked_for(taught, adapter, tex
     assert "read in" not in answer(taught, "--base").stderr
     assert "over --parts 150; read in" in answer(taught, "--base", "--parts", 150).stderr
     assert "over --parts 150; read in" in answer(adapter, "--parts", 150).stderr
+
+
+def test_parts_are_no_longer_than_what_is_read_at_once(adapter, texts, tmp_path):
+    (texts / "long.txt").write_text(" ".join(map(str, range(200))))
+    options = ("--model", adapter, "--parts", 5000, "--max-prompt-tokens", 200)
+    streamed = summarize(texts / "long.txt", *options)
+    assert "over the 200 that are read at once; read in" in streamed.stderr
+    assert "left out" not in streamed.stderr
+    summarize(texts / "long.txt", *options, "--output-dir", tmp_path / "out")
+    records = read_jsonl(tmp_path / "out/answers.jsonl")
+    assert len(records) > 2 and not any(record["n_cut_tokens"] for record in records)
+
+
+def test_what_is_left_out_of_a_part_is_told(adapter, tmp_path, capsys):
+    """As of a cutter that reckons otherwise than the limit."""
+    system, task = System(find_weights(str(adapter))), load_task()
+    options = AnswerOptions(max_new_tokens=4, max_prompt_tokens=100, engine="transformers")
+    cutter = Cutter(load_model(str(adapter))[1], task, None, 150, 150, "over 150")
+    job = Job(system, task, options, 100, cutter)
+    documents = [Document("a.txt", "a.txt", " ".join(map(str, range(100))))]
+    for answer in (stream, partial(write, folder=tmp_path)):
+        assert answer(job, documents) == 0
+        told = capsys.readouterr().err
+        assert re.search(r"part 1 of \d: its last \d+ tokens do not fit into 100", told)
 
 
 @pytest.mark.parametrize(

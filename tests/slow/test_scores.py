@@ -361,6 +361,20 @@ def test_an_encoder_that_is_no_model(finished_run, tmp_path):
     assert "is not a model folder" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (ENCODER[:2], "bert-score knows no layer"),
+        ((*ENCODER[:3], 7), "has 6 layers: --encoder-layers 7 is too many"),
+        ((*ENCODER, "--nli", ENCODER[1]), "is no entailment model"),
+        ((*ENCODER, "--nli", "nobody/nothing"), "nobody/nothing is not on the Hub"),
+    ],
+)
+def test_what_cannot_score_is_refused_before_the_answers(finished_run, monkeypatch, options, said):
+    monkeypatch.setattr("eval.evaluate.merge_run", lambda _: pytest.fail("it came to the answers"))
+    assert said in one_error_line(run_stage("eval.evaluate", finished_run, *options, code=1))
+
+
 def test_one_system_alone_is_scored_and_reported(scored, tmp_path):
     config = make_run(tmp_path, scored.parent / "out/merged")
     write_answers(config, "base", ("Ice.", "Water.", "Ice floats.", "It floats."))

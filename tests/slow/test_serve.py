@@ -526,6 +526,26 @@ def test_ctrl_c_ends_it_at_once_and_those_who_wait_are_told(adapters):
         assert answer.result().status_code in (200, 503)
 
 
+def test_the_address_is_told_once_it_listens(adapters):
+    first = start_stage(STAGE, adapters["title"], "--port", 0)
+    try:
+        url = first.stdout.readline().split()[-1]
+        assert httpx.get(f"{url}/models").status_code == 200
+        taken = url.removesuffix("/v1").rpartition(":")[2]
+        second = start_stage(STAGE, adapters["title"], "--port", taken)
+        out, err = second.communicate(timeout=60)
+        assert second.returncode > 0 and "address already in use" in err
+        assert out == "" and "Traceback" not in err
+    finally:
+        first.terminate()
+
+
+@pytest.mark.parametrize("port", [-1, 65536, "http"])
+def test_what_is_no_port_is_refused_at_once(port):
+    said = run_stage(STAGE, "a-run", f"--port={port}", code=2).stderr
+    assert "argument --port" in said
+
+
 def refused_connection(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health").status_code != 200
