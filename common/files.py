@@ -259,6 +259,11 @@ def file_sha(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def bytes_sha(content: bytes) -> str:
+    """The same of bytes."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def read_json(path: Path) -> dict:
     """The object that a JSON file holds, nothing where there is no file. Raises UserError."""
     if not path.is_file():

@@ -7,7 +7,6 @@ in a seeded order, so `train[:8000]` is a fair sample; the config sft has the ch
 """
 
 import argparse
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median_low
@@ -16,7 +15,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from common.cli import UserError, one_line, run, script_parser, warn
-from common.files import file_sha, load_records, share_of, write_text
+from common.files import bytes_sha, file_sha, load_records, replacing, share_of, write_text
 from common.pages import project_link
 from common.text import control_tokens, count_words, plain_text, without_folder
 from data_prep.candidates import NOT_CHECKED
@@ -71,11 +70,27 @@ def student_column(task: Task) -> dict[str, str]:
 
 
 def write_parquet(folder: Path, stem: str, table: pa.Table) -> str:
-    """Write a file; return its path in the repo. A hash in it tells `load_dataset` of a change."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(table, folder / stem, row_group_size=1_000)
-    path = (folder / stem).rename(folder / f"{stem}-{file_sha(folder / stem)}.parquet")
+    """Write a file, if it is not there; return its path in the repo. A hash in its name tells
+    `load_dataset` of a change."""
+    content = pa.BufferOutputStream()
+    parquet.write_table(table, content, row_group_size=1_000)
+    content = content.getvalue().to_pybytes()
+    sha = bytes_sha(content)
+    path = folder / f"{stem}-{sha}.parquet"
+    if not path.exists() or file_sha(path) != sha:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     return f"{folder.name}/{path.name}"
+
+
+def remove_others(hub: Path, kept: set[str]) -> None:
+    """Remove what an earlier state left; `kept` are paths in the repo.
+
+    It is the last step, and files of the same rows are not written again: a training may read them.
+    """
+    for path in hub.rglob("*"):
+        if path.is_file() and str(path.relative_to(hub)) not in kept:
+            path.unlink()
 
 
 def tokens_of(student: str | None) -> list[str]:
@@ -149,7 +164,6 @@ def main() -> None:
     if not all(licences.values()):
         warn("the licence of some texts is not known; name it with --licence, or in the card")
     example = min(splits["train"], key=lambda pair: len(pair["prompt"]))
-    shutil.rmtree(hub, ignore_errors=True)  # files of an earlier state
     made["configs"] = write_files(hub, splits, task, tokens)
     made["rejected"] = kinds_of(made["rejected"])
     teacher = splits["test"][0]["teacher"]  # training pairs need not be a teacher's
@@ -163,6 +177,8 @@ def main() -> None:
     facts["sentences"] = sentences_of(made["limits"], task)
     card = task.render("dataset_card.md", splits=splits, **made, **facts)
     write_text(hub / "README.md", card + "\n")
+    files = {path for by_split in made["configs"].values() for path in by_split.values()}
+    remove_others(hub, {"README.md", *files})
     print(f"staged in {hub}; `just publish-dataset NAME` pushes it")
 
 

@@ -185,6 +185,20 @@ def test_no_folder_of_this_machine_is_in_the_rows(stage):
     assert (row["teacher"], row["rejected_by"]) == ("qwen-72b", "small")
 
 
+def test_the_same_rows_staged_again_leave_their_files_where_a_training_reads_them(stage):
+    def files_of(hub):
+        return {path: path.stat().st_ino for path in hub.rglob("*.parquet")}
+
+    hub, _ = stage([pair("a")], [pair("t")])
+    first = files_of(hub)
+    (hub / "data/train-0123456789ab.parquet").write_text("of an earlier state")
+    stage([pair("a")], [pair("t")])
+    assert files_of(hub) == first
+    stage([pair("b")], [pair("t")])
+    assert len(files_of(hub)) == 4 and len(files_of(hub).keys() & first.keys()) == 2
+    assert load_dataset(str(hub))["train"]["id"][:] == ["b"]
+
+
 def test_no_licence_is_claimed_for_texts_of_ones_own(stage):
     own = pair("b", source="minutes")
     hub, result = stage([pair("a"), own], [pair("t")])
