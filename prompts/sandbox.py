@@ -2,7 +2,8 @@
 
 jinja's own sandbox hides what begins with `_`. Beyond it a template here may call only what text,
 numbers, lists and jinja itself offer, and the functions that it was given (`Offered`): an object
-that is passed in is looked at and never made to act. What would run or grow without end raises.
+that is passed in is looked at and never made to act. What would run or write without end raises,
+mostly before it is made; a template may still take some hundred MB.
 """
 
 import re
@@ -82,16 +83,26 @@ def _check_size(size: float) -> None:
         raise SecurityError(f"it writes more than {LONGEST:,} characters")
 
 
-def _check_stretching(name: str, values: Iterable[object]) -> None:
-    if name in STRETCHING:
-        for value in values:
-            if isinstance(value, int | float) and abs(value) > LARGEST:
-                raise SecurityError(f"{name} is given a number over {LARGEST:,}")
+def _check_stretching(name: str, values: list[object]) -> None:
+    """`values`: the text first, if there is one, whose lines and tabs may each be stretched."""
+    if name not in STRETCHING:
+        return
+    numbers = [abs(value) for value in values if isinstance(value, int | float)]
+    if max(numbers, default=0) > LARGEST:
+        raise SecurityError(f"{name} is given a number over {LARGEST:,}")
+    texts = [value for value in values if isinstance(value, str)]
+    if texts:
+        widths = [*numbers, *map(len, texts[1:])]  # an indent may be given as a text
+        pieces = 1 + texts[0].count("\n") + texts[0].count("\t")
+        _check_size(len(texts[0]) + pieces * max(widths, default=0))
 
 
-def _check_format(pattern: object) -> None:
-    if WIDE.search(str(pattern)):
+def _check_format(pattern: object, values: Iterable[object]) -> None:
+    pattern = str(pattern)
+    if WIDE.search(pattern):
         raise SecurityError("the width of a format is over 99,999 or not written out")
+    longest = max((len(str(value)) for value in values), default=0)
+    _check_size(len(pattern) + (pattern.count("%") + pattern.count("{")) * longest)
 
 
 def _count_written(value: object) -> object:
@@ -158,7 +169,7 @@ def _bounded(name: str, function: Callable) -> Callable:
     def checked(*args, **kwargs):
         _check_stretching(name, [*args, *kwargs.values()])
         if name == "format":
-            _check_format(args[0])
+            _check_format(args[0], [*args[1:], *kwargs.values()])
         return function(*args, **kwargs)
 
     return checked
@@ -236,16 +247,22 @@ class TemplateEnvironment(SandboxedEnvironment):
 
     def wrap_str_format(self, value: object) -> Callable | None:
         wrapped = super().wrap_str_format(value)
-        if wrapped:
-            _check_format(value.__self__)
-        return wrapped
+        if not wrapped:
+            return None
+
+        @wraps(value)
+        def checked(*args, **kwargs) -> str:
+            _check_format(value.__self__, [*args, *kwargs.values()])
+            return wrapped(*args, **kwargs)
+
+        return checked
 
     def call_binop(self, context, operator: str, left: object, right: object) -> object:
         if operator == "**":
             if not (abs(left) <= LARGEST and abs(right) <= 64):
                 raise SecurityError("a power is too large")
         elif operator == "%" and isinstance(left, str):
-            _check_format(left)
+            _check_format(left, right if isinstance(right, tuple) else [right])
         elif operator == "*":
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, str | list | tuple) and isinstance(other, int):
@@ -261,9 +278,13 @@ class TemplateEnvironment(SandboxedEnvironment):
         name = getattr(__obj, "__name__", type(__obj).__name__)
         if not __self.is_safe_callable(__obj):
             raise SecurityError(f"a template may not call {name}")
-        _check_stretching(name, [*args, *kwargs.values()])
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str) and name == "replace":
+        _check_stretching(name, [owner, *args, *kwargs.values()])
+        if name == "translate":
+            raise SecurityError("a template may not call translate")
+        if isinstance(owner, list) and name == "extend":
+            _check_size(len(owner) + len(*args))
+        elif isinstance(owner, str) and name == "replace":
             _check_replaced(owner, *args)
         elif isinstance(owner, str) and name == "join":
             args = [_measured(items, owner) for items in args]
