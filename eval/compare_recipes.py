@@ -99,6 +99,7 @@ class CompareOptions:
     examples: int | None  # the first training texts alone
     unseen: int | None  # the first texts alone that are sampled for pairs
     samples: int  # of each of these
+    untrained: tuple[str, ...]  # systems that are set beside the recipes
     generation: tuple[str, ...]  # options of `just answers`
     scoring: ScoringOptions
 
@@ -322,7 +323,7 @@ def score_recipes(
         values = of_run["tuned"]
         values = values.assign(training_seconds=trained.seconds, pairs=trained.n_pairs)
         frames[title_of(recipe), seed] = values
-    systems = ["lead", "base", "instructed"]
+    systems = list(options.untrained)
     if all(row["second"] for row in rows):
         systems.append("second")
     of_base, settings = score_run(options, options.name, rows, systems)
@@ -424,6 +425,8 @@ def make_parser() -> argparse.ArgumentParser:
     option("--seeds", type=int, nargs="+", default=[42, 43, 44], help="a training of each for each")
     option("--n", type=positive, help="only the first N held-out texts")
     option("--examples", type=positive, help="only the first N training texts")
+    untrained = ("lead", "base", "instructed")
+    option("--systems", nargs="*", choices=untrained, default=untrained, help="that nothing trains")
     option("--unseen", type=positive, help="only the first N texts to sample pairs of")
     option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="axolotl's")
     option("--output", help="name of the table in results/ (default: recipes, or recipes-TASK)")
@@ -453,6 +456,7 @@ def options_of(args: argparse.Namespace, task: Task) -> CompareOptions:
         examples=args.examples,
         unseen=args.unseen,
         samples=args.samples,
+        untrained=tuple(args.systems),
         generation=tuple(map(str, generation)),
         scoring=scoring_options(args),
     )

@@ -291,3 +291,8 @@ def prepare_to_answer(model, tokenizer, name: str) -> None:
     # Greedy in earnest, whatever the model's own settings.
     pad = tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+    # Of each prompt the last position alone goes into the output layer. torch multiplies such a
+    # slice by a frozen matrix, as PEFT leaves the base's, in a copy of the matrix for each prompt.
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].contiguous(), *inputs[1:])
+    )
