@@ -20,7 +20,7 @@ from common.cli import UserError
 from common.files import mark_made
 from inference.answer_documents import Job, stream, write
 from inference.answers import AnswerOptions, System
-from inference.generate import build_prompt, generate_batch
+from inference.generate import build_prompt, generate_batch, sample_batch
 from inference.parts import Cutter
 from inference.run_task import newest_adapter
 from inference.sources import Document, Source, answer_name, find_sources, make_unique, page_name
@@ -179,6 +179,28 @@ def test_the_answer_that_several_agree_on(adapter, texts, tmp_path):
     assert {record["text"] + "\n" for record in made} == {
         (tmp_path / "out" / name).read_text() for name in TEXTS
     }
+
+
+def test_no_prompt_makes_a_copy_of_the_output_layer(adapter):
+    """torch does so for a slice of the hidden states and a frozen matrix: gigabytes, by `bmm`."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    model, tokenizer = load_model(str(adapter))
+    assert not model.lm_head.weight.requires_grad
+    logits_made_by = set()
+
+    class SeeLogits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if getattr(made, "shape", ())[-1:] == (model.config.vocab_size,):
+                logits_made_by.add(function.__name__)
+            return made
+
+    prompts = [build_prompt(tokenizer, text, None, 4000)[0] for text in TEXTS.values()]
+    with SeeLogits():
+        generate_batch(model, tokenizer, prompts, 2)
+        sample_batch(model, tokenizer, prompts, 2, samples=2)
+    assert "mm.default" in logits_made_by and "bmm.default" not in logits_made_by
 
 
 def test_what_a_kill_leaves_of_a_folder_is_not_made_again(adapter, texts, tmp_path):
