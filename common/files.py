@@ -260,7 +260,7 @@ def file_sha(path: Path) -> str:
 
 
 def bytes_sha(content: bytes) -> str:
-    """The same of bytes."""
+    """First 12 hex digits of the SHA-256 of bytes, as `file_sha` of a file that holds them."""
     return hashlib.sha256(content).hexdigest()[:12]
 
 

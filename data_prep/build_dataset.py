@@ -72,9 +72,9 @@ def student_column(task: Task) -> dict[str, str]:
 def write_parquet(folder: Path, stem: str, table: pa.Table) -> str:
     """Write a file, if it is not there; return its path in the repo. A hash in its name tells
     `load_dataset` of a change."""
-    content = pa.BufferOutputStream()
-    parquet.write_table(table, content, row_group_size=1_000)
-    content = content.getvalue().to_pybytes()
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink, row_group_size=1_000)
+    content = sink.getvalue().to_pybytes()
     sha = bytes_sha(content)
     path = folder / f"{stem}-{sha}.parquet"
     if not path.exists() or file_sha(path) != sha:

@@ -87,9 +87,9 @@ class Check:
     """
 
     name: str
-    least: float  # limits, of which a smaller or larger one could never be met or failed
-    largest: float
     sentence: str
+    least: float = 0  # limits, of which a smaller or larger one could never be met or failed
+    largest: float = 1
     of_pair: Callable[[dict, float, Checking, Task], str] | None = None
     of_answer: Callable[[str, str, float], str] | None = None
     chosen_alone: bool = False  # a rejected answer may well have this fault
@@ -151,15 +151,12 @@ def fault_of_invented(answer: str, text: str, limit: float) -> str:
 ALL_CHECKS = (
     Check(
         name="difference",
-        least=0,
         largest=1000,
         sentence="the two scores differ by {limit:g} or less",
         of_pair=fault_of_difference,
     ),
     Check(
         name="similarity",
-        least=0,
-        largest=1,
         sentence="the two are alike, with a Levenshtein similarity over {limit:g}",
         of_pair=fault_of_similarity,
     ),
@@ -172,46 +169,35 @@ ALL_CHECKS = (
     ),
     Check(
         name="longer",
-        least=0,
         largest=1_000_000,
         sentence="the {answer} has more words than {limit:g} times those of its text",
         of_answer=fault_of_longer,
     ),
     Check(
         name="refusal",
-        least=0,
-        largest=1,
         sentence="the {answer} is a refusal",
         of_answer=fault_of_refusal,
         is_switch=True,
     ),
     Check(
         name="repetition",
-        least=0,
-        largest=1,
         sentence="over {limit:.0%} of the {answer}'s 4-grams are repeated",
         of_answer=fault_of_repetition,
     ),
     Check(
         name="lead",
-        least=0,
-        largest=1,
         sentence="the {answer} opens the text word for word",
         of_answer=fault_of_lead,
         is_switch=True,
     ),
     Check(
         name="language",
-        least=0,
-        largest=1,
         sentence="the {answer} is in another language than its text",
         of_answer=fault_of_language,
         is_switch=True,
     ),
     Check(
         name="invented",
-        least=0,
-        largest=1,
         sentence="the chosen {answer} of a training pair holds a name or number that its text"
         " lacks",
         of_answer=fault_of_invented,

@@ -426,7 +426,8 @@ def make_parser() -> argparse.ArgumentParser:
     option("--n", type=positive, help="only the first N held-out texts")
     option("--examples", type=positive, help="only the first N training texts")
     untrained = ("lead", "base", "instructed")
-    option("--systems", nargs="*", choices=untrained, default=untrained, help="that nothing trains")
+    beside = "of those that nothing trains, which are set beside the recipes"
+    option("--systems", nargs="*", choices=untrained, default=untrained, help=beside)
     option("--unseen", type=positive, help="only the first N texts to sample pairs of")
     option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="axolotl's")
     option("--output", help="name of the table in results/ (default: recipes, or recipes-TASK)")

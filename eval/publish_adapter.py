@@ -47,11 +47,11 @@ LONGEST = 600  # characters of a text in the example
 def for_others(settings: dict) -> dict:
     """`settings` without keys of services, paths of this machine cut to their last part."""
 
-    def without_secrets(fields: dict) -> dict:
-        kept = {key: value for key, value in fields.items() if key not in OF_THIS_MACHINE}
-        return {key: value for key, value in kept.items() if not SECRET.search(key)}
+    def public(fields: dict) -> dict:
+        private = {key for key in fields if key in OF_THIS_MACHINE or SECRET.search(key)}
+        return {key: value for key, value in fields.items() if key not in private}
 
-    return json.loads(PLACE.sub('"', json.dumps(settings)), object_hook=without_secrets)
+    return json.loads(PLACE.sub('"', json.dumps(settings)), object_hook=public)
 
 
 def scores_of(config: RunConfig) -> dict:
